@@ -1,0 +1,69 @@
+"""Who is calling, and what they may do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from turnwise import errors
+
+
+class Action(StrEnum):
+    """What a key may be allowed to do."""
+
+    MANAGE = "manage"  # create, stop, resume, delete jobs; models; keys
+    READ = "read"  # describe, list, logs, metrics
+    SAMPLE = "sample"  # ask for a model turn inside a rollout
+    REPORT = "report"  # complete a rollout, report its reward
+
+
+ALL_ACTIONS: frozenset[Action] = frozenset(Action)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Account:
+    """One tenant. `number` is the 12-digit id that AWS shapes need.
+
+    >>> Account(account_id="acc_a", slug="default", number="000000000001").slug
+    'default'
+    """
+
+    account_id: str
+    slug: str
+    number: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Principal:
+    """A verified caller. Made by a door, required by control and gateway.
+
+    `job_ids` and `rollout_id`, where set, narrow the key to these jobs or to one rollout.
+
+    >>> agent = Principal(account_id="a", actions=frozenset({Action.SAMPLE}), rollout_id="r1")
+    >>> agent.allows(Action.SAMPLE, rollout_id="r1"), agent.allows(Action.SAMPLE, rollout_id="r2")
+    (True, False)
+    """
+
+    account_id: str
+    actions: frozenset[Action] = ALL_ACTIONS
+    job_ids: frozenset[str] | None = None
+    rollout_id: str | None = None
+    name: str = ""
+
+    def allows(
+        self, action: Action, *, job_id: str | None = None, rollout_id: str | None = None
+    ) -> bool:
+        """Whether the action is granted on that job or rollout."""
+        if action not in self.actions:
+            return False
+        if self.rollout_id is not None and rollout_id != self.rollout_id:
+            return False
+        return self.job_ids is None or job_id is None or job_id in self.job_ids
+
+    def require(
+        self, action: Action, *, job_id: str | None = None, rollout_id: str | None = None
+    ) -> None:
+        """Raise `Denied` unless the action is granted."""
+        if not self.allows(action, job_id=job_id, rollout_id=rollout_id):
+            what = f"rollout {rollout_id!r}" if rollout_id else f"job {job_id!r}" if job_id else ""
+            raise errors.Denied(f"this key may not {action.value} {what}".rstrip())

@@ -1,0 +1,223 @@
+"""A job: what was asked for (JobSpec), where it stands (Job), and which moves are possible."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from turnwise import errors
+from turnwise.domain.rollout import SamplingParams
+from turnwise.domain.training import (
+    AdvantageMethod,
+    Aggregation,
+    LoraSpec,
+    LossName,
+    OptimizerSpec,
+)
+
+
+class JobStatus(StrEnum):
+    """Where a job stands."""
+
+    PENDING = "PENDING"
+    RUNNING = "RUNNING"
+    STOPPING = "STOPPING"
+    STOPPED = "STOPPED"
+    COMPLETED = "COMPLETED"
+    FAILED = "FAILED"
+
+    @property
+    def is_final(self) -> bool:
+        """Whether nothing happens any more, unless someone resumes it."""
+        return self in (JobStatus.STOPPED, JobStatus.COMPLETED, JobStatus.FAILED)
+
+
+class Secondary(StrEnum):
+    """The phase inside a status; a list of transitions is kept in the event log."""
+
+    PENDING = "Pending"
+    STARTING = "Starting"
+    DOWNLOADING = "Downloading"
+    TRAINING = "Training"
+    EVALUATING = "Evaluating"
+    UPLOADING = "Uploading"
+    STOPPING = "Stopping"
+    STOPPED = "Stopped"
+    RESTARTING = "Restarting"
+    COMPLETED = "Completed"
+    FAILED = "Failed"
+
+
+_MOVES: dict[JobStatus, frozenset[JobStatus]] = {
+    JobStatus.PENDING: frozenset({JobStatus.RUNNING, JobStatus.STOPPED, JobStatus.FAILED}),
+    JobStatus.RUNNING: frozenset(
+        {JobStatus.STOPPING, JobStatus.STOPPED, JobStatus.COMPLETED, JobStatus.FAILED}
+    ),
+    JobStatus.STOPPING: frozenset({JobStatus.STOPPED, JobStatus.COMPLETED, JobStatus.FAILED}),
+    JobStatus.STOPPED: frozenset({JobStatus.PENDING}),  # resumed
+    JobStatus.FAILED: frozenset({JobStatus.PENDING}),  # resumed
+    JobStatus.COMPLETED: frozenset(),
+}
+
+
+def check_move(status: JobStatus, to: JobStatus) -> None:
+    """Raise `Conflict` unless a job may go from `status` to `to` (staying is always allowed).
+
+    >>> check_move(JobStatus.FAILED, JobStatus.PENDING)  # resume
+    """
+    if to is not status and to not in _MOVES[status]:
+        raise errors.Conflict(f"a job that is {status.value} cannot become {to.value}")
+
+
+class History(StrEnum):
+    """What to do where a chat family's own template drops earlier reasoning (design §4.3)."""
+
+    TEMPLATE = "template"  # fork there, so that training sees what serving will see
+    EXACT = "exact"  # always extend the earlier tokens
+
+
+class AgentKind(StrEnum):
+    """How the agent is reached."""
+
+    HTTP = "http"  # POST {url}/rollout, GET {url}/health
+    PYTHON = "python"  # "package.module:callable", in the server process
+    SCRIPTED = "scripted"  # the shipped fake
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentSpec:
+    """Where the agent is. `url` for http, `target` for python."""
+
+    kind: AgentKind = AgentKind.HTTP
+    url: str = ""
+    target: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchSpec:
+    """How much a step takes. `global_batch_size` counts groups (prompts) per step."""
+
+    global_batch_size: int = 128
+    group_size: int = 8
+    updates_per_step: int = 1
+    tokens_per_micro_batch: int = 8192
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AlgorithmSpec:
+    """Advantage and loss; the clip thresholds are absolute bounds on the ratio."""
+
+    advantage_method: AdvantageMethod = AdvantageMethod.GROUP_BASED
+    loss_fn: LossName = LossName.PPO
+    clip_low_threshold: float = 0.8
+    clip_high_threshold: float = 1.2
+    aggregation: Aggregation = Aggregation.ROLLOUT_MEAN
+    turn_discount: float = 1.0  # gamma of group_based_per_turn
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScheduleSpec:
+    """How long. Whichever of `max_epochs` and `max_steps` is reached first ends the job.
+
+    `val_every` 0 switches validation off. The learning rate rises over `warmup_steps` and falls
+    linearly to `final_learning_rate_fraction` of its value at the last step.
+    """
+
+    max_epochs: int = 1
+    max_steps: int = 50
+    val_every: int = 10
+    warmup_steps: int = 0
+    final_learning_rate_fraction: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ValidationSpec:
+    """`max_rows` 0 takes the whole validation set; success is reward >= success_threshold."""
+
+    max_rows: int = 0
+    group_size: int = 1
+    pass_k_values: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
+    success_threshold: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutSpec:
+    """Limits on one rollout, in seconds. `group_timeout` 0 means twice `rollout_timeout`."""
+
+    rollout_max_concurrency: int = 96
+    rollout_timeout: float = 600.0
+    turn_timeout: float = 300.0
+    rollout_max_retries: int = 3
+    group_timeout: float = 0.0
+
+    @property
+    def group_timeout_s(self) -> float:
+        """The longest wait for one group, retries included."""
+        return self.group_timeout or 2 * self.rollout_timeout
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AsyncSpec:
+    """No trained token is older than this many steps; 0 is synchronous."""
+
+    max_steps_off_policy: int = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParitySpec:
+    """Limit on mean |sampler - learner| logprob, nats; fp32 agrees to 1e-5, bf16 to about 3e-2."""
+
+    max_mean_difference: float = 1e-5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobSpec:
+    """Everything a job needs, as the job file says it. Paths are absolute once loaded.
+
+    `model` is a Hugging Face folder; `dataset` and `validation_dataset` are .jsonl, .json or .csv.
+    """
+
+    name: str
+    model: str
+    dataset: str
+    agent: AgentSpec
+    validation_dataset: str = ""
+    prompt_column: str = "prompt"
+    label_column: str = ""
+    description: str = ""
+    seed: int = 0
+    deterministic: bool = False
+    history: History = History.TEMPLATE
+    input_adapter: str = ""  # a PEFT folder to start from, with a fresh optimizer
+    batch: BatchSpec = field(default_factory=BatchSpec)
+    algorithm: AlgorithmSpec = field(default_factory=AlgorithmSpec)
+    sampling_params: SamplingParams = field(default_factory=SamplingParams)
+    val_sampling_params: SamplingParams = field(default_factory=SamplingParams)
+    validation: ValidationSpec = field(default_factory=ValidationSpec)
+    schedule: ScheduleSpec = field(default_factory=ScheduleSpec)
+    lora: LoraSpec = field(default_factory=LoraSpec)
+    optimizer: OptimizerSpec = field(default_factory=OptimizerSpec)
+    rollout: RolloutSpec = field(default_factory=RolloutSpec)
+    async_config: AsyncSpec = field(default_factory=AsyncSpec)
+    parity: ParitySpec = field(default_factory=ParitySpec)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """A job as the store shows it. `step` counts finished training steps.
+
+    `incarnation` counts the starts of its loop: a resume is the next incarnation of the same job.
+    """
+
+    job_id: str
+    account_id: str
+    name: str
+    spec: JobSpec
+    status: JobStatus = JobStatus.PENDING
+    secondary: Secondary = Secondary.PENDING
+    message: str = ""  # of a failure, or what is being waited for
+    incarnation: int = 0
+    step: int = 0
+    created_at: float = 0.0
+    started_at: float | None = None
+    ended_at: float | None = None

@@ -1,0 +1,574 @@
+"""The sockets between rooms, as Protocols. `turnwise.app` and `turnwise.worker` plug rooms in."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from turnwise.domain.event import Event, EventDraft
+from turnwise.domain.job import Job, JobSpec, JobStatus
+from turnwise.domain.rollout import (
+    Fault,
+    Floats,
+    Group,
+    Message,
+    Node,
+    Policy,
+    Purpose,
+    Rollout,
+    RolloutStatus,
+    SamplingParams,
+    Tokens,
+    Trajectory,
+    Turn,
+)
+from turnwise.domain.training import Checkpoint, LearnerSpec, StepRequest, StepResult
+
+# ── time and names ────────────────────────────────────────────────────────────────────────────
+
+
+class Clock(Protocol):
+    """Time, passed in so that tests can hold it still."""
+
+    def now(self) -> float:
+        """Seconds since the epoch."""
+        ...
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait that long on this clock."""
+        ...
+
+
+class NewId(Protocol):
+    """Makes ids: `new_id("job")` -> "job_qxhbmzkv...", lower-case letters only after the prefix.
+
+    Letters only, because the sagemaker SDK swallows any error whose URL contains "404".
+    """
+
+    def __call__(self, prefix: str) -> str:
+        """A new id that starts with the prefix."""
+        ...
+
+
+# ── sampling ──────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplerInfo:
+    """What a sampler is."""
+
+    model: str
+    vocab_size: int
+    max_length: int  # prompt + completion, tokens
+    max_slots: int  # requests decoded at once
+    dtype: str
+    deterministic: bool
+    sampled_logprobs: bool  # gives design §4.7's logprob; otherwise refused for training
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampleRequest:
+    """One completion to sample. Stop *strings* are the gateway's business; the engine sees ids.
+
+    `claimant` names whose turn it is in the fair queue ("{job_id}/train"). `admitted` requests
+    (rollouts the loop let in) always queue; others are refused when the queue is full.
+    `stream` False gives one chunk at the end; True gives chunks as tokens are chosen.
+    """
+
+    request_id: str
+    claimant: str
+    prompt: Tokens  # [P]
+    adapter_id: str | None
+    sampling: SamplingParams
+    seed: int  # 64 bit; the n-th token's randomness depends on (seed, n) alone
+    stop_ids: tuple[int, ...] = ()
+    admitted: bool = True
+    stream: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chunk:
+    """The next sampled tokens of one request. The last chunk carries `finish_reason`.
+
+    `logprobs` follow design §4.7: temperature applied, before top-p/top-k truncation (at
+    temperature 0: of the argmax, at temperature 1). A stop id that was sampled is included.
+    """
+
+    tokens: Tokens  # [n]
+    logprobs: Floats  # [n]
+    finish_reason: str | None = None  # "stop" | "length" | "abort"
+    cached_tokens: int = 0  # prompt tokens taken from the prefix cache
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplerStats:
+    """A snapshot of the engine."""
+
+    running: int = 0
+    waiting: int = 0
+    sampled_tokens: int = 0  # since start
+    prefilled_tokens: int = 0
+    cached_tokens: int = 0
+    adapters: int = 0
+
+
+class Sampler(Protocol):
+    """Tokens in, tokens and logprobs out, under a base model and any number of adapters."""
+
+    async def info(self) -> SamplerInfo:
+        """What this sampler is; waits until it can serve."""
+        ...
+
+    async def load(self, adapter_id: str, path: str) -> None:
+        """Make an adapter (a PEFT folder) available. Loading the same id again does nothing.
+
+        Raises `InvalidInput` if the folder does not fit the base model, `Corrupted` if its hash
+        is not `adapter_id`.
+        """
+        ...
+
+    async def retire(self, adapter_id: str) -> None:
+        """Free an adapter once the last request on it has ended. Unknown ids are fine."""
+        ...
+
+    def generate(self, request: SampleRequest) -> AsyncIterator[Chunk]:
+        """Sample one completion. Closing the iterator aborts the request.
+
+        Raises `NotFound` for an unknown adapter, `InvalidInput` for a prompt that does not fit,
+        `LimitExceeded` when the queue is full.
+        """
+        ...
+
+    async def score(
+        self, tokens: Tokens, adapter_id: str | None, temperature: float = 1.0
+    ) -> Floats:
+        """Logprob of each token given the ones before it, [T] in, [T] out (index 0 is 0.0)."""
+        ...
+
+    async def stats(self) -> SamplerStats:
+        """A snapshot."""
+        ...
+
+    async def close(self) -> None:
+        """End it; requests under way end with `abort`."""
+        ...
+
+
+# ── learning ──────────────────────────────────────────────────────────────────────────────────
+
+
+class Learner(Protocol):
+    """LoRA parameters, optimizer and RNG of one job; one call at a time."""
+
+    async def step(self, request: StepRequest) -> StepResult:
+        """Update. Raises `ParityExceeded` before any update if the gate fails."""
+        ...
+
+    async def save(self, step: int, folder: str) -> Checkpoint:
+        """Write a checkpoint folder atomically. Raises `StorageFull`, leaving nothing behind."""
+        ...
+
+    async def restore(self, checkpoint: Checkpoint) -> None:
+        """Continue from a checkpoint, bit for bit. Raises `Corrupted` if its hash is wrong."""
+        ...
+
+    async def score(self, tokens: Tokens, temperature: float = 1.0) -> Floats:
+        """As `Sampler.score`, under the current parameters."""
+        ...
+
+    async def close(self) -> None:
+        """End the process."""
+        ...
+
+
+# ── agents ────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentRequest:
+    """One rollout for the agent to run. `endpoint` is its own base URL, secret included.
+
+    `{endpoint}/v1/chat/completions`, `{endpoint}/complete-rollout` and `{endpoint}/update-reward`
+    need no headers and no key.
+    """
+
+    rollout_id: str
+    job_id: str
+    job_arn: str
+    endpoint: str
+    prompt: str
+    fields: Mapping[str, Any]
+    sampling: SamplingParams
+    timeout_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentOutcome:
+    """What became of one dispatch. The reward comes by the data plane, not here."""
+
+    rollout_id: str
+    fault: Fault | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+class AgentRunner(Protocol):
+    """Reaches the user's agent."""
+
+    async def check(self) -> None:
+        """Raise `Unavailable` with the remedy when the agent cannot be reached."""
+        ...
+
+    def run(self, requests: Sequence[AgentRequest]) -> AsyncIterator[AgentOutcome]:
+        """Dispatch rollouts and yield an outcome for each, in any order. Closing it cancels."""
+        ...
+
+    async def close(self) -> None:
+        """Free connections."""
+        ...
+
+
+# ── the gateway, as the loop sees it ──────────────────────────────────────────────────────────
+
+
+class Rollouts(Protocol):
+    """Opens rollouts for agents and tells when they close. Implemented by the gateway."""
+
+    def publish(self, job_id: str, policy: Policy) -> None:
+        """From now on, unpinned turns of this job are sampled from `policy`."""
+        ...
+
+    async def open(self, rollouts: Sequence[Rollout]) -> None:
+        """Record the rollouts as PENDING; from then on their agents are answered."""
+        ...
+
+    def closed(self, rollout_id: str) -> Awaitable[Trajectory]:
+        """Wait until the rollout is rewarded or failed; its full record."""
+        ...
+
+    async def fail(self, rollout_id: str, fault: Fault) -> None:
+        """Close an open rollout as failed. No effect on one that has closed."""
+        ...
+
+    async def add_metrics(self, rollout_id: str, metrics: Mapping[str, float]) -> None:
+        """Store what the agent measured."""
+        ...
+
+
+# ── rendering ─────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parsed:
+    """A completion read back as a message in OpenAI's shape, with `reasoning_content` if any."""
+
+    message: Message
+    has_tool_calls: bool
+
+
+class ReplyStream(Protocol):
+    """Turns sampled tokens into what may already be sent (design §4.5)."""
+
+    def feed(self, tokens: Tokens) -> Sequence[Mapping[str, Any]]:
+        """Deltas certain by now: {"content": ...} or {"reasoning_content": ...}."""
+        ...
+
+    def finish(self) -> Sequence[Mapping[str, Any]]:
+        """The rest, tool calls included. All deltas joined equal `parse` of all tokens."""
+        ...
+
+
+class Renderer(Protocol):
+    """One chat family: messages <-> tokens."""
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Tokens that end an assistant's turn."""
+        ...
+
+    def render(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> Tokens:
+        """The prompt for the assistant's next turn, generation prompt included.
+
+        Raises `InvalidInput` for content that the model cannot see (an image).
+        """
+        ...
+
+    def bridge(
+        self,
+        prompt: Tokens,
+        completion: Tokens,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]],
+    ) -> Tokens | None:
+        """Tokens to put after prompt + completion for the new messages and the next turn.
+
+        None where the family's own template would not keep these tokens (dropped reasoning).
+        """
+        ...
+
+    def parse(
+        self, prompt: Tokens, completion: Tokens, tools: Sequence[Mapping[str, Any]]
+    ) -> Parsed:
+        """Read a completion."""
+        ...
+
+    def stream(self, prompt: Tokens, tools: Sequence[Mapping[str, Any]]) -> ReplyStream:
+        """A reader for a completion as it is sampled."""
+        ...
+
+    def decode(self, tokens: Tokens) -> str:
+        """The text of tokens, special tokens included."""
+        ...
+
+
+# ── storage ───────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutQuery:
+    """A page of rollouts, by keyset: those after `after` (a rollout's `seq`), oldest first."""
+
+    job_id: str
+    step: int | None = None
+    purpose: Purpose | None = None
+    status: RolloutStatus | None = None
+    after: int = 0
+    limit: int = 100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutSummary:
+    """A rollout in a list; `seq` is its cursor."""
+
+    seq: int
+    rollout: Rollout
+    turns: int
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelPackage:
+    """A registered, immutable version: `{group}/{version}`. `kind` is "adapter" or "checkpoint"."""
+
+    package_id: str
+    account_id: str
+    group: str
+    version: int
+    kind: str
+    path: str
+    sha256: str
+    base_model: str
+    job_id: str
+    step: int
+    created_at: float
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FinishedStep:
+    """All that a training step leaves behind, stored in one transaction.
+
+    `bins` maps rollout_id -> {bin: tokens} for every rollout of the groups it took; `groups` are
+    their ids. Counting a group twice raises `Conflict`.
+    """
+
+    step: int
+    policy: Policy  # the one published by this step
+    groups: tuple[str, ...]
+    bins: Mapping[str, Mapping[str, int]]
+    checkpoint: Checkpoint | None
+    packages: tuple[ModelPackage, ...]
+    events: tuple[EventDraft, ...]
+
+
+class Store(Protocol):
+    """The database. Every call takes the account; a call returns once its change is synced."""
+
+    # jobs and events
+    async def create_job(self, job: Job) -> Job:
+        """Raises `Conflict` if the account has a job of that name."""
+        ...
+
+    async def job(self, account_id: str, id_or_name: str) -> Job:
+        """Raises `NotFound`."""
+        ...
+
+    async def jobs(
+        self, account_id: str | None, *, status: JobStatus | None = None, limit: int = 100
+    ) -> list[Job]:
+        """Newest first. Account None: all accounts (for the server's own restart)."""
+        ...
+
+    async def update_spec(self, account_id: str, job_id: str, spec: JobSpec) -> None:
+        """Replace the spec of a job that has not started."""
+        ...
+
+    async def delete_job(self, account_id: str, job_id: str) -> None:
+        """Remove a final job and all that belongs to it. Raises `Conflict` if it is not final."""
+        ...
+
+    async def append(
+        self, account_id: str, job_id: str, drafts: Sequence[EventDraft]
+    ) -> list[Event]:
+        """Number and keep events. A STATUS event moves the job too (`Conflict` if it may not)."""
+        ...
+
+    async def events(
+        self,
+        account_id: str,
+        job_id: str,
+        *,
+        after: int = 0,
+        kinds: Sequence[str] = (),
+        limit: int = 1000,
+    ) -> list[Event]:
+        """Events with seq > after, in order."""
+        ...
+
+    async def start_incarnation(self, account_id: str, job_id: str) -> int:
+        """Count one more start of the job's loop; its number, from 1."""
+        ...
+
+    # rollouts
+    async def open_group(self, group: Group) -> None:
+        """Record an admitted group."""
+        ...
+
+    async def close_group(self, account_id: str, group_id: str) -> None:
+        """OPEN -> CLOSED."""
+        ...
+
+    async def groups(
+        self, account_id: str, job_id: str, *, status: str | None = None
+    ) -> list[Group]:
+        """In order of admission."""
+        ...
+
+    async def supersede(
+        self, account_id: str, job_id: str, incarnation: int, *, keep: Sequence[str] = ()
+    ) -> int:
+        """Close what earlier incarnations left, but for the groups in `keep`.
+
+        Their open rollouts fail with fault `superseded`; their open and closed groups become
+        SUPERSEDED. Returns how many rollouts it closed.
+        """
+        ...
+
+    async def open_rollouts(self, rollouts: Sequence[Rollout]) -> None:
+        """Record rollouts as PENDING."""
+        ...
+
+    async def rollout(self, rollout_id: str, account_id: str | None = None) -> Rollout:
+        """Raises `NotFound`. Account None: for the data plane, which then checks the secret."""
+        ...
+
+    async def commit_turn(
+        self, account_id: str, rollout_id: str, nodes: Sequence[Node], turn: Turn
+    ) -> None:
+        """Keep a turn and the nodes it adds. Raises `Conflict` unless the rollout is PENDING."""
+        ...
+
+    async def mark_undelivered(self, account_id: str, rollout_id: str, turn_id: str) -> None:
+        """The reply did not reach the agent."""
+        ...
+
+    async def move_rollout(
+        self,
+        account_id: str,
+        rollout_id: str,
+        expected: Sequence[RolloutStatus],
+        *,
+        status: RolloutStatus,
+        rewards: tuple[float, ...] | None = None,
+        metrics: Mapping[str, float] | None = None,
+        fault: Fault | None = None,
+        ended_at: float | None = None,
+    ) -> Rollout:
+        """Compare-and-set of a rollout's state; given values are kept. Raises `Conflict`."""
+        ...
+
+    async def trajectory(self, account_id: str, rollout_id: str) -> Trajectory:
+        """A rollout with all nodes and turns."""
+        ...
+
+    async def group_trajectories(self, account_id: str, group_id: str) -> list[Trajectory]:
+        """Every attempt of the group, by (slot, attempt)."""
+        ...
+
+    async def rollouts(self, account_id: str, query: RolloutQuery) -> list[RolloutSummary]:
+        """One page."""
+        ...
+
+    async def ledger(self, account_id: str, job_id: str) -> dict[int, dict[str, int]]:
+        """Tokens per bin per step, over all finished steps."""
+        ...
+
+    # steps and models
+    async def finish_step(self, account_id: str, job_id: str, done: FinishedStep) -> None:
+        """Keep a step's outcome, atomically."""
+        ...
+
+    async def save_checkpoint(self, account_id: str, job_id: str, checkpoint: Checkpoint) -> None:
+        """Record a checkpoint outside a step (the one before training)."""
+        ...
+
+    async def checkpoints(self, account_id: str, job_id: str) -> list[Checkpoint]:
+        """Oldest first."""
+        ...
+
+    async def packages(self, account_id: str, *, group: str | None = None) -> list[ModelPackage]:
+        """Oldest first."""
+        ...
+
+    async def package(self, account_id: str, id_or_name: str) -> ModelPackage:
+        """By package id, "group/version", or "group" for the newest version."""
+        ...
+
+    async def close(self) -> None:
+        """Finish what waits and close."""
+        ...
+
+
+# ── processes ─────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSpec:
+    """What an engine process is started with."""
+
+    base_model: str
+    device: str = "cpu"
+    threads: int = 1
+    deterministic: bool = False
+    max_slots: int = 128
+    max_length: int = 2048
+    max_queue: int = 1024
+
+
+class Launcher(Protocol):
+    """Starts engines and learners and ends them."""
+
+    async def engine(self, spec: EngineSpec) -> Sampler:
+        """A running engine."""
+        ...
+
+    async def learner(self, spec: LearnerSpec) -> Learner:
+        """A running learner."""
+        ...
+
+    async def close(self) -> None:
+        """End every process it started."""
+        ...
+
+
+class Blobs(Protocol):
+    """Files by key, under a folder or a bucket."""
+
+    def path(self, key: str) -> Path:
+        """A local path for the key; parents exist."""
+        ...
+
+    async def delete(self, prefix: str) -> None:
+        """Remove everything under the prefix."""
+        ...
