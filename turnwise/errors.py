@@ -2,14 +2,17 @@
 
     TurnwiseError
     ├── InvalidInput          a field, its value, and what would be right
+    │   └── PromptTooLong     more tokens than the model can read
     ├── NotFound              no such job, rollout, model ... in this account
     ├── Conflict              the thing exists, but not in a state that allows this
+    │   └── NotInValidStatus  a rollout that is closed to this call
     ├── AccessError
     │   ├── Unauthenticated   no valid key
     │   └── Denied            a valid key without the right
     ├── LimitExceeded         a quota or a full queue; `retry_after_s` when waiting helps
     ├── Unavailable           a part of the service is down; `retry_after_s` when waiting helps
-    │   └── ProcessDied       the engine's or the learner's process ended
+    │   ├── ProcessDied       the engine's or the learner's process ended
+    │   └── TooSlow           an answer did not come within its time limit
     ├── FolderLocked          another server holds the data folder
     ├── StorageFull           the disk is full; nothing half-written stays
     ├── Corrupted             a file does not match its hash
@@ -42,6 +45,10 @@ class InvalidInput(TurnwiseError, ValueError):
         super().__init__(f"{field}: {shown} {reason}" + (f"; {remedy}" if remedy else ""))
 
 
+class PromptTooLong(InvalidInput):
+    """The messages render to more tokens than the model can read."""
+
+
 class NotFound(TurnwiseError):
     """Nothing of that kind and id is visible to the caller.
 
@@ -57,6 +64,10 @@ class NotFound(TurnwiseError):
 
 class Conflict(TurnwiseError):
     """The state of the thing does not allow the call."""
+
+
+class NotInValidStatus(Conflict):
+    """The rollout's status does not allow the call; waiting does not help."""
 
 
 class AccessError(TurnwiseError):
@@ -89,6 +100,10 @@ class Unavailable(TurnwiseError):
 
 class ProcessDied(Unavailable):
     """The process behind a handle ended before it answered."""
+
+
+class TooSlow(Unavailable):
+    """The answer did not come within its time limit."""
 
 
 class FolderLocked(TurnwiseError):

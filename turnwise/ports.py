@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from turnwise.domain.access import Account, Key
 from turnwise.domain.event import Event, EventDraft
 from turnwise.domain.job import Job, JobSpec, JobStatus
 from turnwise.domain.rollout import (
@@ -271,11 +272,41 @@ class ReplyStream(Protocol):
     """Turns sampled tokens into what may already be sent (design §4.5)."""
 
     def feed(self, tokens: Tokens) -> Sequence[Mapping[str, Any]]:
-        """Deltas certain by now: {"content": ...} or {"reasoning_content": ...}."""
+        """Deltas certain by now: {"content": ...}, {"reasoning_content": ...} or, once a call is
+        complete, {"tool_calls": [{"index", "id", "type", "function"}]}.
+        """
         ...
 
     def finish(self) -> Sequence[Mapping[str, Any]]:
-        """The rest, tool calls included. All deltas joined equal `parse` of all tokens."""
+        """The rest. All deltas joined equal `parse` of all tokens."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StopScan:
+    """What a look for stop strings found so far in one completion.
+
+    `readable` goes to `ReplyStream.feed` (or, joined, to `Renderer.parse`) in place of the sampled
+    tokens: those whose text surely precedes a stop string. `kept` counts the completion's tokens
+    up to and including the one that completed a stop string; None while none is complete.
+    """
+
+    readable: Tokens
+    kept: int | None
+
+
+class StopStrings(Protocol):
+    """Watches one completion for OpenAI's `stop`. The string itself is not in the content.
+
+    Sampling ends at `kept`; those tokens are recorded as sampled, whatever text is delivered.
+    """
+
+    def feed(self, tokens: Tokens) -> StopScan:
+        """Look at the next sampled tokens."""
+        ...
+
+    def finish(self) -> Tokens:
+        """Readable tokens still held back, when sampling ended for another reason."""
         ...
 
 
@@ -315,6 +346,10 @@ class Renderer(Protocol):
 
     def stream(self, prompt: Tokens, tools: Sequence[Mapping[str, Any]]) -> ReplyStream:
         """A reader for a completion as it is sampled."""
+        ...
+
+    def stops(self, strings: Sequence[str]) -> StopStrings:
+        """A watcher for stop strings. Raises `InvalidInput` for an empty one."""
         ...
 
     def decode(self, tokens: Tokens) -> str:
@@ -370,7 +405,7 @@ class FinishedStep:
     """All that a training step leaves behind, stored in one transaction.
 
     `bins` maps rollout_id -> {bin: tokens} for every rollout of the groups it took; `groups` are
-    their ids. Counting a group twice raises `Conflict`.
+    their ids. They must be CLOSED, and `step` the job's next: else `Conflict`, and nothing is kept.
     """
 
     step: int
@@ -405,7 +440,10 @@ class Store(Protocol):
         ...
 
     async def delete_job(self, account_id: str, job_id: str) -> None:
-        """Remove a final job and all that belongs to it. Raises `Conflict` if it is not final."""
+        """Remove a final job and all that belongs to it, but for its model packages.
+
+        Raises `Conflict` if it is not final.
+        """
         ...
 
     async def append(
@@ -424,6 +462,13 @@ class Store(Protocol):
         limit: int = 1000,
     ) -> list[Event]:
         """Events with seq > after, in order."""
+        ...
+
+    async def wait_for(self, account_id: str, job_id: str, *, after: int) -> None:
+        """Return once the job has an event with seq > after. Raises `NotFound`.
+
+        For live readers: `events(after=n)`, then `wait_for(after=last)`, and again.
+        """
         ...
 
     async def start_incarnation(self, account_id: str, job_id: str) -> int:
@@ -451,7 +496,8 @@ class Store(Protocol):
         """Close what earlier incarnations left, but for the groups in `keep`.
 
         Their open rollouts fail with fault `superseded`; their open and closed groups become
-        SUPERSEDED. Returns how many rollouts it closed.
+        SUPERSEDED, with their tokens in the ledger's bin `superseded` of the next step to finish.
+        Returns how many rollouts it closed.
         """
         ...
 
@@ -485,7 +531,10 @@ class Store(Protocol):
         fault: Fault | None = None,
         ended_at: float | None = None,
     ) -> Rollout:
-        """Compare-and-set of a rollout's state; given values are kept. Raises `Conflict`."""
+        """Compare-and-set of a rollout's state; given values are kept. Raises `Conflict`.
+
+        Metrics are added to those that are there.
+        """
         ...
 
     async def trajectory(self, account_id: str, rollout_id: str) -> Trajectory:
@@ -509,6 +558,10 @@ class Store(Protocol):
         """Keep a step's outcome, atomically."""
         ...
 
+    async def policy(self, account_id: str, job_id: str) -> Policy | None:
+        """What the newest finished step published; None before the first."""
+        ...
+
     async def save_checkpoint(self, account_id: str, job_id: str, checkpoint: Checkpoint) -> None:
         """Record a checkpoint outside a step (the one before training)."""
         ...
@@ -527,6 +580,30 @@ class Store(Protocol):
 
     async def close(self) -> None:
         """Finish what waits and close."""
+        ...
+
+
+class Keys(Protocol):
+    """Accounts and their keys."""
+
+    async def default_account(self) -> Account:
+        """The account with slug "default", made at the first call."""
+        ...
+
+    async def add_key(self, key: Key) -> None:
+        """Keep a key."""
+        ...
+
+    async def key_by_sha256(self, sha256: str) -> Key:
+        """Raises `NotFound`. A revoked key is found too, with its `revoked_at`."""
+        ...
+
+    async def keys(self, account_id: str) -> list[Key]:
+        """Oldest first, revoked ones included."""
+        ...
+
+    async def revoke_key(self, account_id: str, key_id: str) -> Key:
+        """End a key for good; revoking it again changes nothing. Raises `NotFound`."""
         ...
 
 

@@ -67,3 +67,27 @@ class Principal:
         if not self.allows(action, job_id=job_id, rollout_id=rollout_id):
             what = f"rollout {rollout_id!r}" if rollout_id else f"job {job_id!r}" if job_id else ""
             raise errors.Denied(f"this key may not {action.value} {what}".rstrip())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Key:
+    """A key as the store keeps it: never the secret, only its sha256 in hex.
+
+    `job_ids`, where set, narrows it to these jobs. Times are seconds since the epoch.
+    """
+
+    key_id: str
+    account_id: str
+    name: str
+    sha256: str
+    actions: frozenset[Action] = ALL_ACTIONS
+    job_ids: frozenset[str] | None = None
+    created_at: float = 0.0
+    revoked_at: float | None = None
+
+    @property
+    def principal(self) -> Principal:
+        """The caller that presents it."""
+        return Principal(
+            account_id=self.account_id, actions=self.actions, job_ids=self.job_ids, name=self.name
+        )

@@ -76,6 +76,13 @@ class History(StrEnum):
     EXACT = "exact"  # always extend the earlier tokens
 
 
+class JobKind(StrEnum):
+    """What a job does."""
+
+    TRAIN = "train"
+    EVALUATION = "evaluation"  # every row of `dataset`, as validation would; nothing is trained
+
+
 class AgentKind(StrEnum):
     """How the agent is reached."""
 
@@ -181,6 +188,7 @@ class JobSpec:
     model: str
     dataset: str
     agent: AgentSpec
+    kind: JobKind = JobKind.TRAIN
     validation_dataset: str = ""
     prompt_column: str = "prompt"
     label_column: str = ""
@@ -188,7 +196,7 @@ class JobSpec:
     seed: int = 0
     deterministic: bool = False
     history: History = History.TEMPLATE
-    input_adapter: str = ""  # a PEFT folder to start from, with a fresh optimizer
+    input_adapter: str = ""  # a PEFT folder or a registered model to start from (or to evaluate)
     batch: BatchSpec = field(default_factory=BatchSpec)
     algorithm: AlgorithmSpec = field(default_factory=AlgorithmSpec)
     sampling_params: SamplingParams = field(default_factory=SamplingParams)

@@ -1,0 +1,54 @@
+# One command each; every target sets up what it needs. `make help` lists them.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SEED ?= 0
+DATA ?=
+# The CPU build. On a CUDA machine install a CUDA build of the same version into the environment
+# first and call `make setup TORCH=` (README, "On a GPU").
+TORCH ?= torch==2.13.0
+
+.PHONY: help setup fmt check test gpu bench docs serve demo clean
+
+help:  ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+
+setup: $(VENV)/.ready  ## create the environment
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(if $(TORCH),$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt $(TORCH))
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[torch,dev]'
+	touch $@
+
+fmt: setup  ## format the code and mend what ruff can
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+check: setup  ## format, lint, strict types, import contract
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: setup  ## the whole suite, but for GPU tests
+	$(BIN)/pytest -m 'not gpu'
+
+gpu: setup  ## GPU tests; skipped with a reason where there is none
+	$(BIN)/pytest tests/gpu
+
+bench: setup  ## measure beside the peers; writes benchmarks/latest.json
+	$(BIN)/python -m benchmarks
+
+docs: setup  ## write the generated pages
+	$(BIN)/python -m turnwise.domain.metrics > docs/metrics.md
+
+serve: setup  ## start a server on this machine
+	$(BIN)/turnwise serve
+
+demo: setup  ## train the demo agent from nothing; SEED=7 takes another seed, DATA=DIR real tasks
+	$(BIN)/python -m examples.aircraft_inspection.demo --seed $(SEED) $(if $(DATA),--data $(DATA))
+
+clean:  ## remove the environment and the demo's output
+	rm -rf $(VENV) demo

@@ -1,0 +1,777 @@
+"""What every `ports.Store` and `ports.Keys` must do, over each implementation."""
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests import builders
+from tests.builders import ACCOUNT, SetClock, group, job, plain, rollout, spec, turn_with_nodes
+from turnwise import errors
+from turnwise.domain.access import Action, Key
+from turnwise.domain.event import Event, EventDraft, EventKind, Level
+from turnwise.domain.job import Job, JobStatus, Secondary
+from turnwise.domain.rollout import (
+    Blame,
+    Delivery,
+    Fault,
+    ForkCause,
+    GroupStatus,
+    Policy,
+    Purpose,
+    Rollout,
+    RolloutStatus,
+    Trajectory,
+)
+from turnwise.ports import FinishedStep, ModelPackage, RolloutQuery
+from turnwise.storage.sql import SqlStore
+
+OTHER = "acc_other"
+
+
+@pytest.fixture
+def clock() -> SetClock:
+    return SetClock(5000.0)
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+async def store(
+    request: pytest.FixtureRequest, tmp_path: Path, clock: SetClock
+) -> AsyncIterator[SqlStore]:
+    if request.param == "memory":
+        opened = SqlStore.in_memory(clock=clock)
+    else:
+        opened = SqlStore.open(tmp_path / "turnwise.db", clock=clock)
+    yield opened
+    await opened.close()
+
+
+def status_event(status: JobStatus, **body: object) -> EventDraft:
+    return EventDraft(kind=EventKind.STATUS, body={"status": status, **body})
+
+
+def log_event(message: str) -> EventDraft:
+    return EventDraft(kind=EventKind.LOG, body={"message": message})
+
+
+async def with_job(store: SqlStore, *statuses: JobStatus) -> Job:
+    made = await store.create_job(job())
+    for status in statuses:
+        await store.append(ACCOUNT, made.job_id, [status_event(status)])
+    return await store.job(ACCOUNT, made.job_id)
+
+
+async def with_group(store: SqlStore, *rollouts: Rollout) -> None:
+    """job_walk with grp_a and these rollouts (by default one)."""
+    await store.create_job(job())
+    await store.open_group(group())
+    await store.open_rollouts(rollouts or [rollout()])
+
+
+async def scored(store: SqlStore, rollout_id: str, reward: float = 1.0) -> Rollout:
+    return await store.move_rollout(
+        ACCOUNT,
+        rollout_id,
+        [RolloutStatus.PENDING],
+        status=RolloutStatus.REWARDED,
+        rewards=(reward,),
+        ended_at=1100.0,
+    )
+
+
+def finished(step: int = 0, **changes: object) -> FinishedStep:
+    fields: dict[str, object] = {
+        "step": step,
+        "policy": Policy(adapter_id="a" * 64, policy_step=step + 1),
+        "groups": ("grp_a",),
+        "bins": {"rol_a": {"trained": 2}},
+        "checkpoint": builders.checkpoint(step),
+        "packages": (),
+        "events": (EventDraft(kind=EventKind.STEP, body={"step": step}),),
+    }
+    return FinishedStep(**(fields | changes))
+
+
+def package(version: int = 1, **changes: object) -> ModelPackage:
+    fields: dict[str, object] = {
+        "package_id": f"pkg_{version}",
+        "account_id": ACCOUNT,
+        "group": "walk",
+        "version": version,
+        "kind": "adapter",
+        "path": "/blobs/a",
+        "sha256": "b" * 64,
+        "base_model": "/models/tiny",
+        "job_id": "job_walk",
+        "step": version,
+        "created_at": 2000.0,
+        "metadata": {"reward": 0.5},
+    }
+    return ModelPackage(**(fields | changes))
+
+
+# ── jobs ──────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_job_is_found_by_id_and_by_name(store: SqlStore) -> None:
+    made = job(spec=spec(seed=2**64 - 1, deterministic=True))
+    assert await store.create_job(made) == made
+    assert await store.job(ACCOUNT, "job_walk") == made
+    assert await store.job(ACCOUNT, "walk") == made
+
+
+async def test_a_name_is_taken_once_per_account(store: SqlStore) -> None:
+    await store.create_job(job())
+    with pytest.raises(errors.Conflict, match="a job named 'walk' exists already"):
+        await store.create_job(job(job_id="job_second"))
+    await store.create_job(job(job_id="job_second", account_id=OTHER))
+    assert (await store.job(OTHER, "walk")).job_id == "job_second"
+
+
+async def test_a_missing_job_is_not_found(store: SqlStore) -> None:
+    with pytest.raises(errors.NotFound, match="job 'run' does not exist"):
+        await store.job(ACCOUNT, "run")
+
+
+async def test_jobs_are_listed_newest_first_by_account_and_status(store: SqlStore) -> None:
+    for name, account in [("a", ACCOUNT), ("b", ACCOUNT), ("c", OTHER)]:
+        await store.create_job(job(name, account_id=account))
+    await store.append(ACCOUNT, "job_a", [status_event(JobStatus.RUNNING)])
+    names = lambda jobs: [j.name for j in jobs]  # noqa: E731
+    assert names(await store.jobs(ACCOUNT)) == ["b", "a"]
+    assert names(await store.jobs(ACCOUNT, limit=1)) == ["b"]
+    assert names(await store.jobs(None)) == ["c", "b", "a"]
+    assert names(await store.jobs(None, status=JobStatus.RUNNING)) == ["a"]
+
+
+async def test_a_spec_is_replaced_only_before_the_job_starts(store: SqlStore) -> None:
+    await with_job(store)
+    changed = spec(seed=9)
+    await store.update_spec(ACCOUNT, "job_walk", changed)
+    assert (await store.job(ACCOUNT, "walk")).spec == changed
+    await store.start_incarnation(ACCOUNT, "job_walk")
+    with pytest.raises(errors.Conflict, match="job 'walk' has started"):
+        await store.update_spec(ACCOUNT, "job_walk", spec())
+
+
+async def test_incarnations_count_from_one(store: SqlStore) -> None:
+    await with_job(store)
+    assert [await store.start_incarnation(ACCOUNT, "job_walk") for _ in range(2)] == [1, 2]
+    assert (await store.job(ACCOUNT, "walk")).incarnation == 2
+
+
+async def test_only_a_final_job_is_deleted_and_with_all_it_owns(store: SqlStore) -> None:
+    await with_group(store)
+    nodes, turn = turn_with_nodes()
+    await store.commit_turn(ACCOUNT, "rol_a", nodes, turn)
+    with pytest.raises(errors.Conflict, match="job 'walk' is PENDING; stop it first"):
+        await store.delete_job(ACCOUNT, "job_walk")
+    await store.append(ACCOUNT, "job_walk", [status_event(JobStatus.STOPPED)])
+    await store.delete_job(ACCOUNT, "job_walk")
+    assert await store.jobs(ACCOUNT) == []
+    assert await store.group_trajectories(ACCOUNT, "grp_a") == []
+    await with_group(store)
+    assert await store.events(ACCOUNT, "job_walk") == []
+    assert await store.trajectory(ACCOUNT, "rol_a") == Trajectory(rollout=rollout())
+
+
+# ── events ────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_events_are_numbered_from_one_and_read_after_a_cursor(
+    store: SqlStore, clock: SetClock
+) -> None:
+    await with_job(store)
+    draft = EventDraft(
+        kind=EventKind.METRICS,
+        body={"step": 0, "values": {"loss": np.float32(0.5)}},
+        level=Level.DEBUG,
+    )
+    appended = await store.append(ACCOUNT, "job_walk", [log_event("one"), draft])
+    await store.append(ACCOUNT, "job_walk", [log_event("three")])
+    assert [event.seq for event in appended] == [1, 2]
+    assert await store.events(ACCOUNT, "job_walk", after=1, limit=1) == [
+        Event(
+            seq=2,
+            job_id="job_walk",
+            at=5000.0,
+            kind=EventKind.METRICS,
+            level=Level.DEBUG,
+            body={"step": 0, "values": {"loss": 0.5}},
+        )
+    ]
+    logs = await store.events(ACCOUNT, "job_walk", kinds=[EventKind.LOG])
+    assert [event.body["message"] for event in logs] == ["one", "three"]
+
+
+async def test_seq_has_no_gap_when_many_append_and_some_fail(store: SqlStore) -> None:
+    await with_job(store)
+
+    async def append(number: int) -> None:
+        draft = status_event(JobStatus.STOPPING) if number % 5 == 0 else log_event(str(number))
+        await store.append(ACCOUNT, "job_walk", [draft, log_event("second")])
+
+    outcomes = await asyncio.gather(*map(append, range(100)), return_exceptions=True)
+    failed = [type(outcome) for outcome in outcomes if outcome is not None]
+    assert failed == [errors.Conflict] * 20
+    events = await store.events(ACCOUNT, "job_walk")
+    assert [event.seq for event in events] == list(range(1, 161))
+
+
+async def test_status_events_move_the_job(store: SqlStore, clock: SetClock) -> None:
+    await with_job(store)
+    running = status_event(JobStatus.RUNNING, secondary=Secondary.STARTING)
+    await store.append(ACCOUNT, "job_walk", [running])
+    clock.at = 6000.0
+    await store.append(
+        ACCOUNT,
+        "job_walk",
+        [
+            status_event(JobStatus.RUNNING, secondary=Secondary.TRAINING),
+            status_event(JobStatus.FAILED, secondary=Secondary.FAILED, message="no agent"),
+        ],
+    )
+    moved = job(
+        status=JobStatus.FAILED,
+        secondary=Secondary.FAILED,
+        message="no agent",
+        started_at=5000.0,
+        ended_at=6000.0,
+    )
+    assert await store.job(ACCOUNT, "walk") == moved
+    await store.append(
+        ACCOUNT, "job_walk", [status_event(JobStatus.PENDING, secondary=Secondary.PENDING)]
+    )
+    resumed = replace(
+        moved, status=JobStatus.PENDING, secondary=Secondary.PENDING, message="", ended_at=None
+    )
+    assert await store.job(ACCOUNT, "walk") == resumed
+
+
+async def test_an_impossible_move_keeps_nothing_of_the_call(store: SqlStore) -> None:
+    await with_job(store)
+    with pytest.raises(errors.Conflict, match="PENDING cannot become COMPLETED"):
+        await store.append(
+            ACCOUNT, "job_walk", [log_event("done"), status_event(JobStatus.COMPLETED)]
+        )
+    assert await store.events(ACCOUNT, "job_walk") == []
+
+
+async def test_a_status_that_does_not_exist_is_refused(store: SqlStore) -> None:
+    await with_job(store)
+    draft = EventDraft(kind=EventKind.STATUS, body={"status": "DONE"})
+    with pytest.raises(errors.InvalidInput, match="status: 'DONE' is not one that a job can have"):
+        await store.append(ACCOUNT, "job_walk", [draft])
+
+
+async def test_a_reader_waits_for_the_next_event(store: SqlStore) -> None:
+    await with_job(store)
+    await store.create_job(job("run"))
+    waiting = asyncio.create_task(store.wait_for(ACCOUNT, "job_walk", after=1))
+    await store.append(ACCOUNT, "job_run", [log_event("other"), log_event("job")])
+    await store.append(ACCOUNT, "job_walk", [log_event("one")])
+    assert not waiting.done()
+    await store.append(ACCOUNT, "job_walk", [log_event("two")])
+    await asyncio.wait_for(waiting, 5)
+    await store.wait_for(ACCOUNT, "job_walk", after=0)
+
+
+# ── rollouts ──────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_rollout_comes_back_as_it_was(store: SqlStore) -> None:
+    whole = rollout(
+        "rol_whole",
+        slot=1,
+        seed=2**64 - 1,
+        policy=Policy(adapter_id="a" * 64, policy_step=3),
+        status=RolloutStatus.FAILED,
+        rewards=(0.1, 0.2),
+        metrics={"seconds": 1.5},
+        fault=Fault(blame=Blame.AGENT, code="deadline", message="late", retryable=False),
+        ended_at=1200.0,
+    )
+    await with_group(store, whole)
+    assert await store.rollout("rol_whole") == whole
+    assert await store.rollout("rol_whole", ACCOUNT) == whole
+
+
+async def test_a_place_is_taken_once(store: SqlStore) -> None:
+    await with_group(store)
+    with pytest.raises(errors.Conflict, match="the database refused it"):
+        await store.open_rollouts([rollout("rol_c", slot=1), rollout("rol_b")])
+    assert [s.rollout.rollout_id for s in await page(store)] == ["rol_a"]
+    await store.open_rollouts([rollout("rol_b", attempt=1)])
+
+
+async def test_groups_close_once_and_are_listed_in_order(store: SqlStore) -> None:
+    await with_group(store)
+    await store.open_group(group("grp_b", order=1))
+    await store.close_group(ACCOUNT, "grp_a")
+    with pytest.raises(errors.Conflict, match="group 'grp_a' is closed"):
+        await store.close_group(ACCOUNT, "grp_a")
+    with pytest.raises(errors.NotFound, match="group 'grp_c'"):
+        await store.close_group(ACCOUNT, "grp_c")
+    closed = group(status=GroupStatus.CLOSED)
+    assert await store.groups(ACCOUNT, "job_walk") == [closed, group("grp_b", order=1)]
+    assert await store.groups(ACCOUNT, "job_walk", status="closed") == [closed]
+
+
+async def test_a_rollout_moves_only_from_an_expected_state(store: SqlStore) -> None:
+    await with_group(store)
+    ready = await store.move_rollout(
+        ACCOUNT,
+        "rol_a",
+        [RolloutStatus.PENDING],
+        status=RolloutStatus.READY,
+        metrics={"tools": 3.0},
+    )
+    assert ready == rollout(status=RolloutStatus.READY, metrics={"tools": 3.0})
+    with pytest.raises(errors.Conflict, match="rollout 'rol_a' is READY, not PENDING"):
+        await scored(store, "rol_a")
+    rewarded = await store.move_rollout(
+        ACCOUNT,
+        "rol_a",
+        [RolloutStatus.READY],
+        status=RolloutStatus.REWARDED,
+        rewards=(0.1, 0.7),
+        metrics={"seconds": 2.0},
+        ended_at=1100.0,
+    )
+    assert rewarded == replace(
+        ready,
+        status=RolloutStatus.REWARDED,
+        rewards=(0.1, 0.7),
+        metrics={"tools": 3.0, "seconds": 2.0},
+        ended_at=1100.0,
+    )
+    assert await store.rollout("rol_a") == rewarded
+
+
+async def test_one_of_many_racing_rewards_wins(store: SqlStore) -> None:
+    await with_group(store)
+    outcomes = await asyncio.gather(
+        *(scored(store, "rol_a", float(n)) for n in range(20)), return_exceptions=True
+    )
+    won = [outcome for outcome in outcomes if isinstance(outcome, Rollout)]
+    assert len(won) == 1
+    assert await store.rollout("rol_a") == won[0]
+
+
+async def page(store: SqlStore, **filters: object):
+    return await store.rollouts(ACCOUNT, RolloutQuery(job_id="job_walk", **filters))
+
+
+async def test_pages_follow_a_cursor_and_filters(store: SqlStore) -> None:
+    opened = [rollout(f"rol_{n}", slot=n, step=n % 2) for n in range(5)]
+    opened[4] = replace(opened[4], purpose=Purpose.VALIDATION)
+    await with_group(store, *opened)
+    nodes, turn = turn_with_nodes(completion=(7, 8, 9))
+    await store.commit_turn(ACCOUNT, "rol_1", nodes, turn)
+    await scored(store, "rol_3")
+    first = await page(store, limit=2)
+    assert [(s.rollout.rollout_id, s.turns, s.tokens) for s in first] == [
+        ("rol_0", 0, 0),
+        ("rol_1", 1, 3),
+    ]
+    ids = lambda summaries: [s.rollout.rollout_id for s in summaries]  # noqa: E731
+    assert ids(await page(store, after=first[-1].seq)) == ["rol_2", "rol_3", "rol_4"]
+    assert ids(await page(store, step=1)) == ["rol_1", "rol_3"]
+    assert ids(await page(store, status=RolloutStatus.REWARDED)) == ["rol_3"]
+    assert ids(await page(store, purpose=Purpose.VALIDATION, step=0)) == ["rol_4"]
+
+
+# ── turns ─────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_trajectory_comes_back_token_for_token(store: SqlStore) -> None:
+    await with_group(store)
+    first_nodes, first = turn_with_nodes(0, logprobs=(-0.1, -1e-30), seed=2**64 - 1)
+    second_nodes, second = turn_with_nodes(
+        1, prompt=(), policy=Policy(adapter_id="a" * 64, policy_step=2)
+    )
+    forked = (replace(second_nodes[0], fork_cause=ForkCause.TEMPLATE), second_nodes[1])
+    await store.commit_turn(ACCOUNT, "rol_a", first_nodes, first)
+    await store.commit_turn(ACCOUNT, "rol_a", forked, second)
+    read = await store.trajectory(ACCOUNT, "rol_a")
+    whole = Trajectory(rollout=rollout(), nodes=first_nodes + forked, turns=(first, second))
+    assert plain(read) == plain(whole)
+    assert [node.tokens.dtype for node in read.nodes] == [np.int32] * 4
+
+
+async def test_only_a_pending_rollout_takes_turns(store: SqlStore) -> None:
+    await with_group(store)
+    await scored(store, "rol_a")
+    nodes, turn = turn_with_nodes()
+    with pytest.raises(
+        errors.NotInValidStatus, match="'rol_a' is REWARD_RECEIVED: it takes no more"
+    ):
+        await store.commit_turn(ACCOUNT, "rol_a", nodes, turn)
+    with pytest.raises(errors.NotFound, match="rollout 'rol_z'"):
+        await store.commit_turn(ACCOUNT, "rol_z", nodes, turn)
+    assert (await store.trajectory(ACCOUNT, "rol_a")).nodes == ()
+
+
+async def test_a_turn_that_fails_halfway_leaves_nothing(store: SqlStore) -> None:
+    await with_group(store)
+    nodes, turn = turn_with_nodes()
+    await store.commit_turn(ACCOUNT, "rol_a", nodes, turn)
+    other_nodes, _ = turn_with_nodes(1)
+    with pytest.raises(errors.Conflict, match="the database refused it"):
+        await store.commit_turn(ACCOUNT, "rol_a", other_nodes, turn)
+    assert len((await store.trajectory(ACCOUNT, "rol_a")).nodes) == 2
+    assert [s.turns for s in await page(store)] == [1]
+
+
+async def test_an_undelivered_turn_stays_but_does_not_count(store: SqlStore) -> None:
+    await with_group(store)
+    for index in range(2):
+        await store.commit_turn(ACCOUNT, "rol_a", *turn_with_nodes(index))
+    for _ in range(2):  # saying it again changes nothing
+        await store.mark_undelivered(ACCOUNT, "rol_a", "trn_0")
+    read = await store.trajectory(ACCOUNT, "rol_a")
+    assert [t.delivery for t in read.turns] == [Delivery.UNDELIVERED, Delivery.DELIVERED]
+    assert [(s.turns, s.tokens) for s in await page(store)] == [(1, 4)]
+    with pytest.raises(errors.NotFound, match="turn 'trn_z'"):
+        await store.mark_undelivered(ACCOUNT, "rol_a", "trn_z")
+
+
+async def test_many_turns_at_once_are_all_kept_and_failures_stay_alone(store: SqlStore) -> None:
+    await with_group(store, *(rollout(f"rol_{n}", slot=n) for n in range(100)))
+    await scored(store, "rol_13")
+    nodes, turn = turn_with_nodes()
+    outcomes = await asyncio.gather(
+        *(store.commit_turn(ACCOUNT, f"rol_{n}", nodes, turn) for n in range(100)),
+        return_exceptions=True,
+    )
+    failed = {n: type(outcome) for n, outcome in enumerate(outcomes) if outcome is not None}
+    assert failed == {13: errors.NotInValidStatus}
+    assert [s.turns for s in await page(store)] == [1] * 13 + [0] + [1] * 86
+
+
+async def test_a_cancelled_caller_does_not_take_its_turn_back(store: SqlStore) -> None:
+    await with_group(store)
+    nodes, turn = turn_with_nodes()
+    caller = asyncio.create_task(store.commit_turn(ACCOUNT, "rol_a", nodes, turn))
+    await asyncio.sleep(0)
+    caller.cancel()
+    assert [t.turn_id for t in (await committed(store)).turns] == ["trn_0"]
+
+
+async def committed(store: SqlStore) -> Trajectory:
+    """rol_a after every write that was asked for before."""
+    await store.append(ACCOUNT, "job_walk", [log_event("after it")])
+    return await store.trajectory(ACCOUNT, "rol_a")
+
+
+async def test_a_groups_attempts_come_by_slot_and_attempt(store: SqlStore) -> None:
+    opened = [rollout("rol_b", slot=1), rollout("rol_a2", attempt=1), rollout("rol_a1")]
+    await with_group(store, *opened)
+    await store.commit_turn(ACCOUNT, "rol_a2", *turn_with_nodes())
+    found = await store.group_trajectories(ACCOUNT, "grp_a")
+    assert [(t.rollout.rollout_id, len(t.turns)) for t in found] == [
+        ("rol_a1", 0),
+        ("rol_a2", 1),
+        ("rol_b", 0),
+    ]
+
+
+# ── incarnations ──────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_new_incarnation_supersedes_all_but_what_it_keeps(
+    store: SqlStore, clock: SetClock
+) -> None:
+    await store.create_job(job())
+    for order, name in enumerate(["a", "b", "c"]):
+        await store.open_group(group(f"grp_{name}", order=order))
+        await store.open_rollouts(
+            [rollout(f"rol_{name}{slot}", group_id=f"grp_{name}", slot=slot) for slot in (0, 1)]
+        )
+        await store.commit_turn(ACCOUNT, f"rol_{name}0", *turn_with_nodes())
+        await scored(store, f"rol_{name}0")
+    await scored(store, "rol_a1")
+    await store.close_group(ACCOUNT, "grp_a")
+    await store.open_group(group("grp_new", order=3, incarnation=2))
+
+    assert await store.supersede(ACCOUNT, "job_walk", 2, keep=["grp_a"]) == 2
+
+    assert [g.status.value for g in await store.groups(ACCOUNT, "job_walk")] == [
+        "closed",
+        "superseded",
+        "superseded",
+        "open",
+    ]
+    assert await store.rollout("rol_b1") == rollout(
+        "rol_b1",
+        group_id="grp_b",
+        slot=1,
+        status=RolloutStatus.FAILED,
+        fault=Fault(
+            blame=Blame.SERVICE,
+            code="superseded",
+            message="start 2 of the job plans its row again",
+        ),
+        ended_at=5000.0,
+    )
+    assert (await store.rollout("rol_b0")).status is RolloutStatus.REWARDED
+    assert await store.ledger(ACCOUNT, "job_walk") == {0: {"superseded": 4}}
+    assert await store.supersede(ACCOUNT, "job_walk", 2, keep=["grp_a"]) == 0
+
+
+# ── steps and models ──────────────────────────────────────────────────────────────────────────
+
+
+async def with_closed_group(store: SqlStore) -> None:
+    await with_group(store)
+    await store.commit_turn(ACCOUNT, "rol_a", *turn_with_nodes())
+    await scored(store, "rol_a")
+    await store.close_group(ACCOUNT, "grp_a")
+
+
+async def test_a_finished_step_is_kept_whole(store: SqlStore) -> None:
+    await with_closed_group(store)
+    assert await store.policy(ACCOUNT, "job_walk") is None
+    done = finished(packages=(package(),))
+    await store.finish_step(ACCOUNT, "job_walk", done)
+    assert await store.groups(ACCOUNT, "job_walk") == [group(status=GroupStatus.TRAINED, step=0)]
+    assert await store.ledger(ACCOUNT, "job_walk") == {0: {"trained": 2}}
+    assert await store.checkpoints(ACCOUNT, "job_walk") == [done.checkpoint]
+    assert await store.packages(ACCOUNT) == [package()]
+    assert await store.policy(ACCOUNT, "job_walk") == done.policy
+    assert (await store.job(ACCOUNT, "walk")).step == 1
+    assert [e.body for e in await store.events(ACCOUNT, "job_walk")] == [{"step": 0}]
+
+
+@pytest.mark.parametrize(
+    ("done", "error", "text"),
+    [
+        (finished(step=1), errors.Conflict, "has finished 0 steps; step 1 is not the next"),
+        (finished(groups=("grp_a", "grp_open")), errors.Conflict, "'grp_open' is open"),
+        (finished(groups=("grp_z",)), errors.NotFound, "group 'grp_z'"),
+        (finished(bins={"rol_z": {"trained": 1}}), errors.Conflict, "'rol_z' is not of this job"),
+        (finished(packages=(package(), package())), errors.Conflict, "walk/1 exists already"),
+        (
+            finished(events=(status_event(JobStatus.COMPLETED),)),
+            errors.Conflict,
+            "PENDING cannot become COMPLETED",
+        ),
+    ],
+)
+async def test_a_step_that_cannot_be_kept_whole_is_not_kept_at_all(
+    store: SqlStore, done: FinishedStep, error: type[Exception], text: str
+) -> None:
+    await with_closed_group(store)
+    await store.open_group(group("grp_open", order=1))
+    with pytest.raises(error, match=text):
+        await store.finish_step(ACCOUNT, "job_walk", done)
+    assert (await store.job(ACCOUNT, "walk")).step == 0
+    assert [g.status.value for g in await store.groups(ACCOUNT, "job_walk")] == ["closed", "open"]
+    assert await store.ledger(ACCOUNT, "job_walk") == {}
+    assert await store.checkpoints(ACCOUNT, "job_walk") == []
+    assert await store.packages(ACCOUNT) == []
+    assert await store.events(ACCOUNT, "job_walk") == []
+
+
+async def test_a_group_is_never_counted_twice(store: SqlStore) -> None:
+    await with_closed_group(store)
+    await store.finish_step(ACCOUNT, "job_walk", finished())
+    with pytest.raises(errors.Conflict, match="group 'grp_a' is trained"):
+        await store.finish_step(ACCOUNT, "job_walk", finished(1, bins={}))
+    with pytest.raises(errors.Conflict, match="'rol_a' is not of this job, or was counted"):
+        await store.finish_step(ACCOUNT, "job_walk", finished(1, groups=()))
+
+
+async def test_the_ledger_adds_up_per_step(store: SqlStore) -> None:
+    await with_group(store, *(rollout(f"rol_{n}", slot=n) for n in range(3)))
+    await store.finish_step(
+        ACCOUNT,
+        "job_walk",
+        finished(groups=(), bins={"rol_0": {"trained": 2, "greedy": 1}, "rol_1": {"trained": 5}}),
+    )
+    await store.finish_step(
+        ACCOUNT, "job_walk", finished(1, groups=(), bins={"rol_2": {"deadline": 4}})
+    )
+    assert await store.ledger(ACCOUNT, "job_walk") == {
+        0: {"trained": 7, "greedy": 1},
+        1: {"deadline": 4},
+    }
+
+
+async def test_a_checkpoint_of_the_same_step_takes_the_place_of_the_earlier(
+    store: SqlStore,
+) -> None:
+    await with_job(store)
+    for path in ("/blobs/one", "/blobs/two"):
+        await store.save_checkpoint(ACCOUNT, "job_walk", builders.checkpoint(-1, path=path))
+    await store.save_checkpoint(ACCOUNT, "job_walk", builders.checkpoint(-2))
+    assert await store.checkpoints(ACCOUNT, "job_walk") == [
+        builders.checkpoint(-2),
+        builders.checkpoint(-1, path="/blobs/two"),
+    ]
+
+
+async def test_a_package_is_found_by_id_version_or_group(store: SqlStore) -> None:
+    await with_job(store)
+    versions = tuple(package(n) for n in (1, 2, 10))
+    nested = package(3, package_id="pkg_nested", group="team/walk")
+    done = finished(groups=(), bins={}, packages=(*versions, nested))
+    await store.finish_step(ACCOUNT, "job_walk", done)
+    assert await store.package(ACCOUNT, "pkg_2") == versions[1]
+    assert await store.package(ACCOUNT, "walk/1") == versions[0]
+    assert await store.package(ACCOUNT, "walk") == versions[2]
+    assert await store.package(ACCOUNT, "team/walk") == nested
+    assert await store.package(ACCOUNT, "team/walk/3") == nested
+    assert await store.packages(ACCOUNT, group="walk") == list(versions)
+    with pytest.raises(errors.NotFound, match="model package 'walk/4'"):
+        await store.package(ACCOUNT, "walk/4")
+
+
+# ── accounts ──────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_another_account_sees_and_changes_nothing(store: SqlStore) -> None:
+    await with_closed_group(store)
+    await store.finish_step(ACCOUNT, "job_walk", finished(packages=(package(),)))
+    nodes, turn = turn_with_nodes(1)
+    for refused in (
+        store.job(OTHER, "job_walk"),
+        store.update_spec(OTHER, "job_walk", spec()),
+        store.delete_job(OTHER, "job_walk"),
+        store.append(OTHER, "job_walk", [log_event("hello")]),
+        store.events(OTHER, "job_walk"),
+        store.wait_for(OTHER, "job_walk", after=0),
+        store.start_incarnation(OTHER, "job_walk"),
+        store.open_group(group("grp_b", account_id=OTHER)),
+        store.close_group(OTHER, "grp_a"),
+        store.supersede(OTHER, "job_walk", 2),
+        store.open_rollouts([rollout("rol_b", account_id=OTHER)]),
+        store.rollout("rol_a", OTHER),
+        store.commit_turn(OTHER, "rol_a", nodes, turn),
+        store.mark_undelivered(OTHER, "rol_a", "trn_0"),
+        store.move_rollout(OTHER, "rol_a", list(RolloutStatus), status=RolloutStatus.FAILED),
+        store.trajectory(OTHER, "rol_a"),
+        store.ledger(OTHER, "job_walk"),
+        store.finish_step(OTHER, "job_walk", finished(1)),
+        store.save_checkpoint(OTHER, "job_walk", builders.checkpoint(1)),
+        store.package(OTHER, "walk"),
+    ):
+        with pytest.raises(errors.NotFound):
+            await refused
+    assert await store.jobs(OTHER) == []
+    assert await store.groups(OTHER, "job_walk") == []
+    assert await store.group_trajectories(OTHER, "grp_a") == []
+    assert await store.rollouts(OTHER, RolloutQuery(job_id="job_walk")) == []
+    assert await store.checkpoints(OTHER, "job_walk") == []
+    assert await store.policy(OTHER, "job_walk") is None
+    assert await store.packages(OTHER) == []
+
+
+async def test_the_default_account_is_made_once(store: SqlStore) -> None:
+    account = await store.default_account()
+    assert (account.slug, len(account.number), account.number.isdecimal()) == ("default", 12, True)
+    assert await store.default_account() == account
+
+
+async def test_keys_are_found_listed_and_revoked(store: SqlStore, clock: SetClock) -> None:
+    wide = Key(key_id="key_a", account_id=ACCOUNT, name="ci", sha256="a" * 64, created_at=1.0)
+    narrow = Key(
+        key_id="key_b",
+        account_id=ACCOUNT,
+        name="agent",
+        sha256="b" * 64,
+        actions=frozenset({Action.READ}),
+        job_ids=frozenset({"job_walk"}),
+        created_at=2.0,
+    )
+    for key in (wide, narrow):
+        await store.add_key(key)
+    assert await store.key_by_sha256("b" * 64) == narrow
+    with pytest.raises(errors.NotFound):
+        await store.key_by_sha256("c" * 64)
+    revoked = await store.revoke_key(ACCOUNT, "key_a")
+    assert revoked == replace(wide, revoked_at=5000.0)
+    clock.at = 9000.0
+    assert await store.revoke_key(ACCOUNT, "key_a") == revoked
+    assert await store.keys(ACCOUNT) == [revoked, narrow]
+    assert await store.keys(OTHER) == []
+    with pytest.raises(errors.NotFound, match="key 'key_b'"):
+        await store.revoke_key(OTHER, "key_b")
+
+
+# ── durability ────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_closed_store_says_so(store: SqlStore) -> None:
+    await with_job(store)
+    waiting = asyncio.create_task(store.wait_for(ACCOUNT, "job_walk", after=0))
+    await store.events(ACCOUNT, "job_walk")
+    await store.close()
+    with pytest.raises(errors.Unavailable, match="the store is closed"):
+        await store.job(ACCOUNT, "walk")
+    with pytest.raises(errors.Unavailable, match="the store is closed"):
+        await waiting
+
+
+async def test_what_waits_is_committed_before_a_store_closes(tmp_path: Path) -> None:
+    store = SqlStore.open(tmp_path / "turnwise.db")
+    await store.create_job(job())
+    appends = [
+        asyncio.create_task(store.append(ACCOUNT, "job_walk", [log_event("x")])) for _ in range(99)
+    ]
+    await asyncio.sleep(0)
+    await store.close()
+    await asyncio.gather(*appends)
+    reopened = SqlStore.open(tmp_path / "turnwise.db")
+    assert len(await reopened.events(ACCOUNT, "job_walk")) == 99
+    await reopened.close()
+
+
+_COMMIT_UNTIL_KILLED = """
+import asyncio, sys
+from tests.builders import ACCOUNT, group, job, rollout, turn_with_nodes
+from turnwise.storage.sql import SqlStore
+
+async def commit(store, slot):
+    await store.open_rollouts([rollout(f"rol_{slot}", slot=slot)])
+    for index in range(1_000_000):
+        await store.commit_turn(ACCOUNT, f"rol_{slot}", *turn_with_nodes(index))
+        print(slot, index, flush=True)
+
+async def main():
+    store = SqlStore.open(sys.argv[1])
+    await store.create_job(job())
+    await store.open_group(group())
+    await asyncio.gather(*(commit(store, slot) for slot in range(8)))
+
+asyncio.run(main())
+"""
+
+
+async def test_every_acknowledged_turn_survives_kill_nine(tmp_path: Path) -> None:
+    path = tmp_path / "turnwise.db"
+    child = subprocess.Popen(
+        [sys.executable, "-c", _COMMIT_UNTIL_KILLED, str(path)],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[2],
+    )
+    with child:
+        assert child.stdout is not None
+        acknowledged = [child.stdout.readline() for _ in range(500)]
+        child.kill()
+        acknowledged += child.stdout.read().splitlines(keepends=True)
+    whole = [line.split() for line in acknowledged if line.endswith("\n")]
+    store = SqlStore.open(path)
+    for slot in range(8):
+        indices = [int(index) for its_slot, index in whole if int(its_slot) == slot]
+        read = await store.trajectory(ACCOUNT, f"rol_{slot}")
+        kept = [t.index for t in read.turns]
+        assert kept[: len(indices)] == indices
+        assert len(read.nodes) == 2 * len(kept)
+    await store.close()

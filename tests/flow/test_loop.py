@@ -1,0 +1,575 @@
+"""A job from its first row to its last adapter, through the loop alone: every neighbour is a fake.
+
+What is locked here: a bad agent costs its own rollouts and never a job; a stop, a crash and a
+full disk lose at most the step under way; no trained token is older than the job allows; every
+sampled token is accounted for; nothing is left running.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import builders
+from tests.unit.loop.fakes import (
+    FakeBlobs,
+    FakeClock,
+    FakeGateway,
+    FakeLearner,
+    FakeSampler,
+    names,
+    until,
+)
+from turnwise import errors
+from turnwise.agents.scripted import Behaviour, ScriptedAgent
+from turnwise.domain import metrics
+from turnwise.domain.data import Row
+from turnwise.domain.event import Event, EventDraft, EventKind, Level
+from turnwise.domain.job import (
+    AsyncSpec,
+    BatchSpec,
+    Job,
+    JobStatus,
+    RolloutSpec,
+    ScheduleSpec,
+    ValidationSpec,
+)
+from turnwise.domain.rollout import Group, GroupStatus, Policy, Purpose, Rollout, Trajectory
+from turnwise.loop.run import JobLoop
+from turnwise.loop.sockets import Sockets
+from turnwise.ports import RolloutQuery
+from turnwise.storage.sql import SqlStore
+
+BATCH = BatchSpec(global_batch_size=2, group_size=2)
+TWO_STEPS = ScheduleSpec(max_epochs=1, max_steps=2, val_every=0)
+LIMITS = RolloutSpec(rollout_timeout=10.0, rollout_max_retries=2)
+
+Behave = Callable[[Rollout], Behaviour]
+
+
+def rows(count: int = 4) -> list[Row]:
+    prompts = [f"task {index}" for index in range(count)]
+    return [
+        Row(index=index, prompt=prompt, fields={"prompt": prompt, "script": ["go on"]})
+        for index, prompt in enumerate(prompts)
+    ]
+
+
+def make_job(**changes: Any) -> Job:
+    spec: dict[str, Any] = {
+        "batch": BATCH,
+        "schedule": TWO_STEPS,
+        "rollout": LIMITS,
+        "async_config": AsyncSpec(max_steps_off_policy=0),
+    }
+    return builders.job(spec=builders.spec("walk", **(spec | changes)))
+
+
+class World:
+    """One job and its neighbours; `loop` makes a new incarnation with a fresh learner."""
+
+    def __init__(self, folder: Path, store: SqlStore, clock: FakeClock) -> None:
+        self.store = store
+        self.clock = clock
+        self.gateway = FakeGateway(store)
+        self.sampler = FakeSampler()
+        self.learner = FakeLearner()
+        self.blobs = FakeBlobs(folder)
+        self.new_id = names()
+        self.behave: Behave = lambda rollout: Behaviour.PLAY
+        self.reward: Callable[[Rollout], float] = lambda rollout: float(rollout.slot)
+        self.check: Callable[[], None] = lambda: None
+
+    def loop(self, job: Job, train: list[Row], validation: list[Row] | None = None) -> JobLoop:
+        self.learner = FakeLearner()
+        return JobLoop(job, train, validation or [], self.sockets())
+
+    def sockets(self) -> Sockets:
+        return Sockets(
+            store=self.store,
+            rollouts=self.gateway,
+            sampler=self.sampler,
+            learner=self.learner,
+            runner=Agent(self),
+            blobs=self.blobs,
+            clock=self.clock,
+            new_id=self.new_id,
+            endpoint=lambda rollout_id, secret: f"http://here/r/{rollout_id}/{secret}",
+            job_arn="arn:aws:sagemaker:us-west-2:000000000001:job/AgentRFT/walk",
+        )
+
+    async def job(self) -> Job:
+        return await self.store.job(builders.ACCOUNT, "walk")
+
+    async def events(self, kind: EventKind) -> list[Event]:
+        return await self.store.events(builders.ACCOUNT, "job_walk", kinds=[kind.value])
+
+    async def warnings(self) -> list[str]:
+        log = await self.events(EventKind.LOG)
+        return [event.body["message"] for event in log if event.level is Level.WARNING]
+
+    async def waits_only_for(self, wakes_at: float, *, ended: int) -> None:
+        """Until that many attempts have ended and nothing but one deadline can happen."""
+
+        async def is_still() -> bool:
+            told = len(await self.events(EventKind.ROLLOUT))
+            return told == ended and self.clock.waits == [wakes_at]
+
+        await until(is_still)
+
+    async def groups(self) -> list[Group]:
+        return await self.store.groups(builders.ACCOUNT, "job_walk")
+
+    async def trajectories(self) -> list[Trajectory]:
+        page = await self.store.rollouts(
+            builders.ACCOUNT, RolloutQuery(job_id="job_walk", limit=10_000)
+        )
+        ids = [summary.rollout.rollout_id for summary in page]
+        return [await self.store.trajectory(builders.ACCOUNT, each) for each in ids]
+
+
+class Agent(ScriptedAgent):
+    """Plays through the fake gateway as the world says; `check` may fail."""
+
+    def __init__(self, world: World) -> None:
+        rollouts = world.gateway.rollouts
+        super().__init__(
+            world.gateway,
+            behaviour=lambda request: world.behave(rollouts[request.rollout_id]),
+            reward=lambda request, replies: world.reward(rollouts[request.rollout_id]),
+        )
+        self._world = world
+
+    async def check(self) -> None:
+        self._world.check()
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    clock = FakeClock()
+    store = SqlStore.in_memory(clock=clock)
+    yield World(tmp_path, store, clock)
+    await store.close()
+    left = asyncio.all_tasks() - {asyncio.current_task()}
+    assert not left, f"tasks left behind: {left}"
+
+
+async def run(world: World, job: Job, validation: list[Row] | None = None) -> Job:
+    await world.store.create_job(job)
+    await world.loop(job, rows(), validation).run()
+    return await world.job()
+
+
+async def assert_ledger_is_complete(world: World) -> None:
+    bins = await world.store.ledger(builders.ACCOUNT, "job_walk")
+    sampled = sum(t.sampled_tokens for t in await world.trajectories())
+    assert sum(tokens for step in bins.values() for tokens in step.values()) == sampled
+
+
+async def test_a_two_step_job_trains_every_row_once_and_completes(world: World) -> None:
+    job = await run(world, make_job())
+
+    assert (job.status, job.message, job.step) == (JobStatus.COMPLETED, "", 2)
+    assert [g.status for g in await world.groups()] == [GroupStatus.TRAINED] * 4
+    assert sorted(g.row_index for g in await world.groups()) == [0, 1, 2, 3]
+    assert [g.step for g in await world.groups()] == [0, 0, 1, 1]
+    assert world.gateway.policies == [
+        Policy(adapter_id="adapter-0", policy_step=0),
+        Policy(adapter_id="adapter-1", policy_step=1),
+        Policy(adapter_id="adapter-2", policy_step=2),
+    ]
+    statuses = [e.body["secondary"] for e in await world.events(EventKind.STATUS)]
+    assert statuses == ["Training", "Completed"]
+    assert [c.step for c in await world.store.checkpoints(job.account_id, "job_walk")] == [-1, 0, 1]
+    packages = await world.store.packages(job.account_id)
+    assert [(p.group, p.version, p.kind) for p in packages] == [
+        ("walk", 1, "adapter"),
+        ("walk-checkpoints", 1, "checkpoint"),
+        ("walk", 2, "adapter"),
+        ("walk-checkpoints", 2, "checkpoint"),
+    ]
+    assert world.sampler.adapters == set()
+    await assert_ledger_is_complete(world)
+
+
+async def test_each_step_logs_registered_metrics(world: World) -> None:
+    await run(world, make_job())
+
+    logged = [event.body for event in await world.events(EventKind.METRICS)]
+    assert [body["step"] for body in logged] == [0, 1]
+    for body in logged:
+        metrics.check(body["values"])
+    values = logged[0]["values"]
+    assert values["rollout/reward/mean"] == 0.5
+    assert values["rollout/metrics/replies/mean"] == 2.0
+    assert values["training/updates"] == 1
+    assert values["ledger/trained"] == 16  # 4 rollouts x 2 turns x 2 tokens
+    assert values["mismatch/age_0/mean"] == 0.0
+
+
+async def test_an_agent_that_fails_one_rollout_harms_only_that_rollout(world: World) -> None:
+    def fail_slot_1_of_row_0(rollout: Rollout) -> Behaviour:
+        is_victim = rollout.row_index == 0 and rollout.slot == 1
+        return Behaviour.ABORT if is_victim else Behaviour.PLAY
+
+    world.behave = fail_slot_1_of_row_0
+    limits = replace(LIMITS, rollout_max_retries=0)
+    three = BatchSpec(global_batch_size=2, group_size=3)
+    job = await run(world, make_job(rollout=limits, batch=three))
+
+    assert (job.status, job.step) == (JobStatus.COMPLETED, 2)
+    failed = [t.rollout for t in await world.trajectories() if not t.rollout.is_scored]
+    assert [(r.row_index, r.slot) for r in failed] == [(0, 1)]
+    trained = [
+        sum(len(batch.samples) for batch in request.mini_batches)
+        for request in world.learner.requests
+    ]
+    assert sorted(trained) == [5, 6]
+    await assert_ledger_is_complete(world)
+
+
+async def test_an_answer_of_500_is_tried_again_with_a_new_rollout_id(world: World) -> None:
+    world.behave = lambda rollout: Behaviour.PLAY if rollout.attempt else Behaviour.ANSWER_500
+    await world.store.create_job(job := make_job())
+    running = asyncio.create_task(world.loop(job, rows()).run())
+    for at in (1000.5, 1001.0):  # one short wait before the second attempts of each step
+        await until(lambda at=at: world.clock.waits == [at] * 4)
+        world.clock.advance(0.5)
+    await running
+
+    assert (await world.job()).status is JobStatus.COMPLETED
+    attempts: dict[tuple[str, int], list[str | None]] = {}
+    for rollout in [t.rollout for t in await world.trajectories()]:
+        code = rollout.fault.code if rollout.fault else None
+        attempts.setdefault((rollout.group_id, rollout.slot), []).append(code)
+    assert list(attempts.values()) == [["http_error", None]] * 8
+    logged = (await world.events(EventKind.METRICS))[0].body["values"]
+    assert (logged["rollout/retried"], logged["rollout/failed"]) == (4, 0)
+
+
+async def test_an_agent_that_hangs_costs_one_group_timeout(world: World) -> None:
+    world.behave = lambda rollout: Behaviour.HANG if rollout.slot == 1 else Behaviour.PLAY
+    one_group = BatchSpec(global_batch_size=1, group_size=3)
+    job = make_job(batch=one_group, schedule=replace(TWO_STEPS, max_steps=1))
+    await world.store.create_job(job)
+    running = asyncio.create_task(world.loop(job, rows()).run())
+    # its deadline, the second attempt, the group's deadline
+    for wakes_at, ended in ((1010.0, 2), (1010.5, 3), (1020.0, 3)):
+        await world.waits_only_for(wakes_at, ended=ended)
+        world.clock.advance(wakes_at - world.clock.now())
+    await running
+
+    assert (await world.job()).status is JobStatus.COMPLETED
+    assert world.clock.now() - 1000.0 == job.spec.rollout.group_timeout_s
+    stuck = [t.rollout for t in await world.trajectories() if t.rollout.slot == 1]
+    assert [r.fault and r.fault.message for r in stuck] == [
+        "No sampling requests were received for this rollout"
+    ] * 2
+    assert len(world.learner.requests) == 1
+    await assert_ledger_is_complete(world)
+
+
+async def test_a_reward_that_is_never_reported_fails_the_rollout_by_name(world: World) -> None:
+    world.behave = lambda rollout: Behaviour.NO_REWARD if rollout.slot == 1 else Behaviour.PLAY
+    limits = replace(LIMITS, rollout_max_retries=0)
+    one_group = BatchSpec(global_batch_size=1, group_size=3)
+    job = make_job(batch=one_group, schedule=replace(TWO_STEPS, max_steps=1), rollout=limits)
+    await world.store.create_job(job)
+    running = asyncio.create_task(world.loop(job, rows()).run())
+    await world.waits_only_for(1010.0, ended=2)
+    world.clock.advance(10.0)
+    await running
+
+    [event] = [e.body for e in await world.events(EventKind.ROLLOUT) if "fault" in e.body]
+    assert event["fault"] == {
+        "blame": "reward",
+        "code": "no_reward",
+        "message": "The rollout completed but no reward was received in time",
+    }
+    assert (event["status"], event["turns"], event["tokens"]) == ("FAILED", 2, 4)
+    await assert_ledger_is_complete(world)
+
+
+async def test_a_step_without_a_reward_that_differs_makes_no_update_and_warns(
+    world: World,
+) -> None:
+    world.reward = lambda rollout: 1.0
+    job = await run(world, make_job())
+
+    assert (job.status, job.step, world.learner.requests) == (JobStatus.COMPLETED, 2, [])
+    assert await world.warnings() == [
+        f"step {step} made no update: none of its 2 groups has rewards that differ between siblings"
+        for step in (0, 1)
+    ]
+    assert {policy.adapter_id for policy in world.gateway.policies} == {"adapter-0"}
+
+
+# ── agents that are not there ─────────────────────────────────────────────────────────────────
+
+
+def gone() -> None:
+    raise errors.Unavailable("the agent cannot be reached: GET http://agent/health")
+
+
+async def test_a_job_whose_agent_is_down_fails_with_the_address(world: World) -> None:
+    world.check = gone
+    job = await run(world, make_job())
+
+    assert job.status is JobStatus.FAILED
+    assert job.message == "the agent cannot be reached: GET http://agent/health"
+    assert world.gateway.rollouts == {}
+
+
+async def test_an_agent_that_goes_away_ends_the_job_instead_of_using_up_its_rows(
+    world: World,
+) -> None:
+    def vanish(rollout: Rollout) -> Behaviour:
+        if rollout.step == 0:
+            return Behaviour.PLAY
+        world.check = gone
+        return Behaviour.ANSWER_500
+
+    world.behave = vanish
+    limits = replace(LIMITS, rollout_max_retries=0)
+    job = await run(world, make_job(rollout=limits))
+
+    assert (job.status, job.step) == (JobStatus.FAILED, 1)
+    assert job.message.startswith("the agent cannot be reached")
+
+
+async def test_a_dataset_without_rows_fails_the_job_by_name(world: World) -> None:
+    await world.store.create_job(job := make_job())
+    await world.loop(job, []).run()
+
+    assert (await world.job()).message == "dataset: '/data/train.jsonl' has no rows"
+
+
+async def test_a_sampler_without_exact_logprobs_is_refused(world: World) -> None:
+    world.sampler.sampled_logprobs = False
+    job = await run(world, make_job())
+
+    assert job.status is JobStatus.FAILED
+    assert "does not give the logprobs of sampled tokens" in job.message
+
+
+# ── stop, crash, resume ───────────────────────────────────────────────────────────────────────
+
+
+async def resume(world: World, job: Job) -> Job:
+    """What control does on `jobs resume`, and the loop after it."""
+    body = {"status": "PENDING", "secondary": "Pending", "message": ""}
+    draft = EventDraft(kind=EventKind.STATUS, body=body)
+    await world.store.append(builders.ACCOUNT, "job_walk", [draft])
+    await world.loop(job, rows()).run()
+    return await world.job()
+
+
+async def test_a_stopped_job_resumes_at_its_next_step_with_the_groups_it_had(
+    world: World,
+) -> None:
+    await world.store.create_job(job := make_job())
+    loop = world.loop(job, rows())
+    running = asyncio.create_task(loop.run())
+    await until(lambda: len(world.learner.requests) == 1)
+    world.learner.may_step.clear()
+    await until(lambda: len(world.learner.requests) == 2)
+    loop.request_stop()
+    await running
+    stopped = await world.job()
+    assert (stopped.status, stopped.step) == (JobStatus.STOPPED, 1)
+    rollouts_before = len(world.gateway.rollouts)
+
+    resumed = await resume(world, job)
+
+    assert (resumed.status, resumed.step, resumed.incarnation) == (JobStatus.COMPLETED, 2, 2)
+    assert [request.step for request in world.learner.requests] == [1]
+    assert world.learner.updates == 2
+    assert len(world.gateway.rollouts) == rollouts_before
+    assert [g.status for g in await world.groups()] == [GroupStatus.TRAINED] * 4
+    await assert_ledger_is_complete(world)
+
+
+async def test_a_stop_cancels_open_rollouts_and_their_rows_are_planned_again(
+    world: World,
+) -> None:
+    world.behave = lambda rollout: Behaviour.HANG if rollout.step == 1 else Behaviour.PLAY
+    await world.store.create_job(job := make_job())
+    loop = world.loop(job, rows())
+    running = asyncio.create_task(loop.run())
+    await until(lambda: len([r for r in world.gateway.rollouts.values() if r.step == 1]) == 4)
+    loop.request_stop()
+    await running
+    cancelled = [t.rollout.fault for t in await world.trajectories() if t.rollout.fault]
+    assert [fault.code for fault in cancelled] == ["cancelled"] * 4
+
+    world.behave = lambda rollout: Behaviour.PLAY
+    resumed = await resume(world, job)
+
+    assert (resumed.status, resumed.step) == (JobStatus.COMPLETED, 2)
+    groups = await world.groups()
+    assert [g.order for g in groups] == [0, 1, 2, 3, 2, 3]
+    assert [g.row_index for g in groups[2:4]] == [g.row_index for g in groups[4:]]
+    assert Counter(g.status for g in groups) == {GroupStatus.TRAINED: 4, GroupStatus.SUPERSEDED: 2}
+    await assert_ledger_is_complete(world)
+
+
+async def test_a_server_that_ends_leaves_the_job_running_for_the_next_one(world: World) -> None:
+    world.behave = lambda rollout: Behaviour.HANG
+    await world.store.create_job(job := make_job())
+    running = asyncio.create_task(world.loop(job, rows()).run())
+    await until(lambda: len(world.gateway.rollouts) == 4)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+
+    assert (await world.job()).status is JobStatus.RUNNING
+    world.behave = lambda rollout: Behaviour.PLAY
+    await world.loop(job, rows()).run()
+    assert (await world.job()).status is JobStatus.COMPLETED
+
+
+async def test_a_full_disk_at_a_checkpoint_fails_the_job_and_keeps_the_one_before(
+    world: World,
+) -> None:
+    await world.store.create_job(job := make_job())
+    loop = world.loop(job, rows())
+    world.learner.breaks[1] = errors.StorageFull("no room for a checkpoint of 3 MB; make room")
+    await loop.run()
+    failed = await world.job()
+    assert (failed.status, failed.step) == (JobStatus.FAILED, 1)
+    assert failed.message == "no room for a checkpoint of 3 MB; make room"
+
+    resumed = await resume(world, job)
+
+    assert (resumed.status, resumed.step) == (JobStatus.COMPLETED, 2)
+
+
+async def test_a_learner_that_dies_fails_the_job_with_that_reason(world: World) -> None:
+    await world.store.create_job(job := make_job())
+    loop = world.loop(job, rows())
+    world.learner.breaks[-1] = errors.ProcessDied("the learner's process ended")
+    await loop.run()
+
+    assert (await world.job()).message == "the learner's process ended"
+
+
+# ── asynchrony ────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_agents_go_on_while_the_learner_trains_and_no_token_gets_too_old(
+    world: World,
+) -> None:
+    schedule = replace(TWO_STEPS, max_epochs=3, max_steps=6)
+    job = make_job(schedule=schedule, async_config=AsyncSpec(max_steps_off_policy=2))
+    await world.store.create_job(job)
+    loop = world.loop(job, rows())
+    world.learner.may_step.clear()
+    running = asyncio.create_task(loop.run())
+
+    async def three_steps_are_collected() -> bool:
+        closed = {GroupStatus.CLOSED}
+        return [g.status in closed for g in await world.groups()] == [True] * 6
+
+    await until(three_steps_are_collected)
+    assert [request.step for request in world.learner.requests] == [0]
+    world.learner.may_step.set()
+    await running
+
+    assert (await world.job()).status is JobStatus.COMPLETED
+    ages = Counter(
+        request.step - int(policy_step)
+        for request in world.learner.requests
+        for batch in request.mini_batches
+        for weighted in batch.samples
+        for policy_step in weighted.sample.policy_steps[weighted.sample.trained]
+    )
+    assert set(ages) <= {0, 1, 2}
+    assert max(ages) > 0
+    await assert_ledger_is_complete(world)
+
+
+async def test_rollouts_run_at_once_up_to_the_limit(world: World) -> None:
+    world.behave = lambda rollout: Behaviour.HANG
+    limits = replace(LIMITS, rollout_max_concurrency=3)
+    await world.store.create_job(job := make_job(rollout=limits))
+    loop = world.loop(job, rows())
+    running = asyncio.create_task(loop.run())
+    await until(lambda: world.clock.waits == [1010.0] * 3)
+    loop.request_stop()
+    await running
+
+    assert len(world.gateway.rollouts) == 3
+
+
+# ── parity ────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("is_stale", "error", "verdict"),
+    [
+        (True, 0.0, "the sampler is wrong, it scores adapter adapter-"),
+        (False, 0.25, "sampler and learner compute adapter adapter-"),
+    ],
+)
+async def test_a_sampler_that_disagrees_fails_the_job_where_no_token_is_of_age_0(
+    world: World, is_stale: bool, error: float, verdict: str
+) -> None:
+    job = make_job(async_config=AsyncSpec(max_steps_off_policy=2))
+    await world.store.create_job(job)
+    loop = world.loop(job, rows())
+    world.learner.may_step.clear()  # so that step 1 trains tokens sampled before step 0 ended
+    running = asyncio.create_task(loop.run())
+
+    async def both_steps_are_collected() -> bool:
+        return [g.status for g in await world.groups()] == [GroupStatus.CLOSED] * 4
+
+    await until(both_steps_are_collected)
+    world.sampler.is_stale, world.sampler.error = is_stale, error
+    world.learner.may_step.set()
+    await running
+
+    failed = await world.job()
+    assert (failed.status, failed.step) == (JobStatus.FAILED, 1)
+    assert verdict in failed.message
+    assert "limit 1e-05" in failed.message
+
+
+# ── validation ────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_validation_runs_before_every_so_often_and_at_the_end_on_pinned_policies(
+    world: World,
+) -> None:
+    schedule = replace(TWO_STEPS, max_epochs=2, max_steps=3, val_every=2)
+    validation = ValidationSpec(group_size=2, max_rows=1, pass_k_values=(1, 2))
+    job = await run(world, make_job(schedule=schedule, validation=validation), validation=rows(2))
+
+    assert (job.status, job.step) == (JobStatus.COMPLETED, 3)
+    evaluations = [event.body for event in await world.events(EventKind.EVALUATION)]
+    assert [(body["step"], body["purpose"]) for body in evaluations] == [
+        (0, "validation"),
+        (2, "validation"),
+        (3, "validation"),
+    ]
+    values = evaluations[0]["values"]
+    metrics.check(values)
+    assert values["val/reward/mean"] == 0.5
+    assert values["val/reward/pass_at_2"] == 1.0
+    assert values["val/reward/num_prompts"] == 1
+    pinned = [
+        (t.rollout.policy, {turn.policy for turn in t.turns})
+        for t in await world.trajectories()
+        if t.rollout.purpose is Purpose.VALIDATION
+    ]
+    assert [policy.policy_step for policy, _ in pinned if policy] == [0, 0, 2, 2, 3, 3]
+    assert all(turns == {policy} for policy, turns in pinned)
+    phases = [event.body["secondary"] for event in await world.events(EventKind.STATUS)]
+    assert phases == [
+        *("Evaluating", "Training", "Evaluating", "Training", "Evaluating", "Completed"),
+    ]

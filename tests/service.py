@@ -1,0 +1,151 @@
+"""A real server process, a real agent, and a tiny model, for flow tests."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+from fastapi.responses import JSONResponse
+from openai import AsyncOpenAI
+
+from tests.families import save_family
+from tests.tiny import save_tiny_model
+from turnwise.client import Client, connect
+from turnwise.rft import RolloutFeedbackClient
+
+Json = dict[str, Any]
+#: What an agent does with one rollout: (its model, the payload) -> reward, or None to report none.
+Behaviour = Callable[[AsyncOpenAI, Json], Awaitable[float | list[float] | None]]
+
+
+def save_chat_model(folder: Path, *, seed: int = 0) -> Path:
+    """A tiny random Qwen3 model with its tokenizer."""
+    save_family(folder, "qwen3")
+    vocabulary = json.loads((folder / "tokenizer.json").read_text())
+    size = len(vocabulary["model"]["vocab"]) + len(vocabulary["added_tokens"])
+    return save_tiny_model(folder, seed=seed, vocab_size=size)
+
+
+def save_rows(file: Path, count: int) -> Path:
+    """A dataset of short prompts."""
+    file.write_text("".join(json.dumps({"prompt": f"row {n}"}) + "\n" for n in range(count)))
+    return file
+
+
+class Server:
+    """`turnwise serve` as a process of its own."""
+
+    def __init__(self, data_dir: Path, **env: str) -> None:
+        self.data_dir = data_dir
+        command = [sys.executable, "-m", "turnwise.cli", "--data-dir", str(data_dir)]
+        self.process = subprocess.Popen(
+            [*command, "serve", "--port", "0", "--json"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | env,
+        )
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(self.process.communicate()[1])
+        self.url: str = json.loads(line)["url"]
+
+    def client(self) -> Client:
+        """A client with the admin key."""
+        return connect(self.url, data_dir=self.data_dir)
+
+    def children(self) -> list[int]:
+        """Process ids of engines and learners."""
+        tasks = Path(f"/proc/{self.process.pid}/task")
+        found = [(task / "children").read_text().split() for task in tasks.iterdir()]
+        return [int(pid) for pids in found for pid in pids]
+
+    def kill(self) -> None:
+        """SIGKILL, as a crash would."""
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait(10)
+        self._close_pipes()
+
+    def stop(self) -> None:
+        """End it in an orderly way."""
+        if self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(20)
+            except subprocess.TimeoutExpired:
+                self.kill()
+                raise
+        self._close_pipes()
+
+    def _close_pipes(self) -> None:
+        for pipe in (self.process.stdout, self.process.stderr):
+            if pipe is not None:
+                pipe.close()
+
+
+@contextlib.contextmanager
+def serving(data_dir: Path, **env: str) -> Iterator[Server]:
+    """A server that is ended at the end."""
+    server = Server(data_dir, **env)
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+@contextlib.contextmanager
+def agent(behave: Behaviour, *, health: int = 200) -> Iterator[str]:
+    """An agent that answers POST /rollout by `behave`; its URL."""
+    app = FastAPI()
+
+    @app.get("/health")
+    async def _health() -> Any:
+        return JSONResponse({"status": "healthy"}, health)
+
+    @app.post("/rollout")
+    async def _rollout(payload: Json) -> Json:
+        metadata = payload["metadata"]
+        async with AsyncOpenAI(
+            base_url=metadata["endpoint"] + "/v1", api_key="unused", max_retries=2
+        ) as model:
+            reward = await behave(model, payload)
+        if reward is not None:
+            await asyncio.to_thread(RolloutFeedbackClient(metadata).report_complete, reward)
+        return {"metrics": {"completion": 1.0}}
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        config = uvicorn.Config(app, log_level="error", lifespan="off")
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, args=([listening],))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            server.force_exit = True
+            thread.join(10)
+
+
+async def chatty(model: AsyncOpenAI, payload: Json) -> float:
+    """Two turns; the reward is the share of the replies' characters that are lower-case."""
+    messages: list[Any] = [{"role": "user", "content": payload["prompt"]}]
+    said = ""
+    for _ in range(2):
+        reply = await model.chat.completions.create(model="default", messages=messages)
+        text = reply.choices[0].message.content or ""
+        said += text
+        messages += [reply.choices[0].message, {"role": "user", "content": "more"}]
+    return sum(c.islower() for c in said) / max(1, len(said))

@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from tests.unit.agents.test_http import request
+from turnwise import errors
+from turnwise.agents import PythonAgent, open_runner
+from turnwise.domain.job import AgentKind, AgentSpec
+from turnwise.ports import AgentOutcome, AgentRequest
+
+HERE = "tests.unit.agents.test_python"
+
+
+async def answers_later(request: AgentRequest) -> Mapping[str, Any]:
+    await asyncio.sleep(0)
+    return {"metrics": {"letters": len(request.prompt)}}
+
+
+def answers_from_a_thread(request: AgentRequest) -> Mapping[str, Any]:
+    return {"metrics": {"is_main": threading.current_thread() is threading.main_thread()}}
+
+
+async def breaks(request: AgentRequest) -> None:
+    raise KeyError("tool")
+
+
+async def hangs(request: AgentRequest) -> None:
+    await asyncio.Event().wait()
+
+
+async def outcome(target: str, **changes: Any) -> AgentOutcome:
+    runner = PythonAgent(f"{HERE}:{target}")
+    try:
+        [only] = [outcome async for outcome in runner.run([request(**changes)])]
+    finally:
+        await runner.close()
+    return only
+
+
+async def test_a_coroutine_function_runs_in_the_loop_and_gives_its_metrics() -> None:
+    assert (await outcome("answers_later")).metrics == {"letters": 12.0}
+
+
+async def test_a_plain_function_runs_in_a_thread() -> None:
+    assert (await outcome("answers_from_a_thread")).metrics == {"is_main": 0.0}
+
+
+async def test_an_exception_of_the_agent_is_its_fault() -> None:
+    fault = (await outcome("breaks")).fault
+    assert fault is not None
+    assert (fault.blame, fault.code, fault.message) == ("agent", "agent_error", "KeyError: 'tool'")
+
+
+async def test_an_agent_that_does_not_return_runs_into_its_deadline() -> None:
+    fault = (await outcome("hangs", timeout_s=0.02)).fault
+    assert fault is not None
+    assert (fault.code, fault.message) == ("deadline", "the agent did not return in 0.02 s")
+
+
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [
+        ("walk", 'names no function; use "package.module:function"'),
+        ("nowhere:walk", "cannot be imported (No module named 'nowhere')"),
+        (f"{HERE}:walk", "has no attribute 'walk'"),
+        (f"{HERE}:HERE", "is not a function"),
+    ],
+)
+def test_a_target_that_is_no_function_is_refused(target: str, said: str) -> None:
+    with pytest.raises(errors.InvalidInput) as raised:
+        open_runner(AgentSpec(kind=AgentKind.PYTHON, target=target))
+    assert str(raised.value).startswith(f"agent.target: {target!r} ")
+    assert said in str(raised.value)

@@ -1,0 +1,131 @@
+"""The SQL store's database: migrations, portability, a full disk, a held file."""
+
+import asyncio
+import sqlite3
+import stat
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import event
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.schema import CreateIndex, CreateTable
+
+from tests.builders import ACCOUNT, group, job, rollout, turn_with_nodes
+from turnwise import errors
+from turnwise.domain.event import EventDraft, EventKind
+from turnwise.storage.database import migrate, open_engine
+from turnwise.storage.sql import SqlStore
+from turnwise.storage.tables import metadata
+from turnwise.storage.turns import CommitTurn
+from turnwise.system import SYSTEM_CLOCK
+
+LOG = EventDraft(kind=EventKind.LOG, body={"message": "hello"})
+
+
+def test_the_migrations_make_exactly_the_tables(tmp_path: Path) -> None:
+    engine = open_engine(tmp_path / "turnwise.db")
+    migrate(engine)  # again: nothing is left to do
+    with engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        assert compare_metadata(context, metadata) == []
+    engine.dispose()
+
+
+def test_every_table_has_the_account() -> None:
+    assert [table.name for table in metadata.tables.values() if "account_id" not in table.c] == []
+
+
+def test_the_tables_and_the_hot_statements_compile_for_postgres() -> None:
+    dialect = postgresql.psycopg.dialect()
+    for table in metadata.sorted_tables:
+        CreateTable(table).compile(dialect=dialect)
+        for index in table.indexes:
+            CreateIndex(index).compile(dialect=dialect)
+    assert "%(its_id)s" in CommitTurn(dialect)._count
+
+
+def test_the_database_file_is_the_owners_alone(tmp_path: Path) -> None:
+    open_engine(tmp_path / "turnwise.db").dispose()
+    assert stat.S_IMODE((tmp_path / "turnwise.db").stat().st_mode) == 0o600
+
+
+def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "turnwise.db"
+    path.write_text("something else " * 100)
+    with pytest.raises(errors.Unavailable, match="the database failed: file is not a database"):
+        open_engine(path)
+
+
+def test_commits_are_synced(tmp_path: Path) -> None:
+    engine = open_engine(tmp_path / "turnwise.db")
+    with engine.connect() as connection:
+        pragma = {
+            name: connection.exec_driver_sql(f"PRAGMA {name}").scalar()
+            for name in ("journal_mode", "synchronous", "busy_timeout")
+        }
+    engine.dispose()
+    full = 2
+    assert pragma == {"journal_mode": "wal", "synchronous": full, "busy_timeout": 30_000}
+
+
+async def test_a_full_disk_fails_the_call_and_leaves_nothing_of_it(tmp_path: Path) -> None:
+    engine = open_engine(tmp_path / "turnwise.db")
+    store = SqlStore(engine, SYSTEM_CLOCK, readers=1)
+    await store.create_job(job())
+    await store.open_group(group())
+    await store.open_rollouts([rollout(f"rol_{n}", slot=n) for n in range(3)])
+    await store.close()
+
+    @event.listens_for(engine, "connect")
+    def limit(connection: sqlite3.Connection, _record: object) -> None:
+        connection.execute("PRAGMA max_page_count = 100")
+
+    store = SqlStore(engine, SYSTEM_CLOCK, readers=1)
+    small = turn_with_nodes()
+    large = turn_with_nodes(prompt=range(400_000))
+    outcomes = await asyncio.gather(
+        store.commit_turn(ACCOUNT, "rol_0", *small),
+        store.commit_turn(ACCOUNT, "rol_1", *large),
+        store.commit_turn(ACCOUNT, "rol_2", *small),
+        return_exceptions=True,
+    )
+    assert [type(outcome) for outcome in outcomes] == [type(None), errors.StorageFull, type(None)]
+    assert "the device of the database is full" in str(outcomes[1])
+    turns = [len((await store.trajectory(ACCOUNT, f"rol_{n}")).turns) for n in range(3)]
+    assert turns == [1, 0, 1]
+    await store.close()
+
+
+async def test_reads_do_not_wait_for_the_writer(tmp_path: Path) -> None:
+    store = SqlStore.open(tmp_path / "turnwise.db")
+    await store.create_job(job())
+    holder = sqlite3.connect(tmp_path / "turnwise.db")
+    holder.execute("BEGIN IMMEDIATE")
+    append = asyncio.create_task(store.append(ACCOUNT, "job_walk", [LOG]))
+    await asyncio.sleep(0)
+    assert await store.events(ACCOUNT, "job_walk") == []
+    assert not append.done()
+    holder.close()
+    assert [e.seq for e in await append] == [1]
+    await store.close()
+
+
+async def test_the_log_is_moved_into_the_file_while_turns_are_committed(tmp_path: Path) -> None:
+    store = SqlStore.open(tmp_path / "turnwise.db")
+    await store.create_job(job())
+    size = (tmp_path / "turnwise.db").stat().st_size
+    while (tmp_path / "turnwise.db").stat().st_size == size:
+        await asyncio.gather(*(store.append(ACCOUNT, "job_walk", [LOG]) for _ in range(64)))
+    await store.close()
+
+
+async def test_a_value_that_is_not_json_is_refused_and_nothing_kept() -> None:
+    store = SqlStore.in_memory()
+    await store.create_job(job())
+    draft = EventDraft(kind=EventKind.LOG, body={"message": object()})
+    with pytest.raises(Exception, match="object cannot be stored as JSON"):
+        await store.append(ACCOUNT, "job_walk", [draft])
+    assert await store.events(ACCOUNT, "job_walk") == []
+    await store.close()

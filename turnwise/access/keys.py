@@ -1,0 +1,185 @@
+"""Bearer keys and rollout secrets. Only their sha256 is stored; a key is shown once, when made."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import re
+import stat
+from collections.abc import Collection
+from pathlib import Path
+
+from turnwise import errors
+from turnwise.domain.access import ALL_ACTIONS, Action, Key, Principal
+from turnwise.ports import Clock, Keys, NewId
+from turnwise.system import SYSTEM_CLOCK, new_id, random_letters
+
+_PREFIX = "tw_"
+_LETTERS = 40  # 188 bits
+_SHAPE = re.compile(r"tw_[a-z]{40}")
+
+#: The name of the key in the data folder; nobody else's key may have it.
+ADMIN = "admin"
+
+# How long a revocation made by another server of the same database may go unnoticed.
+_CACHE_S = 30.0
+
+
+def new_secret() -> str:
+    """A rollout's secret: letters only, so that it can stand in a URL (see `ports.NewId`)."""
+    return random_letters(_LETTERS)
+
+
+def sha256_hex(secret: str) -> str:
+    """What is stored of a secret. It is random and long, so that no salt is needed."""
+    return hashlib.sha256(secret.encode()).hexdigest()
+
+
+def matches(secret: str, sha256: str) -> bool:
+    """Whether the secret has that hash, in a time that does not tell how much of it fits."""
+    return hmac.compare_digest(sha256_hex(secret), sha256)
+
+
+class Keyring:
+    """Makes, lists, revokes and checks the keys of accounts."""
+
+    def __init__(
+        self, store: Keys, *, clock: Clock = SYSTEM_CLOCK, make_id: NewId = new_id
+    ) -> None:
+        self._store = store
+        self._clock = clock
+        self._make_id = make_id
+        self._known: dict[str, tuple[Key, float]] = {}  # by sha256, with the time it was read
+
+    async def authenticate(self, bearer: str) -> Principal:
+        """The caller who presents this key. Raises `Unauthenticated`."""
+        sha256 = sha256_hex(bearer)
+        key = await self._find(sha256)
+        if key is None or key.revoked_at is not None or not matches(bearer, key.sha256):
+            raise errors.Unauthenticated(
+                "this key does not exist or has been revoked; send a valid one as "
+                '"Authorization: Bearer tw_..." (the admin key is in admin.key in the data folder)'
+            )
+        return key.principal
+
+    async def create(
+        self,
+        account_id: str,
+        name: str,
+        *,
+        actions: Collection[Action] = ALL_ACTIONS,
+        job_ids: Collection[str] | None = None,
+    ) -> tuple[str, Key]:
+        """A new key: the secret to hand out, which cannot be read again, and what is stored."""
+        if not name.strip() or name == ADMIN:
+            raise errors.InvalidInput(
+                "name", name, "cannot be a key's name", remedy=f"use any text but {ADMIN!r}"
+            )
+        if not actions:
+            raise errors.InvalidInput(
+                "actions", list(actions), "is empty", remedy=f"use some of {', '.join(Action)}"
+            )
+        secret = _new_key()
+        key = self._key(account_id, name, secret, frozenset(actions), job_ids)
+        await self._store.add_key(key)
+        return secret, key
+
+    async def keys(self, account_id: str) -> list[Key]:
+        """Oldest first, revoked ones included."""
+        return await self._store.keys(account_id)
+
+    async def revoke(self, account_id: str, key_id: str) -> Key:
+        """End a key, from its next use on. Raises `NotFound`."""
+        key = await self._store.revoke_key(account_id, key_id)
+        self._known.pop(key.sha256, None)
+        return key
+
+    async def admin_key(self, path: Path) -> str:
+        """The default account's admin key, kept in `path` and made at the first start.
+
+        Delete the file and start again to have a new one; the old one is then revoked. Raises
+        `Denied` if others may read the file, `InvalidInput` if it holds no key or a revoked one.
+        """
+        account = await self._store.default_account()
+        secret = _read_secret(path) if path.exists() else _write_secret(path, _new_key())
+        current = None
+        for key in await self._store.keys(account.account_id):
+            if key.sha256 == sha256_hex(secret):
+                current = _still_valid(key, path)
+            elif key.name == ADMIN and key.revoked_at is None:
+                await self.revoke(account.account_id, key.key_id)
+        if current is None:
+            await self._store.add_key(
+                self._key(account.account_id, ADMIN, secret, ALL_ACTIONS, None)
+            )
+        return secret
+
+    def _key(
+        self,
+        account_id: str,
+        name: str,
+        secret: str,
+        actions: frozenset[Action],
+        job_ids: Collection[str] | None,
+    ) -> Key:
+        return Key(
+            key_id=self._make_id("key"),
+            account_id=account_id,
+            name=name,
+            sha256=sha256_hex(secret),
+            actions=actions,
+            job_ids=None if job_ids is None else frozenset(job_ids),
+            created_at=self._clock.now(),
+        )
+
+    async def _find(self, sha256: str) -> Key | None:
+        key, read_at = self._known.get(sha256, (None, 0.0))
+        if key is not None and self._clock.now() - read_at < _CACHE_S:
+            return key
+        try:
+            key = await self._store.key_by_sha256(sha256)
+        except errors.NotFound:
+            self._known.pop(sha256, None)
+            return None
+        self._known[sha256] = (key, self._clock.now())
+        return key
+
+
+def _new_key() -> str:
+    return _PREFIX + random_letters(_LETTERS)
+
+
+def _still_valid(key: Key, path: Path) -> Key:
+    if key.revoked_at is not None:
+        raise errors.InvalidInput(
+            "admin.key", str(path), "holds a revoked key", remedy="delete the file for a new key"
+        )
+    return key
+
+
+def _read_secret(path: Path) -> str:
+    mode = stat.S_IMODE(path.stat().st_mode)
+    if mode & 0o077:
+        raise errors.Denied(
+            f"{path} has mode {mode:04o}, so that others may have read the admin key; "
+            f"delete it for a new key, or chmod 600 {path} to go on with this one"
+        )
+    secret = path.read_text().strip()
+    if not _SHAPE.fullmatch(secret):
+        raise errors.InvalidInput(
+            "admin.key", str(path), "does not hold a key", remedy="delete the file for a new key"
+        )
+    return secret
+
+
+def _write_secret(path: Path, secret: str) -> str:
+    """Write whole or not at all: a crash must not leave half a key."""
+    draft = path.with_name(path.name + ".new")
+    draft.unlink(missing_ok=True)
+    with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(secret + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
+    return secret

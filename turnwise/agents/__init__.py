@@ -1,0 +1,28 @@
+"""AgentRunners: ways to reach the user's agent."""
+
+from __future__ import annotations
+
+from turnwise import errors
+from turnwise.agents.http import HttpAgent
+from turnwise.agents.python import PythonAgent
+from turnwise.agents.scripted import HttpCall, ScriptedAgent
+from turnwise.domain.job import AgentKind, AgentSpec
+from turnwise.ports import AgentRunner
+
+__all__ = ["HttpAgent", "PythonAgent", "ScriptedAgent", "open_runner"]
+
+
+def open_runner(spec: AgentSpec) -> AgentRunner:
+    """The runner that a job asks for. Call it inside a running event loop; `close` it after use.
+
+    Raises `InvalidInput` when the spec names no agent, or one that cannot be imported.
+    """
+    if spec.kind is AgentKind.HTTP:
+        if not spec.url.startswith(("http://", "https://")):
+            raise errors.InvalidInput(
+                "agent.url", spec.url, "is no HTTP address", remedy="use http://host:port"
+            )
+        return HttpAgent(spec.url)
+    if spec.kind is AgentKind.PYTHON:
+        return PythonAgent(spec.target)
+    return ScriptedAgent(HttpCall())

@@ -1,0 +1,71 @@
+"""What every runner does alike: many rollouts at once, and an agent's answer read as an outcome."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from typing import Any
+
+from turnwise.domain.rollout import Blame, Fault
+from turnwise.ports import AgentOutcome, AgentRequest
+
+#: Error types of a Lambda-style answer that come back however often one asks.
+_PERMANENT_ERRORS = frozenset({"ValidationError", "AccessDenied"})
+
+#: How much of an agent's answer a fault quotes: enough for the last line of a traceback.
+EXCERPT_CHARS = 200
+
+
+async def as_they_finish(
+    requests: Sequence[AgentRequest], run_one: Callable[[AgentRequest], Awaitable[AgentOutcome]]
+) -> AsyncIterator[AgentOutcome]:
+    """Run all requests at once and yield outcomes as they come. Closing it cancels the rest."""
+    tasks = [asyncio.ensure_future(run_one(request)) for request in requests]
+    try:
+        for finished in asyncio.as_completed(tasks):
+            yield await finished
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def failed(
+    request: AgentRequest, code: str, message: str, *, retryable: bool = True
+) -> AgentOutcome:
+    """An outcome that blames the agent."""
+    fault = Fault(blame=Blame.AGENT, code=code, message=message, retryable=retryable)
+    return AgentOutcome(rollout_id=request.rollout_id, fault=fault)
+
+
+def answered(request: AgentRequest, answer: Any) -> AgentOutcome:
+    """Read what the agent gave back: `errorType` is a failure, numbers in `metrics` are kept.
+
+    Anything else is accepted, for an agent may answer at once and work on (contract: the reward
+    comes by the data plane).
+    """
+    if not isinstance(answer, Mapping):
+        return AgentOutcome(rollout_id=request.rollout_id)
+    if kind := answer.get("errorType"):
+        said = f"{kind}: {answer.get('errorMessage', '')}"
+        return failed(
+            request, "agent_error", excerpt(said), retryable=kind not in _PERMANENT_ERRORS
+        )
+    return AgentOutcome(rollout_id=request.rollout_id, metrics=_numbers(answer.get("metrics")))
+
+
+def excerpt(text: str) -> str:
+    """A piece of text short enough to quote, on one line."""
+    line = " ".join(text.split())
+    return line if len(line) <= EXCERPT_CHARS else line[: EXCERPT_CHARS - 3] + "..."
+
+
+def _numbers(metrics: Any) -> dict[str, float]:
+    if not isinstance(metrics, Mapping):
+        return {}
+    return {
+        str(name): float(value)
+        for name, value in metrics.items()
+        if isinstance(value, int | float) and math.isfinite(value)
+    }

@@ -1,0 +1,269 @@
+"""Where rooms meet: Settings -> objects -> one ASGI app. Imports no torch.
+
+One server process holds every door, the gateway and the jobs' loops on one asyncio loop; engines
+and learners are its child processes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import uvicorn
+import uvloop
+
+from turnwise import errors
+from turnwise.access.keys import Keyring
+from turnwise.agents import open_runner
+from turnwise.channel import Connection
+from turnwise.control.browse import Browse
+from turnwise.control.jobs import Jobs, load_job_rows
+from turnwise.domain.access import Account
+from turnwise.domain.job import Job, JobSpec
+from turnwise.domain.training import LearnerSpec
+from turnwise.gateway.gateway import Gateway
+from turnwise.launching.lazy import LazyLearner
+from turnwise.launching.local import LocalLauncher
+from turnwise.loop.run import JobLoop
+from turnwise.loop.sockets import Sockets
+from turnwise.ports import EngineSpec, Launcher, Sampler
+from turnwise.rendering.family import load_renderer
+from turnwise.sampling.handle import RemoteSampler
+from turnwise.settings import Settings
+from turnwise.storage.blobs import FolderBlobs
+from turnwise.storage.folder import DataFolder
+from turnwise.storage.sql import SqlStore
+from turnwise.system import SYSTEM_CLOCK, new_id
+from turnwise.training.handle import RemoteLearner
+from turnwise.wire.asgi import Receive, Scope, Send
+from turnwise.wire.dataplane import DataPlane
+from turnwise.wire.native.routes import native_app
+
+log = logging.getLogger(__name__)
+
+Asgi = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+#: Region in the ARNs that this server makes; AWS clients insist on a real one.
+REGION = "us-west-2"
+
+
+class Engines:
+    """One engine process per base model and mode, started when first needed."""
+
+    def __init__(self, launcher: Launcher, settings: Settings) -> None:
+        self._launcher = launcher
+        self._settings = settings
+        self._running: dict[tuple[str, bool], Sampler] = {}
+        self._starting = asyncio.Lock()
+
+    async def get(self, spec: JobSpec) -> Sampler:
+        """The engine for a job; a new one if the former process has died."""
+        key = (spec.model, spec.deterministic)
+        async with self._starting:
+            engine = self._running.get(key)
+            if engine is None or not await _answers(engine):
+                engine = await self._launcher.engine(self._spec(spec))
+                self._running[key] = engine
+            return engine
+
+    def _spec(self, spec: JobSpec) -> EngineSpec:
+        settings = self._settings
+        return EngineSpec(
+            base_model=spec.model,
+            device=settings.device,
+            threads=settings.engine_threads,
+            deterministic=spec.deterministic,
+            max_slots=settings.engine_slots,
+            max_length=settings.engine_max_length,
+            max_queue=settings.engine_queue,
+        )
+
+
+async def _answers(engine: Sampler) -> bool:
+    try:
+        await engine.stats()
+    except errors.ProcessDied:
+        return False
+    return True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _PluggedLoop:
+    """A job's loop with what was opened for it, closed when the loop has ended."""
+
+    loop: JobLoop
+    opened: contextlib.AsyncExitStack
+
+    async def run(self) -> None:
+        async with self.opened:
+            await self.loop.run()
+
+    def request_stop(self) -> None:
+        self.loop.request_stop()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Service:
+    """One server's rooms, plugged together."""
+
+    settings: Settings
+    url: str
+    account: Account
+    folder: DataFolder
+    store: SqlStore
+    gateway: Gateway
+    launcher: LocalLauncher
+    engines: Engines
+
+    async def start_job(self, job: Job) -> _PluggedLoop:
+        """Plug a job's loop together."""
+        rows, validation_rows = await asyncio.to_thread(load_job_rows, job.spec)
+        renderer = await asyncio.to_thread(load_renderer, Path(job.spec.model), job.spec.history)
+        engine = await self.engines.get(job.spec)
+        opened = contextlib.AsyncExitStack()
+        runner = open_runner(job.spec.agent)
+        opened.push_async_callback(runner.close)
+        learner = LazyLearner(lambda: self.launcher.learner(self._learner_spec(job.spec)))
+        opened.push_async_callback(learner.close)
+        self.gateway.attach(job, engine, renderer)
+        opened.callback(self.gateway.detach, job.job_id)
+        sockets = Sockets(
+            store=self.store,
+            rollouts=self.gateway,
+            sampler=engine,
+            learner=learner,
+            runner=runner,
+            blobs=FolderBlobs(self.folder.blobs),
+            clock=SYSTEM_CLOCK,
+            new_id=new_id,
+            endpoint=self._endpoint,
+            job_arn=f"arn:aws:sagemaker:{REGION}:{self.account.number}:job/AgentRFT/{job.name}",
+        )
+        return _PluggedLoop(loop=JobLoop(job, rows, validation_rows, sockets), opened=opened)
+
+    def account_number(self, account_id: str) -> str:
+        """The 12 digits of an account. Raises `NotFound`."""
+        if account_id != self.account.account_id:
+            raise errors.NotFound("account", account_id)
+        return self.account.number
+
+    def _endpoint(self, rollout_id: str, secret: str) -> str:
+        return f"{self.url}/r/{rollout_id}.{secret}"
+
+    def _learner_spec(self, spec: JobSpec) -> LearnerSpec:
+        return LearnerSpec(
+            base_model=spec.model,
+            lora=spec.lora,
+            optimizer=spec.optimizer,
+            seed=spec.seed,
+            tokens_per_micro_batch=spec.batch.tokens_per_micro_batch,
+            device=self.settings.device,
+            threads=self.settings.learner_threads,
+            input_adapter=spec.input_adapter or None,
+        )
+
+
+@contextlib.asynccontextmanager
+async def open_service(settings: Settings, url: str) -> AsyncIterator[tuple[Service, Asgi]]:
+    """Open the data folder, plug the rooms together and continue the jobs; the ASGI app."""
+    async with contextlib.AsyncExitStack() as opened:
+        folder = DataFolder.open(settings.data_dir)
+        opened.callback(folder.close)
+        store = await asyncio.to_thread(SqlStore.open, settings.database_url or folder.database)
+        opened.push_async_callback(store.close)
+        keyring = Keyring(store)
+        await keyring.admin_key(folder.admin_key)
+        launcher = LocalLauncher(sampler=_remote_sampler, learner=_remote_learner)
+        opened.push_async_callback(launcher.close)
+        gateway = Gateway(store, SYSTEM_CLOCK, new_id)
+        opened.push_async_callback(gateway.close)
+        service = Service(
+            settings=settings,
+            url=settings.public_url or url,
+            account=await store.default_account(),
+            folder=folder,
+            store=store,
+            gateway=gateway,
+            launcher=launcher,
+            engines=Engines(launcher, settings),
+        )
+        jobs = Jobs(
+            store=store,
+            clock=SYSTEM_CLOCK,
+            new_id=new_id,
+            start=service.start_job,
+            max_running=settings.max_running_jobs,
+        )
+        opened.push_async_callback(jobs.close)
+        await jobs.recover()
+        native = native_app(jobs, Browse(store), keyring.authenticate)
+        data_plane = DataPlane(gateway, keyring.authenticate, service.account_number)
+        yield service, _doors(data_plane, native)
+
+
+def _doors(data_plane: DataPlane, native: Asgi) -> Asgi:
+    """One ASGI app: model calls and rewards past any framework, the rest behind FastAPI."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        door = data_plane if data_plane.owns(scope["path"]) else native
+        await door(scope, receive, send)
+
+    return app
+
+
+def _remote_sampler(connection: Connection) -> Sampler:
+    return RemoteSampler(connection)
+
+
+def _remote_learner(connection: Connection) -> RemoteLearner:
+    return RemoteLearner(connection)
+
+
+def run_server(settings: Settings, ready: Callable[[str], None]) -> None:
+    """Serve until SIGINT or SIGTERM. `ready` is called with the URL once requests are answered."""
+    uvloop.run(_serve(settings, ready))
+
+
+async def _serve(settings: Settings, ready: Callable[[str], None]) -> None:
+    listening = socket.create_server((settings.host, settings.port), backlog=1024)
+    url = f"http://{settings.host}:{listening.getsockname()[1]}"
+    async with open_service(settings, url) as (service, asgi):
+        (service.folder.root / "server.url").write_text(url + "\n")
+        config = uvicorn.Config(
+            asgi,
+            lifespan="off",
+            log_level="warning",
+            access_log=False,
+            timeout_graceful_shutdown=2,
+            # An agent's client keeps hundreds of connections; the default of 5 s would close
+            # them between two steps.
+            timeout_keep_alive=75,
+        )
+        server = _Server(config, lambda: ready(url))
+        await server.serve([listening])
+
+
+class _Server(uvicorn.Server):
+    """uvicorn that says when it answers, and leaves the end of the process to us."""
+
+    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._ready = ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._ready()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """uvicorn's own raises the signal again, which ends the process before it is closed."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self.handle_exit, number, None)
+        yield

@@ -1,0 +1,413 @@
+"""The command line: `turnwise serve`, and commands that talk to a running server."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import sys
+import tarfile
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from turnwise import __version__, errors
+from turnwise.client import Client, connect
+from turnwise.control.job_file import as_mapping, parse_job
+from turnwise.domain.job import JobKind
+
+Json = dict[str, Any]
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
+jobs_app = typer.Typer(no_args_is_help=True, help="Jobs: list, describe, logs, metrics, stop ...")
+rollouts_app = typer.Typer(no_args_is_help=True, help="Rollouts: list, show.")
+models_app = typer.Typer(no_args_is_help=True, help="Models: list, export.")
+app.add_typer(jobs_app, name="jobs")
+app.add_typer(rollouts_app, name="rollouts")
+app.add_typer(models_app, name="models")
+
+out = Console()
+err = Console(stderr=True)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+Name = Annotated[str, typer.Argument(help="The job's name or id.")]
+
+
+@dataclasses.dataclass
+class _Server:
+    """Which server the commands of this call talk to."""
+
+    url: str = ""
+    key: str = ""
+    data_dir: Path | None = None
+
+    def client(self) -> Client:
+        return connect(self.url, self.key, data_dir=self.data_dir)
+
+
+_server = _Server()
+
+
+@app.callback()
+def _options(
+    url: Annotated[str, typer.Option(help="Server address; default $TURNWISE_URL.")] = "",
+    key: Annotated[str, typer.Option(help="API key; default $TURNWISE_API_KEY.")] = "",
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Data folder of a server on this machine.")
+    ] = None,
+) -> None:
+    _server.url, _server.key, _server.data_dir = url, key, data_dir
+
+
+def main() -> None:
+    """Run the command line; an expected error is one line on stderr and exit status 1."""
+    try:
+        app()
+    except errors.TurnwiseError as error:
+        if "--json" in sys.argv:
+            print(json.dumps({"error": {"type": type(error).__name__, "message": str(error)}}))
+        else:
+            err.print(f"error: {error}", style="red", markup=False, highlight=False)
+        sys.exit(1)
+
+
+# ── showing ───────────────────────────────────────────────────────────────────────────────────
+
+
+def _show(value: object, as_json: bool, text: Callable[[], object]) -> None:
+    if as_json:
+        print(json.dumps(value))
+    else:
+        out.print(text())
+
+
+def _table(rows: Iterable[Mapping[str, Any]], columns: Iterable[str]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for column in columns:
+        table.add_column(column.replace("_", " "))
+    for row in rows:
+        table.add_row(*(_cell(row.get(column)) for column in columns))
+    return table
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _clock(at: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
+
+
+_JOB_COLUMNS = ("name", "kind", "status", "secondary_status", "step", "max_steps", "message")
+
+
+def _job_text(job: Json) -> Table:
+    return _table([job], _JOB_COLUMNS)
+
+
+def _event_text(event: Json) -> str:
+    body = event["body"]
+    if event["kind"] == "log":
+        what = body["message"]
+    elif event["kind"] == "status":
+        what = f"{body['status']} ({body['secondary']}) {body.get('message', '')}".rstrip()
+    elif event["kind"] in ("metrics", "evaluation"):
+        what = _metrics_text(body)
+    else:
+        what = " ".join(f"{key}={_cell(value)}" for key, value in body.items())
+    return f"{_clock(event['at'])} {event['level']:<7} {event['kind']:<10} {what}"
+
+
+#: What a line of `logs` shows of a step's metrics; `jobs metrics` shows all.
+_HEADLINE = (
+    "rollout/reward/mean",
+    "training/loss",
+    "analysis/zero_adv_groups",
+    "val/reward/mean",
+    "timing_s/step",
+)
+
+
+def _metrics_text(body: Json) -> str:
+    shown = [f"{n}={_cell(body['values'][n])}" for n in _HEADLINE if n in body["values"]]
+    return f"step {body['step']} " + " ".join(shown)
+
+
+# ── commands ──────────────────────────────────────────────────────────────────────────────────
+
+
+@app.command()
+def version(as_json: AsJson = False) -> None:
+    """Print the version."""
+    _show({"version": __version__}, as_json, lambda: __version__)
+
+
+@app.command()
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on; 0 picks one.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Start the server: every door, the gateway, the jobs' loops, and their processes."""
+    from turnwise.app import run_server  # uvicorn and the doors are for the server alone
+    from turnwise.settings import Settings
+
+    given: Json = {"host": host, "port": port, "data_dir": _server.data_dir}
+    settings = Settings(**{key: value for key, value in given.items() if value is not None})
+
+    def ready(url: str) -> None:
+        facts = {"url": url, "data_dir": str(settings.data_dir.resolve())}
+        text = f"Turnwise {__version__} at {url}, data in {facts['data_dir']}; Ctrl-C ends it"
+        _show(facts, as_json, lambda: text)
+        sys.stdout.flush()
+
+    run_server(settings, ready)
+
+
+@app.command()
+def train(
+    job_file: Annotated[Path, typer.Argument(help="The job, as YAML or JSON.")],
+    detach: Annotated[bool, typer.Option(help="Start it and return.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Start the job of a job file and follow it to its end."""
+    with _server.client() as client:
+        _run_job(client, _load(job_file), detach=detach, as_json=as_json)
+
+
+@app.command("eval")
+def evaluate(
+    job_file: Annotated[Path, typer.Argument(help="The job whose agent and model to evaluate.")],
+    model: Annotated[
+        str, typer.Option(help="A registered model or a PEFT folder; default the base model.")
+    ] = "",
+    dataset: Annotated[str, typer.Option(help="Rows; default the job's validation set.")] = "",
+    rows: Annotated[int, typer.Option(min=0, help="Take the first N rows; 0 takes all.")] = 0,
+    temperature: Annotated[float | None, typer.Option(help="0 is greedy.")] = None,
+    group_size: Annotated[int, typer.Option(min=1, help="Rollouts per row.")] = 1,
+    name: Annotated[str, typer.Option(help="The evaluation job's name.")] = "",
+    detach: Annotated[bool, typer.Option(help="Start it and return.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Evaluate a model with a job's agent: reward, pass@k and what the agent measures."""
+    job = _load(job_file)
+    job["kind"] = JobKind.EVALUATION.value
+    job["name"] = name or f"{job['name'][:40]}-eval-{time.strftime('%Y%m%d%H%M%S')}"
+    job["input_adapter"] = str(Path(model).resolve()) if Path(model).is_dir() and model else model
+    job["dataset"] = str(Path(dataset).resolve()) if dataset else _evaluated(job)
+    job["validation"] |= {"max_rows": rows, "group_size": group_size}
+    if temperature is not None:
+        job["val_sampling_params"]["temperature"] = temperature
+    with _server.client() as client:
+        _run_job(client, job, detach=detach, as_json=as_json)
+
+
+def _evaluated(job: Json) -> str:
+    path: str = job["validation_dataset"] or job["dataset"]
+    return path
+
+
+def _load(job_file: Path) -> Json:
+    """A job file, checked here so that its own paths and mistakes are shown at once."""
+    if not job_file.is_file():
+        raise errors.InvalidInput("JOB.yaml", str(job_file), "does not exist")
+    try:
+        data = yaml.safe_load(job_file.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise errors.InvalidInput("JOB.yaml", str(job_file), f"is not YAML: {error}") from None
+    return as_mapping(parse_job(data, folder=job_file.resolve().parent))
+
+
+def _run_job(client: Client, job_file: Json, *, detach: bool, as_json: bool) -> None:
+    job = client.create_job(job_file)
+    if not detach:
+        for event in client.follow(job["name"]):
+            if as_json:
+                print(json.dumps(event), flush=True)
+            elif event["kind"] != "rollout":
+                out.print(_event_text(event), markup=False, highlight=False)
+        job = client.job(job["name"])
+    _show(job, as_json, lambda: _job_text(job))
+    if job["status"] == "FAILED":
+        raise typer.Exit(1)
+
+
+@jobs_app.command("list")
+def jobs_list(
+    status: Annotated[str | None, typer.Option(help="Only jobs of this status.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Jobs, newest first."""
+    with _server.client() as client:
+        found = client.jobs(status=status)
+    _show(found, as_json, lambda: _table(found, _JOB_COLUMNS))
+
+
+@jobs_app.command("describe")
+def jobs_describe(name: Name, as_json: AsJson = False) -> None:
+    """One job: where it stands and its whole job file."""
+    with _server.client() as client:
+        job = client.job(name)
+    _show(job, as_json, lambda: yaml.safe_dump(job, sort_keys=False))
+
+
+@jobs_app.command("logs")
+def jobs_logs(
+    name: Name,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Until the job ends.")] = False,
+    after: Annotated[int, typer.Option(min=0, help="Events past this number.")] = 0,
+    kind: Annotated[list[str] | None, typer.Option(help="Only events of this kind.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """A job's events: status, logs, steps, rollouts."""
+    kinds = tuple(kind or ())
+    with _server.client() as client:
+        events = (
+            client.follow(name, after=after, kinds=kinds)
+            if follow
+            else _pages(lambda at: client.events(name, after=at, kinds=kinds), after)
+        )
+        for event in events:
+            if as_json:
+                print(json.dumps(event), flush=True)
+            else:
+                out.print(_event_text(event), markup=False, highlight=False)
+
+
+def _pages(read: Callable[[int], list[Json]], after: int) -> Iterable[Json]:
+    while page := read(after):
+        yield from page
+        after = page[-1]["seq"]
+
+
+@jobs_app.command("metrics")
+def jobs_metrics(
+    name: Name,
+    metric: Annotated[list[str] | None, typer.Option(help="Names that start so.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """A job's metrics: the latest values, or every point with --json."""
+    with _server.client() as client:
+        curves = client.metrics(name, names=tuple(metric or ()))
+    latest = [{"metric": key} | curve[-1] for key, curve in curves.items()]
+    _show(curves, as_json, lambda: _table(latest, ("metric", "step", "value")))
+
+
+@jobs_app.command("ledger")
+def jobs_ledger(name: Name, as_json: AsJson = False) -> None:
+    """Where every sampled token went, per step."""
+    with _server.client() as client:
+        steps = client.ledger(name)
+    bins = sorted({key for step in steps for key in step["bins"]})
+    rows = [{"step": step["step"]} | step["bins"] for step in steps]
+    _show(steps, as_json, lambda: _table(rows, ("step", *bins)))
+
+
+@jobs_app.command("stop")
+def jobs_stop(name: Name, as_json: AsJson = False) -> None:
+    """Stop a job; its last checkpoint stays."""
+    with _server.client() as client:
+        job = client.stop(name)
+    _show(job, as_json, lambda: _job_text(job))
+
+
+@jobs_app.command("resume")
+def jobs_resume(name: Name, as_json: AsJson = False) -> None:
+    """Continue a stopped or failed job from its last checkpoint."""
+    with _server.client() as client:
+        job = client.resume(name)
+    _show(job, as_json, lambda: _job_text(job))
+
+
+@jobs_app.command("delete")
+def jobs_delete(name: Name, as_json: AsJson = False) -> None:
+    """Remove a job that has ended, with its rollouts; its models stay."""
+    with _server.client() as client:
+        job = client.delete(name)
+    _show(job, as_json, lambda: f"deleted {job['name']}")
+
+
+_ROLLOUT_COLUMNS = (
+    *("rollout_id", "purpose", "step", "row_index", "slot", "attempt"),
+    *("status", "reward", "turns", "tokens"),
+)
+
+
+@rollouts_app.command("list")
+def rollouts_list(
+    job: Name,
+    step: Annotated[int | None, typer.Option(help="Planned at this step.")] = None,
+    purpose: Annotated[str | None, typer.Option(help="train, validation or evaluation.")] = None,
+    status: Annotated[str | None, typer.Option(help="PENDING, READY, FAILED ...")] = None,
+    after: Annotated[int, typer.Option(min=0, help="Rollouts past this number.")] = 0,
+    limit: Annotated[int, typer.Option(min=1, max=1000)] = 50,
+    as_json: AsJson = False,
+) -> None:
+    """A job's rollouts, a page at a time."""
+    with _server.client() as client:
+        page = client.rollouts(
+            job, step=step, purpose=purpose, status=status, after=after, limit=limit
+        )
+    _show(page, as_json, lambda: _table(page["rollouts"], _ROLLOUT_COLUMNS))
+    if page["next_after"] and not as_json:
+        out.print(f"more: --after {page['next_after']}")
+
+
+@rollouts_app.command("show")
+def rollouts_show(rollout_id: str, as_json: AsJson = False) -> None:
+    """One rollout: its conversation, turns and reward; tokens with --json."""
+    with _server.client() as client:
+        rollout = client.rollout(rollout_id)
+    _show(rollout, as_json, lambda: _conversation(rollout))
+
+
+def _conversation(rollout: Json) -> str:
+    lines = [f"{key}: {_cell(rollout[key])}" for key in ("rollout_id", "status", "reward")]
+    if rollout["fault"]:
+        lines.append(f"fault: {rollout['fault']['code']}: {rollout['fault']['message']}")
+    for node in rollout["nodes"]:
+        if node["fork_cause"]:
+            lines.append(f"── fork: {node['fork_cause']}")
+        for message in node["messages"]:
+            said = message.get("content") or json.dumps(message.get("tool_calls", ""))
+            lines.append(f"[{message['role']}] {said}".replace("[", "\\["))
+    return "\n".join(lines)
+
+
+@models_app.command("list")
+def models_list(
+    group: Annotated[str | None, typer.Option(help="Only this group.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Registered models, oldest first."""
+    with _server.client() as client:
+        found = client.models(group=group)
+    _show(found, as_json, lambda: _table(found, ("name", "kind", "step", "base_model", "sha256")))
+
+
+@models_app.command("export")
+def models_export(
+    name: Annotated[str, typer.Argument(help='"group/version", or "group" for the newest.')],
+    folder: Annotated[Path, typer.Argument(help="A new folder to write.")],
+    as_json: AsJson = False,
+) -> None:
+    """Write a model as a PEFT folder."""
+    if folder.exists():
+        raise errors.InvalidInput("folder", str(folder), "exists", remedy="name a new folder")
+    with _server.client() as client:
+        packed = client.model_archive(name)
+    with tarfile.open(fileobj=io.BytesIO(packed)) as tar:
+        tar.extractall(folder, filter="data")
+    _show({"model": name, "folder": str(folder)}, as_json, lambda: f"wrote {folder}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,200 @@
+"""A synchronous client of a Turnwise server."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import httpx
+
+from turnwise import errors
+
+Json = dict[str, Any]
+FINAL = frozenset({"COMPLETED", "FAILED", "STOPPED"})
+#: One event request waits this long at the server before it is asked again.
+WAIT_S = 20.0
+DEFAULT_URL = "http://127.0.0.1:8420"
+
+_ERRORS: dict[int, type[errors.TurnwiseError]] = {
+    401: errors.Unauthenticated,
+    403: errors.Denied,
+    409: errors.Conflict,
+    429: errors.LimitExceeded,
+    503: errors.Unavailable,
+}
+
+
+def connect(url: str = "", key: str = "", *, data_dir: Path | None = None) -> Client:
+    """A client for `url` with `key`.
+
+    What is not given comes from TURNWISE_URL and TURNWISE_API_KEY, then from the files that a
+    server on this machine leaves in its data folder (`server.url`, `admin.key`).
+    """
+    folder = data_dir or Path(os.environ.get("TURNWISE_DATA_DIR", "data"))
+    url = url or os.environ.get("TURNWISE_URL", "") or _read(folder / "server.url") or DEFAULT_URL
+    key = key or os.environ.get("TURNWISE_API_KEY", "") or _read(folder / "admin.key")
+    if not key:
+        raise errors.Unauthenticated(
+            f"no API key: set TURNWISE_API_KEY, or name the server's data folder with --data-dir "
+            f"(looked in {folder})"
+        )
+    return Client(url, key)
+
+
+def _read(file: Path) -> str:
+    return file.read_text().strip() if file.is_file() else ""
+
+
+class Client:
+    """Calls one server. Raises the same errors as the server's own rooms.
+
+    Use as a context manager, or call `close`.
+    """
+
+    def __init__(self, url: str, key: str, *, transport: httpx.BaseTransport | None = None) -> None:
+        self.url = url.rstrip("/")
+        self._http = httpx.Client(
+            base_url=self.url,
+            headers={"Authorization": f"Bearer {key}"},
+            timeout=httpx.Timeout(30.0, read=WAIT_S + 30.0),
+            transport=transport,
+            trust_env=False,
+        )
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free connections."""
+        self._http.close()
+
+    def create_job(self, job_file: Mapping[str, Any]) -> Json:
+        """Validate and start a job; the job."""
+        return self._call("POST", "/api/v1/jobs", json=job_file)
+
+    def validate_job(self, job_file: Mapping[str, Any]) -> Json:
+        """The job file with every default written out, or `InvalidInput`."""
+        return self._call("POST", "/api/v1/jobs/validate", json=job_file)
+
+    def jobs(self, *, status: str | None = None) -> list[Json]:
+        """Newest first."""
+        found: list[Json] = self._call("GET", "/api/v1/jobs", params={"status": status})["jobs"]
+        return found
+
+    def job(self, name: str) -> Json:
+        """One job, by name or id."""
+        return self._call("GET", f"/api/v1/jobs/{name}")
+
+    def stop(self, name: str) -> Json:
+        """Ask a job to stop."""
+        return self._call("POST", f"/api/v1/jobs/{name}/stop")
+
+    def resume(self, name: str) -> Json:
+        """Continue a stopped or failed job."""
+        return self._call("POST", f"/api/v1/jobs/{name}/resume")
+
+    def delete(self, name: str) -> Json:
+        """Remove an ended job."""
+        return self._call("DELETE", f"/api/v1/jobs/{name}")
+
+    def events(
+        self, name: str, *, after: int = 0, kinds: tuple[str, ...] = (), wait_s: float = 0.0
+    ) -> list[Json]:
+        """Events past `after`, at most 1000; waits up to `wait_s` for the first."""
+        params: Json = {"after": after, "kind": list(kinds), "wait_s": wait_s}
+        found: list[Json] = self._call("GET", f"/api/v1/jobs/{name}/events", params=params)[
+            "events"
+        ]
+        return found
+
+    def follow(self, name: str, *, after: int = 0, kinds: tuple[str, ...] = ()) -> Iterator[Json]:
+        """Every event as it comes, until the job has ended and all its events are read."""
+        while True:
+            ended = self.job(name)["status"] in FINAL
+            page = self.events(name, after=after, kinds=kinds, wait_s=0.0 if ended else WAIT_S)
+            yield from page
+            if page:
+                after = page[-1]["seq"]
+            elif ended:
+                return
+
+    def wait(self, name: str, *, poll_s: float = 0.5) -> Json:
+        """Wait until the job has ended; the job."""
+        while (job := self.job(name))["status"] not in FINAL:
+            time.sleep(poll_s)
+        return job
+
+    def metrics(self, name: str, *, names: tuple[str, ...] = ()) -> dict[str, list[Json]]:
+        """Curves by metric name: [{step, value, seq}]."""
+        body = self._call("GET", f"/api/v1/jobs/{name}/metrics", params={"metric": list(names)})
+        found: dict[str, list[Json]] = body["metrics"]
+        return found
+
+    def ledger(self, name: str) -> list[Json]:
+        """Sampled tokens per bin and step: [{step, bins}]."""
+        found: list[Json] = self._call("GET", f"/api/v1/jobs/{name}/ledger")["steps"]
+        return found
+
+    def rollouts(self, name: str, **filters: Any) -> Json:
+        """A page: {rollouts, next_after}. Filters: step, purpose, status, after, limit."""
+        return self._call("GET", f"/api/v1/jobs/{name}/rollouts", params=filters)
+
+    def rollout(self, rollout_id: str) -> Json:
+        """One rollout with messages, tokens and turns."""
+        return self._call("GET", f"/api/v1/rollouts/{rollout_id}")
+
+    def models(self, *, group: str | None = None) -> list[Json]:
+        """Registered models, oldest first."""
+        body = self._call("GET", "/api/v1/models", params={"group": group})
+        found: list[Json] = body["models"]
+        return found
+
+    def model(self, name: str) -> Json:
+        """A model by id, "group/version" or "group"."""
+        return self._call("GET", f"/api/v1/models/{name}")
+
+    def model_archive(self, name: str) -> bytes:
+        """The model's PEFT folder as a tar file."""
+        return self._send("GET", f"/api/v1/models/{name}/archive").content
+
+    def _call(self, method: str, path: str, **options: Any) -> Json:
+        body: Json = self._send(method, path, **options).json()
+        return body
+
+    def _send(self, method: str, path: str, **options: Any) -> httpx.Response:
+        params = options.pop("params", {})
+        params = {key: value for key, value in params.items() if value is not None}
+        try:
+            reply = self._http.request(method, path, params=params, **options)
+        except httpx.TransportError as error:
+            raise errors.Unavailable(
+                f"no server answers at {self.url} ({error}); start one with `turnwise serve`"
+            ) from error
+        if reply.is_error:
+            raise _error(reply)
+        return reply
+
+
+def _error(reply: httpx.Response) -> errors.TurnwiseError:
+    try:
+        error = reply.json()["error"]
+    except (ValueError, KeyError, TypeError):
+        return errors.TurnwiseError(f"the server answered {reply.status_code}: {reply.text[:300]}")
+    if error["type"] == "InvalidInput":
+        known = errors.InvalidInput(error["field"], None, error["reason"], remedy=error["remedy"])
+        known.args = (error["message"],)  # the server has shown the value already
+        return known
+    cls = _ERRORS.get(reply.status_code, errors.TurnwiseError)
+    return cls(error["message"])

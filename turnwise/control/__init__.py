@@ -1,0 +1,1 @@
+"""Control plane: job files, datasets, jobs and their queue, the model registry."""

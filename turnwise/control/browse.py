@@ -1,0 +1,125 @@
+"""Reading what was recorded: events, metrics, rollouts, models. Each call requires a principal."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from turnwise import errors
+from turnwise.domain.access import Action, Principal
+from turnwise.domain.event import Event, EventKind
+from turnwise.domain.job import Job
+from turnwise.domain.rollout import Trajectory
+from turnwise.ports import ModelPackage, RolloutQuery, RolloutSummary, Store
+
+#: Events are read in pages of this many.
+PAGE = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A metric's value at a step; `seq` is the event that carries it."""
+
+    seq: int
+    step: int
+    value: float
+
+
+class Browse:
+    """Queries over one store."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def events(
+        self,
+        principal: Principal,
+        id_or_name: str,
+        *,
+        after: int = 0,
+        kinds: Sequence[EventKind] = (),
+        limit: int = PAGE,
+        wait_s: float = 0.0,
+    ) -> list[Event]:
+        """Events past `after`; with `wait_s`, wait that long for the first one."""
+        job = await self._job(principal, id_or_name)
+        read = self._store.events
+        found = await read(job.account_id, job.job_id, after=after, kinds=kinds, limit=limit)
+        if found or wait_s <= 0:
+            return found
+        try:
+            await asyncio.wait_for(
+                self._store.wait_for(job.account_id, job.job_id, after=after), wait_s
+            )
+        except TimeoutError:
+            return []
+        return await read(job.account_id, job.job_id, after=after, kinds=kinds, limit=limit)
+
+    async def metrics(
+        self, principal: Principal, id_or_name: str, *, names: Sequence[str] = ()
+    ) -> dict[str, list[Point]]:
+        """Every metric's curve, or those whose name starts with one of `names`.
+
+        After a resume a step may have been recorded twice; the later record stands.
+        """
+        curves: dict[str, dict[int, Point]] = {}
+        after = 0
+        while page := await self.events(
+            principal, id_or_name, after=after, kinds=[EventKind.METRICS]
+        ):
+            after = page[-1].seq
+            for event in page:
+                step = int(event.body["step"])
+                for name, value in event.body["values"].items():
+                    if not names or name.startswith(tuple(names)):
+                        point = Point(seq=event.seq, step=step, value=float(value))
+                        curves.setdefault(name, {})[step] = point
+        return {
+            name: [curve[step] for step in sorted(curve)] for name, curve in sorted(curves.items())
+        }
+
+    async def ledger(self, principal: Principal, id_or_name: str) -> dict[int, dict[str, int]]:
+        """Sampled tokens per bin, for each finished step."""
+        job = await self._job(principal, id_or_name)
+        return await self._store.ledger(job.account_id, job.job_id)
+
+    async def rollouts(self, principal: Principal, query: RolloutQuery) -> list[RolloutSummary]:
+        """A page of a job's rollouts."""
+        job = await self._job(principal, query.job_id)
+        query = RolloutQuery(
+            job_id=job.job_id,
+            step=query.step,
+            purpose=query.purpose,
+            status=query.status,
+            after=query.after,
+            limit=query.limit,
+        )
+        return await self._store.rollouts(job.account_id, query)
+
+    async def trajectory(self, principal: Principal, rollout_id: str) -> Trajectory:
+        """One rollout with its graph and turns."""
+        found = await self._store.trajectory(principal.account_id, rollout_id)
+        principal.require(Action.READ, job_id=found.rollout.job_id)
+        return found
+
+    async def packages(
+        self, principal: Principal, *, group: str | None = None
+    ) -> list[ModelPackage]:
+        """Registered models, oldest first."""
+        principal.require(Action.READ)
+        return await self._store.packages(principal.account_id, group=group)
+
+    async def package(self, principal: Principal, id_or_name: str) -> ModelPackage:
+        """A package by id, "group/version", or "group" for its newest version."""
+        principal.require(Action.READ)
+        try:
+            return await self._store.package(principal.account_id, id_or_name)
+        except errors.NotFound:
+            remedy = "`turnwise models list` shows what is registered"
+            raise errors.NotFound("model", id_or_name, remedy=remedy) from None
+
+    async def _job(self, principal: Principal, id_or_name: str) -> Job:
+        job = await self._store.job(principal.account_id, id_or_name)
+        principal.require(Action.READ, job_id=job.job_id)
+        return job

@@ -1,0 +1,279 @@
+"""Every setting of a job file: what it means and what makes sense. Printed as docs/job-file.md.
+
+What is allowed here makes sense for any model; a model's own, narrower ranges belong to its
+recipe, at a door.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from turnwise.domain.job import (
+    AgentSpec,
+    AlgorithmSpec,
+    AsyncSpec,
+    BatchSpec,
+    JobSpec,
+    ParitySpec,
+    RolloutSpec,
+    ScheduleSpec,
+    ValidationSpec,
+)
+from turnwise.domain.rollout import SamplingParams
+from turnwise.domain.training import LoraSpec, OptimizerSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Allowed numbers. The low end is excluded by `above`, the high end by `below`.
+
+    >>> str(Range(1)), str(Range(0, 1, above=True)), Range(0, 1, below=True).holds(1)
+    ('at least 1', 'above 0 and at most 1', False)
+    """
+
+    low: float
+    high: float = math.inf
+    above: bool = False
+    below: bool = False
+
+    def holds(self, value: float) -> bool:
+        """Whether the value lies inside."""
+        is_high_enough = value > self.low if self.above else value >= self.low
+        return is_high_enough and (value < self.high if self.below else value <= self.high)
+
+    def __str__(self) -> str:
+        low = f"{'above' if self.above else 'at least'} {self.low}"
+        high = f"{'below' if self.below else 'at most'} {self.high}"
+        return low if math.isinf(self.high) else f"{low} and {high}"
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One setting, or one block of settings. `allowed` bounds a number, or each one of a list."""
+
+    meaning: str
+    allowed: Range | None = None
+
+
+_COUNT = Range(1)
+_NOT_NEGATIVE = Range(0)
+_POSITIVE = Range(0, above=True)
+_SHARE = Range(0, 1)
+_BELOW_ONE = Range(0, 1, below=True)
+#: What a 64-bit signed column and every random generator take.
+_SEED = Range(0, 2**63 - 1)
+
+SETTINGS: dict[type, dict[str, Setting]] = {
+    JobSpec: {
+        "name": Setting("The job's name: 1 to 63 letters, digits and hyphens; unique."),
+        "model": Setting("The base model: a Hugging Face folder with its tokenizer."),
+        "dataset": Setting("The rows to train on: a .jsonl, .json or .csv file."),
+        "agent": Setting("Where the agent is."),
+        "kind": Setting("Train, or evaluate every row of `dataset` and train nothing."),
+        "validation_dataset": Setting("The rows to validate on; without it nothing is validated."),
+        "prompt_column": Setting("The column that holds a row's prompt."),
+        "label_column": Setting("The column that holds a row's label; empty: there is none."),
+        "description": Setting("Words for whoever reads the list of jobs."),
+        "seed": Setting("Of everything random in the job.", _SEED),
+        "deterministic": Setting(
+            "Make samples independent of what else is sampled at the time, so that a run can be "
+            "repeated bit for bit."
+        ),
+        "history": Setting(
+            "Where the chat family's template drops earlier reasoning: fork as serving will "
+            "(template), or always extend the earlier tokens (exact)."
+        ),
+        "input_adapter": Setting(
+            "What to start from (or to evaluate): a PEFT folder or a registered model, "
+            '"group/version" or "group"; empty: the base model.'
+        ),
+        "batch": Setting("How much a step takes."),
+        "algorithm": Setting("Advantage and loss."),
+        "sampling_params": Setting("How training rollouts are sampled; a request's own values win."),
+        "val_sampling_params": Setting("How validation and evaluation rollouts are sampled."),
+        "validation": Setting("How validation and evaluation go."),
+        "schedule": Setting("How long, and the learning rate over it."),
+        "lora": Setting("Shape of the adapter."),
+        "optimizer": Setting("AdamW."),
+        "rollout": Setting("Limits on rollouts; times in seconds."),
+        "async_config": Setting("Whether agents go on while the learner trains."),
+        "parity": Setting("The check that sampler and learner agree about the same tokens."),
+    },
+    AgentSpec: {
+        "kind": Setting(
+            "An HTTP server (POST {url}/rollout, GET {url}/health), a Python callable in the "
+            "server's process, or the scripted fake."
+        ),
+        "url": Setting("The agent's base URL, for http."),
+        "target": Setting('"package.module:callable", for python.'),
+    },
+    BatchSpec: {
+        "global_batch_size": Setting("Groups (prompts) per step.", _COUNT),
+        "group_size": Setting("Rollouts per group; at least 2 in training.", _COUNT),
+        "updates_per_step": Setting("Optimizer updates per step, on disjoint parts.", _COUNT),
+        "tokens_per_micro_batch": Setting("Tokens per forward pass of the learner.", _COUNT),
+    },
+    AlgorithmSpec: {
+        "advantage_method": Setting("How rewards become advantages."),
+        "loss_fn": Setting("The loss of a token."),
+        "clip_low_threshold": Setting("Absolute lower bound of the ratio.", _SHARE),
+        "clip_high_threshold": Setting("Absolute upper bound of the ratio.", Range(1)),
+        "aggregation": Setting("How token losses become one number."),
+        "turn_discount": Setting("Discount per turn of group_based_per_turn.", _SHARE),
+    },
+    SamplingParams: {
+        "temperature": Setting("0 is greedy, and then nothing can be trained.", Range(0, 100)),
+        "top_p": Setting("Smallest probability mass to choose from; 1: all.", Range(0, 1, True)),
+        "top_k": Setting("Choose among the k likeliest tokens; 0: all.", _NOT_NEGATIVE),
+        "max_tokens": Setting("Most tokens of one turn.", _COUNT),
+    },
+    ValidationSpec: {
+        "max_rows": Setting("Take the first so many rows; 0: all.", _NOT_NEGATIVE),
+        "group_size": Setting("Rollouts per row.", _COUNT),
+        "pass_k_values": Setting("The k of pass@k; those above group_size are left out.", _COUNT),
+        "success_threshold": Setting("A rollout with at least this reward is a success."),
+    },
+    ScheduleSpec: {
+        "max_epochs": Setting("End after so many passes over the rows.", _COUNT),
+        "max_steps": Setting("End after so many steps.", _COUNT),
+        "val_every": Setting("Steps between validations; 0: none.", _NOT_NEGATIVE),
+        "warmup_steps": Setting("Steps over which the learning rate rises.", _NOT_NEGATIVE),
+        "final_learning_rate_fraction": Setting(
+            "Share of the learning rate that is left at the last step; the fall is linear.", _SHARE
+        ),
+    },
+    LoraSpec: {
+        "rank": Setting("Rank of each adapted matrix.", _COUNT),
+        "alpha": Setting("The adapter counts alpha / rank.", _POSITIVE),
+        "target_modules": Setting("Names of the linear layers to adapt."),
+    },
+    OptimizerSpec: {
+        "learning_rate": Setting("After the warm-up.", _POSITIVE),
+        "beta1": Setting("Decay of the gradient's mean.", _BELOW_ONE),
+        "beta2": Setting("Decay of the gradient's second moment.", _BELOW_ONE),
+        "eps": Setting("Added to the denominator.", _POSITIVE),
+        "weight_decay": Setting("Decoupled weight decay.", _NOT_NEGATIVE),
+        "grad_clip_norm": Setting("Largest global gradient norm; 0: no clipping.", _NOT_NEGATIVE),
+    },
+    RolloutSpec: {
+        "rollout_max_concurrency": Setting("Rollouts under way at once.", _COUNT),
+        "rollout_timeout": Setting("Longest time for one rollout.", _POSITIVE),
+        "turn_timeout": Setting("Longest time for one turn.", _POSITIVE),
+        "rollout_max_retries": Setting("New attempts after a failed one.", _NOT_NEGATIVE),
+        "group_timeout": Setting(
+            "Longest time for a group, retries included; 0: twice rollout_timeout.", _NOT_NEGATIVE
+        ),
+    },
+    AsyncSpec: {
+        "max_steps_off_policy": Setting(
+            "No trained token is older than so many steps; 0: synchronous.", Range(0, 10)
+        ),
+    },
+    ParitySpec: {
+        "max_mean_difference": Setting(
+            "Limit on the mean |difference| of logprobs, nats: fp32 agrees to 1e-5, bf16 to "
+            "about 3e-2.",
+            _POSITIVE,
+        ),
+    },
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Leaf:
+    """One setting by its full name, with the type that its value has."""
+
+    path: str
+    kind: Any
+    default: object  # dataclasses.MISSING where it must be given
+    setting: Setting
+
+
+def leaves(cls: type[Any] = JobSpec, prefix: str = "") -> Iterator[Leaf]:
+    """Every setting, those of blocks by their dotted names."""
+    hints = typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        path, kind = prefix + field.name, hints[field.name]
+        if dataclasses.is_dataclass(kind):
+            yield from leaves(typing.cast("type[Any]", kind), path + ".")
+        else:
+            yield Leaf(path, kind, field.default, SETTINGS[cls][field.name])
+
+
+_WORDS = {int: "whole number", float: "number", str: "text", bool: "true, false"}
+
+
+def allowed(kind: Any, setting: Setting) -> str:
+    """What may stand there, in words."""
+    if typing.get_origin(kind) is tuple:
+        return f"list of: {allowed(typing.get_args(kind)[0], setting)}"
+    if issubclass(kind, StrEnum):
+        return ", ".join(f"{member}" for member in kind)
+    word = _WORDS[kind]
+    return f"{word}, {setting.allowed}" if setting.allowed else word
+
+
+_HEAD = """\
+# The job file
+
+Printed from `turnwise/control/job_settings.py` by
+`python -m turnwise.control.job_settings > docs/job-file.md`.
+
+`turnwise train JOB.yaml` takes a YAML (or JSON) file. The smallest one:
+
+```yaml
+name: walk
+model: ./base # a Hugging Face folder
+dataset: ./train.jsonl
+agent:
+  url: http://127.0.0.1:8430
+```
+
+Relative paths are taken from the job file's own folder. Everything left out has the default below.
+The file is checked before anything starts: an unknown key is refused with the nearest known one,
+a bad value with what is allowed.
+
+## Datasets
+
+A `.jsonl` file (one JSON record per line), a `.json` file (a list of records) or a `.csv` file
+with a header, in UTF-8. Each record has a prompt, in `prompt_column`; the agent gets the whole
+record as well.
+"""
+
+
+def markdown() -> str:
+    """All settings as docs/job-file.md."""
+    lines = [_HEAD]
+    block = None
+    for leaf in leaves():
+        head, _, rest = leaf.path.rpartition(".")
+        if head != block:
+            block = head
+            title = f"`{head}`\n\n{SETTINGS[JobSpec][head].meaning}" if rest and head else "The job"
+            lines += [f"\n## {title}\n" if lines[1:] else f"## {title}\n"]
+            lines += ["| setting | default | allowed | meaning |", "|---|---|---|---|"]
+        lines.append(
+            f"| `{leaf.path}` | {_default(leaf.default)} | {allowed(leaf.kind, leaf.setting)} "
+            f"| {leaf.setting.meaning} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _default(value: object) -> str:
+    if value is dataclasses.MISSING:
+        return "must be given"
+    if value == "":
+        return "empty"
+    if isinstance(value, tuple):
+        return ", ".join(f"`{item}`" for item in value)
+    return f"`{str(value).lower() if isinstance(value, bool) else value}`"
+
+
+if __name__ == "__main__":
+    print(markdown(), end="")

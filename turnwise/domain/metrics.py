@@ -1,0 +1,259 @@
+"""Every metric that a job may log: its name, unit and definition. `docs/metrics.md` is printed
+from here: `python -m turnwise.domain.metrics > docs/metrics.md`.
+
+Names and definitions are SageMaker AgentRFT's where it has them. A name may hold placeholders:
+`{k}` and `{age}` stand for a number, `{bin}` and `{name}` for a word.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from turnwise import errors
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metric:
+    """One metric, or a family of them when its name has placeholders."""
+
+    name: str
+    unit: str
+    definition: str
+
+    def covers(self, name: str) -> bool:
+        """Whether `name` is this metric or one of this family.
+
+        >>> metric("val/reward/pass_at_8").name
+        'val/reward/pass_at_{k}'
+        """
+        return re.fullmatch(_pattern(self.name), name) is not None
+
+
+_PLACEHOLDERS = {"k": "[1-9][0-9]*", "age": "[0-9]+", "bin": "[a-z_]+", "name": ".+"}
+
+
+def _pattern(name: str) -> str:
+    parts = re.split(r"\{(\w+)\}", name)
+    return "".join(
+        _PLACEHOLDERS[part] if place % 2 else re.escape(part) for place, part in enumerate(parts)
+    )
+
+
+def _metrics(prefix: str, *rows: tuple[str, str, str]) -> tuple[Metric, ...]:
+    return tuple(
+        Metric(name=f"{prefix}/{name}", unit=unit, definition=definition)
+        for name, unit, definition in rows
+    )
+
+
+_TRAINING = _metrics(
+    "training",
+    ("epoch", "epochs", "Pass over the dataset, from 0, of the newest row trained in the step."),
+    ("global_step", "steps", "Index of the step, from 0."),
+    ("num_groups", "groups", "Groups the step took, trainable or not."),
+    ("num_trajectories", "rollouts", "Rollouts trained in the step."),
+    ("num_datums", "rows", "Training rows, after turns that extend each other were merged."),
+    ("datums_per_trajectory", "rows", "Training rows per trained rollout."),
+    ("total_tokens", "tokens", "Tokens in all training rows."),
+    ("action_tokens_mean", "tokens", "Trained tokens per trained rollout."),
+    ("obs_tokens_mean", "tokens", "Tokens only read, per trained rollout, over all its rows."),
+    ("trainable_token_positions", "tokens", "Positions of the training rows that are trained."),
+    ("nontrainable_token_positions", "tokens", "Positions of the training rows only read."),
+    ("trainable_token_ratio", "share", "Trained positions over all positions."),
+    ("loss", "1", "The step's loss: the mean over its updates."),
+    ("grad_norm", "1", "Global gradient norm before clipping: the mean over updates."),
+    ("clip_fraction", "share", "Trained tokens whose ratio was outside the clip bounds."),
+    ("ratio_mean", "1", "Mean of exp(learner - sampler logprob) over trained tokens."),
+    ("ratio_max", "1", "Largest such ratio."),
+    ("kl_k3", "nats", "Mean of r - log r - 1 over trained tokens, r the ratio."),
+    ("entropy", "nats", "Mean entropy of the learner's distribution at trained tokens."),
+    ("learning_rate", "1", "Learning rate of the step."),
+    ("updates", "updates", "Optimizer updates made; 0 if nothing was trainable."),
+    ("micro_batches", "batches", "Forward and backward passes."),
+    ("padded_tokens", "tokens", "Positions computed in all micro-batches, padding included."),
+)
+
+_TIMING = _metrics(
+    "timing_s",
+    ("step", "s", "Wall time since the previous step ended."),
+    ("wait", "s", "Time the step waited for its groups to close."),
+    ("training", "s", "Time from the groups taken to the step trained."),
+    ("policy_update", "s", "Time spent in optimizer updates, as the learner measures it."),
+    ("save_checkpoint", "s", "Time to write the checkpoint."),
+    ("publish", "s", "Time to load the new adapter into the sampler."),
+    ("eval", "s", "Wall time of a validation or evaluation."),
+)
+
+
+def _rewards(prefix: str) -> tuple[Metric, ...]:
+    return _metrics(
+        f"{prefix}/reward",
+        ("mean", "reward", "Mean total reward of scored rollouts; a list counts as its sum."),
+        ("std", "reward", "Population standard deviation of the same."),
+        ("min", "reward", "Smallest of the same."),
+        ("max", "reward", "Largest of the same."),
+        ("zero_frac", "share", "Scored rollouts whose total reward is exactly 0."),
+    )
+
+
+def _shapes(prefix: str) -> tuple[Metric, ...]:
+    """What rollouts look like, whatever they were made for: over scored rollouts."""
+    return _metrics(
+        prefix,
+        ("turns/mean", "turns", "Delivered turns per scored rollout."),
+        ("turns/min", "turns", "Fewest delivered turns."),
+        ("turns/max", "turns", "Most delivered turns."),
+        ("tokens/prompt_mean", "tokens", "Mean length of a scored rollout's first prompt."),
+        ("tokens/response_mean", "tokens", "Tokens sampled in delivered turns, per rollout."),
+        ("tokens/response_std", "tokens", "Population standard deviation of the same."),
+        ("tokens/response_min", "tokens", "Fewest such tokens."),
+        ("tokens/response_max", "tokens", "Most such tokens."),
+        ("logprob/zero_count", "tokens", "Sampled tokens whose logprob is exactly 0."),
+        ("logprob/zero_frac", "share", "Those over all sampled tokens of delivered turns."),
+        ("logprob/zero_per_group", "tokens", "Those per group."),
+        ("logprob/nz_mean", "nats", "Mean of the sampler's logprobs that are not 0."),
+        ("logprob/nz_std", "nats", "Population standard deviation of the same."),
+        ("logprob/nz_min", "nats", "Smallest of the same."),
+        ("logprob/nz_max", "nats", "Largest of the same."),
+        ("metrics/{name}/mean", "agent's own", "Mean of a metric over rollouts that report it."),
+    )
+
+
+def _successes(prefix: str) -> tuple[Metric, ...]:
+    return _metrics(
+        f"{prefix}/reward",
+        ("min_within_groups", "reward", "Mean over prompts of the worst attempt."),
+        ("mean_within_groups", "reward", "Mean over prompts of the mean attempt."),
+        ("max_within_groups", "reward", "Mean over prompts of the best attempt."),
+        ("std_within_groups", "reward", "Mean over prompts of the attempts' population std."),
+        ("rollouts_per_prompt", "rollouts", "Attempts made per prompt, scored or failed."),
+        ("num_prompts", "rows", "Rows attempted."),
+        ("succeeded_rollouts", "rollouts", "Rollouts that ended with a reward."),
+        ("failed_rollouts", "rollouts", "Rollouts that ended without one."),
+        ("success_threshold", "reward", "An attempt is a success from this reward up."),
+        (
+            "pass_at_{k}",
+            "share",
+            "Unbiased chance that one of k attempts succeeds; mean over prompts with k scored.",
+        ),
+        ("pass_k_{k}", "share", "Another name of pass_at_{k}."),
+        (
+            "pass_power_{k}",
+            "share",
+            "Unbiased chance that k attempts all succeed; mean over prompts with k scored.",
+        ),
+    )
+
+
+_ROLLOUT = _metrics(
+    "rollout",
+    ("reward/valid_mean", "reward", "Mean total reward over groups of non-zero advantage."),
+    ("reward/single_number", "rollouts", "Rollouts of many turns scored by one number, per turn."),
+    ("advantage/mean", "1", "Mean advantage of scored rollouts; over its turns within each."),
+    ("advantage/std", "1", "Population standard deviation of the same."),
+    ("advantage/min", "1", "Smallest of the same."),
+    ("advantage/max", "1", "Largest of the same."),
+    ("advantage/n_positive", "rollouts", "Scored rollouts whose advantage is above 0."),
+    ("advantage/n_negative", "rollouts", "Scored rollouts whose advantage is below 0."),
+    ("failed", "rollouts", "Slots whose last attempt failed."),
+    ("expired", "rollouts", "Slots whose last attempt failed by a deadline."),
+    ("retried", "rollouts", "Attempts beyond the first of their slot."),
+)
+
+_ANALYSIS = _metrics(
+    "analysis",
+    ("batch_completion_ratio", "share", "Slots that were scored over all slots of the step."),
+    ("batch_valid_ratio", "share", "Groups of non-zero advantage over all groups of the step."),
+    ("zero_adv_groups", "groups", "Groups of two or more scored whose advantages are all 0."),
+    ("zero_adv_nonzero_reward", "groups", "Those of them in which some reward is not 0."),
+    ("zero_adv_zero_reward", "groups", "Those of them in which every reward is 0."),
+    ("unpaired_groups", "groups", "Groups in which fewer than two rollouts were scored."),
+    ("reward_variance_across_groups", "reward^2", "Population variance of groups' mean rewards."),
+    ("mean_group_reward_spread", "reward", "Mean over groups of largest minus smallest reward."),
+)
+
+_EXACTNESS = (
+    *_metrics(
+        "ledger",
+        ("{bin}", "tokens", "Sampled tokens of the step's rollouts that ended in this bin."),
+    ),
+    *_metrics(
+        "mismatch/age_{age}",
+        ("mean", "nats", "Mean |learner - sampler| over tokens of this age, before any update."),
+        ("max", "nats", "Largest such difference."),
+        ("k3", "nats", "Mean of r - log r - 1, r = exp(learner - sampler)."),
+        ("ess", "share", "Effective sample size, (sum r)^2 / (n sum r^2)."),
+        ("tokens", "tokens", "Tokens of this age; age is the step less the token's policy step."),
+    ),
+    *_metrics(
+        "staleness",
+        ("mean", "steps", "Mean age of the trained tokens."),
+        ("max", "steps", "Greatest age of a trained token."),
+    ),
+)
+
+METRICS: tuple[Metric, ...] = (
+    *_TRAINING,
+    *_TIMING,
+    *_rewards("rollout"),
+    *_shapes("rollout"),
+    *_ROLLOUT,
+    *_ANALYSIS,
+    *_EXACTNESS,
+    *(
+        metric
+        for prefix in ("val", "eval")
+        for family in (_rewards, _successes, _shapes)
+        for metric in family(prefix)
+    ),
+)
+
+_BY_NAME = {metric.name: metric for metric in METRICS}
+_FAMILIES = tuple(metric for metric in METRICS if "{" in metric.name)
+
+
+def metric(name: str) -> Metric:
+    """The metric that a logged name belongs to. Raises `InvalidInput` if there is none."""
+    if found := _BY_NAME.get(name):
+        return found
+    for family in _FAMILIES:
+        if family.covers(name):
+            return family
+    near = difflib.get_close_matches(name, _BY_NAME, n=1)
+    remedy = f"did you mean {near[0]}?" if near else "see docs/metrics.md"
+    raise errors.InvalidInput("metric", name, "is not in the registry", remedy=remedy)
+
+
+def check(names: Iterable[str]) -> None:
+    """Raise `InvalidInput` unless every name is in the registry; a mapping is checked by its keys.
+
+    >>> check({"rollout/reward/mean": 0.5, "ledger/trained": 120})
+    """
+    for name in names:
+        metric(name)
+
+
+def markdown() -> str:
+    """The registry as `docs/metrics.md`."""
+    lines = [
+        "# Metrics",
+        "",
+        "Printed from `turnwise/domain/metrics.py` by",
+        "`python -m turnwise.domain.metrics > docs/metrics.md`; a metric that is not listed here",
+        "cannot be logged. `{k}` and `{age}` stand for a number, `{bin}` and `{name}` for a word.",
+        "A metric without a value in a step (no rollout was scored, say) is left out of it.",
+    ]
+    section = ""
+    for each in METRICS:
+        if (head := each.name.split("/")[0]) != section:
+            section = head
+            lines += ["", f"## {head}", "", "| name | unit | definition |", "|---|---|---|"]
+        lines.append(f"| `{each.name}` | {each.unit} | {each.definition.replace('|', '&#124;')} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(markdown(), end="")

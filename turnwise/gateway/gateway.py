@@ -1,0 +1,594 @@
+"""The gateway: `ports.Rollouts` for the loop, model calls and rewards for agents."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import hmac
+import logging
+import math
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import PurePath
+
+from turnwise import errors
+from turnwise.domain.access import Action, Principal
+from turnwise.domain.job import Job
+from turnwise.domain.rollout import (
+    Blame,
+    Delivery,
+    Fault,
+    FinishReason,
+    Message,
+    Policy,
+    Rollout,
+    RolloutStatus,
+    Trajectory,
+    Turn,
+)
+from turnwise.gateway.chat import ChatRequest, Reply
+from turnwise.gateway.exchange import Exchange
+from turnwise.gateway.graph import turn_seed
+from turnwise.gateway.record import Record, reply_to
+from turnwise.gateway.turns import Call, Completion, Prompt, build_prompt
+from turnwise.ports import Chunk, Clock, NewId, Renderer, Sampler, SampleRequest, Store
+
+log = logging.getLogger(__name__)
+
+#: How long a turn whose client has gone waits for it to ask again. The openai client comes back
+#: after 0.5 to 1 second, at most 8.
+RETRY_GRACE_S = 8.0
+
+#: Bodies above this are rendered in a thread: at about 1 MB/s of tokenising it costs 16 ms.
+RENDER_INLINE_BYTES = 16_384
+
+_AGENT_ACTIONS = frozenset({Action.SAMPLE, Action.REPORT})
+
+
+@dataclass(slots=True, kw_only=True)
+class _Attached:
+    """A job that agents can be answered for."""
+
+    job: Job
+    sampler: Sampler
+    renderer: Renderer
+    policy: Policy
+    max_length: int = 0  # known once the sampler serves
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Names by which agents may ask for the job's model."""
+        return tuple(dict.fromkeys(("default", self.job.name, PurePath(self.job.spec.model).name)))
+
+
+class Gateway:
+    """One request in, one turn recorded, one reply out. It caches graphs and owns none."""
+
+    def __init__(
+        self,
+        store: Store,
+        clock: Clock,
+        new_id: NewId,
+        *,
+        retry_grace_s: float = RETRY_GRACE_S,
+    ) -> None:
+        self._store = store
+        self._clock = clock
+        self._new_id = new_id
+        self._retry_grace_s = retry_grace_s
+        self._attached: dict[str, _Attached] = {}
+        self._records: dict[str, Record] = {}  # open rollouts
+        self._loading: dict[str, asyncio.Task[Record]] = {}
+        self._turns: set[asyncio.Task[None]] = set()
+
+    # ── jobs ──────────────────────────────────────────────────────────────────────────────────
+
+    def attach(self, job: Job, sampler: Sampler, renderer: Renderer) -> None:
+        """From now on the job's agents are answered, by the base until something is published."""
+        self._attached[job.job_id] = _Attached(
+            job=job, sampler=sampler, renderer=renderer, policy=Policy()
+        )
+
+    def detach(self, job_id: str) -> None:
+        """The job's loop has ended: give up its calls and forget its rollouts."""
+        self._attached.pop(job_id, None)
+        for record in [r for r in self._records.values() if r.rollout.job_id == job_id]:
+            record.give_up()
+            del self._records[record.rollout.rollout_id]
+
+    def publish(self, job_id: str, policy: Policy) -> None:
+        """From now on, unpinned turns of this job are sampled from `policy`."""
+        self._job(job_id).policy = policy
+
+    async def close(self) -> None:
+        """Give up all calls; what was sampled is recorded first."""
+        for record in self._records.values():
+            record.give_up()
+        await asyncio.gather(*self._turns, return_exceptions=True)
+
+    # ── rollouts, as the loop sees them ───────────────────────────────────────────────────────
+
+    async def open(self, rollouts: Sequence[Rollout]) -> None:
+        """Record the rollouts as PENDING; from then on their agents are answered."""
+        await self._store.open_rollouts(rollouts)
+        for rollout in rollouts:
+            self._records[rollout.rollout_id] = Record(Trajectory(rollout=rollout))
+
+    async def closed(self, rollout_id: str) -> Trajectory:
+        """Wait until the rollout is rewarded or failed; its full record."""
+        record = await self._record(rollout_id)
+        await record.closed.wait()
+        return await self._store.trajectory(record.rollout.account_id, rollout_id)
+
+    async def fail(self, rollout_id: str, fault: Fault) -> None:
+        """Close an open rollout as failed. No effect on one that has closed."""
+        record = await self._record(rollout_id)
+        async with record.moves:
+            if record.rollout.status.is_open:
+                await self._fail(record, fault)
+
+    async def add_metrics(self, rollout_id: str, metrics: Mapping[str, float]) -> None:
+        """Store what the agent measured, over what is there already."""
+        record = await self._record(rollout_id)
+        async with record.moves:
+            status = record.rollout.status
+            merged = {**record.rollout.metrics, **metrics}
+            await self._move(record, (status,), status, metrics=merged)
+
+    # ── who is asking ─────────────────────────────────────────────────────────────────────────
+
+    async def rollout(self, rollout_id: str) -> Rollout:
+        """A rollout of any account, for the doors. Raises `NotFound`."""
+        return (await self._record(rollout_id)).rollout
+
+    async def job_of(self, rollout: Rollout) -> Job:
+        """The rollout's job, attached or not."""
+        attached = self._attached.get(rollout.job_id)
+        if attached is not None:
+            return attached.job
+        return await self._store.job(rollout.account_id, rollout.job_id)
+
+    async def agent(self, rollout_id: str, secret: str) -> Principal | None:
+        """The principal of a rollout's own secret; None if it is not its secret."""
+        rollout = await self.rollout(rollout_id)
+        digest = hashlib.sha256(secret.encode()).hexdigest()
+        if not hmac.compare_digest(digest, rollout.secret_sha256):
+            return None
+        return Principal(
+            account_id=rollout.account_id,
+            actions=_AGENT_ACTIONS,
+            rollout_id=rollout_id,
+            name=f"rollout {rollout_id}",
+        )
+
+    def models(self, principal: Principal, *, job_id: str | None = None) -> tuple[str, ...]:
+        """Model names that the caller may use, in that job or in all running ones."""
+        names: dict[str, None] = {}
+        for attached in self._attached.values():
+            job = attached.job
+            if job_id in (None, job.job_id) and job.account_id == principal.account_id:
+                names |= dict.fromkeys(attached.models)
+        return tuple(names)
+
+    # ── model calls ───────────────────────────────────────────────────────────────────────────
+
+    async def chat(
+        self,
+        principal: Principal,
+        rollout_id: str,
+        request: ChatRequest,
+        *,
+        body: bytes,
+        retry_count: int = 0,
+    ) -> Reply:
+        """One turn. Cancel it when the client has gone before the reply could be sent.
+
+        `body` is the request as it came and `retry_count` its `x-stainless-retry-count`: a retry
+        gets the earlier attempt's turn, never a new sample.
+
+        Raises `NotFound` (rollout, model), `Denied`, `NotInValidStatus`, `InvalidInput`,
+        `PromptTooLong`, `LimitExceeded`, `TooSlow`, `Unavailable`.
+        """
+        exchange = await self.ask(
+            principal, rollout_id, request, body=body, retry_count=retry_count
+        )
+        return await exchange.reply()
+
+    async def ask(
+        self,
+        principal: Principal,
+        rollout_id: str,
+        request: ChatRequest,
+        *,
+        body: bytes,
+        retry_count: int = 0,
+    ) -> Exchange:
+        """As `chat`, for a streamed reply: `events()` of what this returns.
+
+        Raises what is wrong with the caller, the rollout or the model; the rest comes later.
+        """
+        record = await self._record_for(principal, Action.SAMPLE, rollout_id)
+        self._check_can_sample(record)
+        attached = self._job(record.rollout.job_id)
+        if request.model not in attached.models:
+            known = ", ".join(attached.models)
+            raise errors.NotFound("model", request.model, remedy=f"known models: {known}")
+        sha256 = hashlib.sha256(body).hexdigest()
+        earlier = record.repeated(sha256) if retry_count > 0 else None
+        if earlier is not None:
+            return earlier
+        exchange = Exchange(
+            turn_id=self._new_id("turn"),
+            sha256=sha256,
+            created_at=self._clock.now(),
+            grace_s=self._retry_grace_s,
+        )
+        record.begin(exchange)
+        run = self._run(record, exchange, attached, request, len(body))
+        exchange.task = asyncio.create_task(run)
+        self._turns.add(exchange.task)
+        exchange.task.add_done_callback(self._turns.discard)
+        return exchange
+
+    def _check_can_sample(self, record: Record) -> None:
+        rollout = record.rollout
+        if rollout.status is not RolloutStatus.PENDING or record.is_settling:
+            raise _not_in_valid_status(rollout, "is closed to model calls")
+        if self._clock.now() >= rollout.deadline_at:
+            raise _not_in_valid_status(rollout, "is past its deadline")
+
+    async def _run(
+        self,
+        record: Record,
+        exchange: Exchange,
+        attached: _Attached,
+        request: ChatRequest,
+        body_bytes: int,
+    ) -> None:
+        """One turn, from prompt to delivery. The only place where its errors end."""
+        try:
+            call = await self._prepare(record, exchange, attached, request, body_bytes)
+            said = Completion(attached.renderer, call)
+            try:
+                await self._sample(record, exchange, attached, call, said)
+            except Exception:
+                await self._keep_undelivered(record, call, said)
+                raise
+            await self._deliver(record, exchange, call, said)
+        except errors.TurnwiseError as error:
+            exchange.fail(error)
+        except Exception as error:
+            log.exception("a turn of rollout %s broke", record.rollout.rollout_id)
+            exchange.fail(error)
+        finally:
+            record.end(exchange)
+
+    async def _prepare(
+        self,
+        record: Record,
+        exchange: Exchange,
+        attached: _Attached,
+        request: ChatRequest,
+        body_bytes: int,
+    ) -> Call:
+        if not attached.max_length:
+            attached.max_length = (await attached.sampler.info()).max_length
+        if body_bytes <= RENDER_INLINE_BYTES:
+            prompt = build_prompt(record.graph, attached.renderer, request)
+        else:
+            prompt = await asyncio.to_thread(build_prompt, record.graph, attached.renderer, request)
+        room = _room(prompt, attached.max_length)
+        sampling = request.params(record.rollout.sampling)
+        rollout = record.rollout
+        place = (rollout.seed, rollout.step, rollout.row_index, rollout.slot, rollout.attempt)
+        nth = record.count(prompt.tokens)
+        return Call(
+            request=request,
+            request_sha256=exchange.sha256,
+            prompt=prompt,
+            policy=rollout.policy or attached.policy,
+            sampling=replace(sampling, max_tokens=min(sampling.max_tokens, room)),
+            seed=turn_seed(place, prompt.tokens, nth, request.seed),
+            started_at=exchange.created_at,
+            turn_id=exchange.turn_id,
+        )
+
+    async def _sample(
+        self,
+        record: Record,
+        exchange: Exchange,
+        attached: _Attached,
+        call: Call,
+        said: Completion,
+    ) -> None:
+        """Sample until the model or a stop string ends it. Raises what ended it before."""
+        rollout, limit_s = record.rollout, attached.job.spec.rollout.turn_timeout
+        left_s = min(limit_s, rollout.deadline_at - self._clock.now())
+        ask = SampleRequest(
+            request_id=self._new_id("req"),
+            claimant=f"{rollout.job_id}/{rollout.purpose.value}",
+            prompt=call.prompt.tokens,
+            adapter_id=call.policy.adapter_id,
+            sampling=call.sampling,
+            seed=call.seed,
+            stop_ids=attached.renderer.stop_ids,
+            stream=said.is_streamed,
+        )
+        try:
+            async with (
+                exchange.limited(left_s),
+                contextlib.aclosing(_generate(attached.sampler, ask)) as chunks,
+            ):
+                async for chunk in chunks:
+                    exchange.publish(said.feed(chunk))
+                    if said.is_stopped:
+                        break
+        except TimeoutError:
+            if exchange.expired:
+                raise _not_in_valid_status(rollout, "was closed during the call") from None
+            raise errors.TooSlow(
+                f"the turn took longer than its limit of {left_s:g} s; "
+                "raise rollout.turn_timeout or lower max_tokens"
+            ) from None
+        if said.finish_reason in (None, FinishReason.ABORT) and not said.is_stopped:
+            raise errors.Unavailable("the sampler ended the call early", retry_after_s=1.0)
+
+    async def _deliver(
+        self, record: Record, exchange: Exchange, call: Call, said: Completion
+    ) -> None:
+        """Commit the turn, then let its clients have the reply."""
+        message, rest = said.close()
+        if not await exchange.wanted():
+            await self._commit(record, call, said, message, Delivery.UNDELIVERED)
+            raise _not_in_valid_status(record.rollout, "was closed during the call")
+        turn = await self._commit(record, call, said, message, Delivery.DELIVERED)
+        exchange.publish(rest)
+        reply = reply_to(turn, message, call.request.model)
+        logprobs = said.token_logprobs() if call.request.logprobs else None
+        exchange.succeed(replace(reply, cached_tokens=said.cached_tokens, logprobs=logprobs))
+        if not await exchange.taken():
+            account, rollout_id = record.rollout.account_id, record.rollout.rollout_id
+            async with record.commits:
+                await self._store.mark_undelivered(account, rollout_id, turn.turn_id)
+                record.conceal(turn)
+
+    async def _keep_undelivered(self, record: Record, call: Call, said: Completion) -> None:
+        """Record what was sampled of a turn that did not get to its end."""
+        if not len(said.tokens):
+            return
+        said.finish_reason = FinishReason.ABORT
+        message, _ = said.close()
+        await self._commit(record, call, said, message, Delivery.UNDELIVERED)
+
+    async def _commit(
+        self, record: Record, call: Call, said: Completion, message: Message, delivery: Delivery
+    ) -> Turn:
+        rollout = record.rollout
+        async with record.commits:
+            nodes, turn = record.draft(
+                call,
+                said.tokens,
+                said.logprobs,
+                message,
+                finish_reason=said.finish_reason or FinishReason.ABORT,
+                delivery=delivery,
+                ended_at=self._clock.now(),
+            )
+            try:
+                await self._store.commit_turn(rollout.account_id, rollout.rollout_id, nodes, turn)
+            except errors.Conflict as error:
+                raise _not_in_valid_status(rollout, "was closed during the call") from error
+            record.add(nodes, turn)
+        return turn
+
+    # ── completion and rewards ────────────────────────────────────────────────────────────────
+
+    async def complete_rollout(self, principal: Principal, rollout_id: str, status: str) -> None:
+        """The agent has finished: "ready" for its reward, or "failed". Repeats are fine.
+
+        Raises `InvalidInput` for another word, `Conflict` from another status.
+        """
+        if status not in ("ready", "failed"):
+            raise errors.InvalidInput("Status", status, "must be 'ready' or 'failed'")
+        record = await self._record_for(principal, Action.REPORT, rollout_id)
+        async with record.moves:
+            at = record.rollout.status
+            if at in _COMPLETED[status]:
+                return
+            if at is not RolloutStatus.PENDING:
+                raise errors.Conflict(
+                    f"Cannot transition trajectory {rollout_id} from {at.value} to {status.upper()}"
+                )
+            if status == "failed":
+                await self._fail(record, _AGENT_FAILED)
+            else:
+                await self._settle(record)
+                await self._move(record, (RolloutStatus.PENDING,), RolloutStatus.READY)
+
+    async def update_reward(
+        self,
+        principal: Principal,
+        rollout_id: str,
+        rewards: Sequence[float],
+        *,
+        metrics: Mapping[str, float] | None = None,
+    ) -> None:
+        """Score a completed rollout: one number, or one per delivered turn. Repeats are fine.
+
+        A failed rollout keeps its status. Raises `InvalidInput` for numbers that are not finite
+        or a wrong count, `NotInValidStatus` while the agent still runs, `Conflict` for a second,
+        different score.
+        """
+        record = await self._record_for(principal, Action.REPORT, rollout_id)
+        given = tuple(float(reward) for reward in rewards)
+        async with record.moves:
+            rollout = record.rollout
+            if rollout.status is RolloutStatus.PENDING:
+                raise _not_in_valid_status(rollout, "has not been completed")
+            _check_rewards(given, record.delivered_turns)
+            _check_metrics(metrics or {})
+            if rollout.rewards is not None:
+                if rollout.rewards != given:
+                    raise errors.Conflict(
+                        f"trajectory {rollout_id} already has the rewards {list(rollout.rewards)}"
+                    )
+                return
+            is_failed = rollout.status is RolloutStatus.FAILED
+            await self._move(
+                record,
+                (rollout.status,),
+                RolloutStatus.FAILED if is_failed else RolloutStatus.REWARDED,
+                rewards=given,
+                metrics={**rollout.metrics, **(metrics or {})},
+                ended_at=rollout.ended_at if is_failed else self._clock.now(),
+            )
+
+    async def _fail(self, record: Record, fault: Fault) -> None:
+        await self._settle(record)
+        expected = (RolloutStatus.PENDING, RolloutStatus.READY)
+        now = self._clock.now()
+        await self._move(record, expected, RolloutStatus.FAILED, fault=fault, ended_at=now)
+
+    async def _settle(self, record: Record) -> None:
+        """Let no call of this rollout outlive its change of status."""
+        record.is_settling = True
+        await record.settle()
+
+    async def _move(
+        self,
+        record: Record,
+        expected: Sequence[RolloutStatus],
+        status: RolloutStatus,
+        *,
+        rewards: tuple[float, ...] | None = None,
+        metrics: Mapping[str, float] | None = None,
+        fault: Fault | None = None,
+        ended_at: float | None = None,
+    ) -> None:
+        """Change the stored rollout; if somebody else has, take over what they made of it."""
+        rollout = record.rollout
+        account, rollout_id = rollout.account_id, rollout.rollout_id
+        try:
+            record.rollout = await self._store.move_rollout(
+                account,
+                rollout_id,
+                expected,
+                status=status,
+                rewards=rewards,
+                metrics=metrics,
+                fault=fault,
+                ended_at=ended_at,
+            )
+        except errors.Conflict:
+            record.rollout = await self._store.rollout(rollout_id, account)
+            raise
+        finally:
+            record.is_settling = False
+            if not record.rollout.status.is_open:
+                self._records.pop(rollout_id, None)
+                record.closed.set()
+
+    # ── the cache ─────────────────────────────────────────────────────────────────────────────
+
+    async def _record_for(self, principal: Principal, action: Action, rollout_id: str) -> Record:
+        """The record, if the caller may do that to it; other accounts' rollouts do not exist."""
+        record = await self._record(rollout_id)
+        rollout = record.rollout
+        if rollout.account_id != principal.account_id:
+            raise errors.NotFound("trajectory", rollout_id)
+        principal.require(action, job_id=rollout.job_id, rollout_id=rollout_id)
+        return record
+
+    async def _record(self, rollout_id: str) -> Record:
+        if (record := self._records.get(rollout_id)) is not None:
+            return record
+        # One load for all who ask at once: two records of one rollout would number turns twice.
+        if rollout_id not in self._loading:
+            task = asyncio.create_task(self._load(rollout_id))
+            self._loading[rollout_id] = task
+            task.add_done_callback(lambda _: self._loading.pop(rollout_id, None))
+        return await asyncio.shield(self._loading[rollout_id])
+
+    async def _load(self, rollout_id: str) -> Record:
+        rollout = await self._find(rollout_id)
+        record = Record(await self._store.trajectory(rollout.account_id, rollout_id))
+        if record.rollout.status.is_open:
+            self._records[rollout_id] = record
+        return record
+
+    async def _find(self, rollout_id: str) -> Rollout:
+        try:
+            return await self._store.rollout(rollout_id)
+        except errors.NotFound:
+            raise errors.NotFound("trajectory", rollout_id) from None
+
+    def _job(self, job_id: str) -> _Attached:
+        attached = self._attached.get(job_id)
+        if attached is None:
+            raise errors.Unavailable(
+                f"job {job_id!r} is not running on this server now", retry_after_s=1.0
+            )
+        return attached
+
+
+#: Statuses in which "ready" or "failed" has been said already.
+_COMPLETED = {
+    "ready": (RolloutStatus.READY, RolloutStatus.REWARDED),
+    "failed": (RolloutStatus.FAILED,),
+}
+
+_AGENT_FAILED = Fault(
+    blame=Blame.AGENT, code="agent_failed", message="the agent said that the rollout failed"
+)
+
+
+async def _generate(sampler: Sampler, ask: SampleRequest) -> AsyncGenerator[Chunk, None]:
+    """The sampler's stream as a generator, whose closing closes it."""
+    stream = sampler.generate(ask)
+    try:
+        async for chunk in stream:
+            yield chunk
+    finally:
+        close = getattr(stream, "aclose", None)
+        if close is not None:
+            await close()
+
+
+def _room(prompt: Prompt, max_length: int) -> int:
+    """How many tokens the reply may have."""
+    used = len(prompt.tokens)
+    if used >= max_length:
+        raise errors.PromptTooLong(
+            "messages",
+            used,
+            f"tokens do not fit this model's context of {max_length} tokens",
+            remedy="shorten the conversation",
+        )
+    return max_length - used
+
+
+def _check_rewards(rewards: tuple[float, ...], turns: int) -> None:
+    for reward in rewards:
+        if not math.isfinite(reward):
+            raise errors.InvalidInput("Rewards", reward, "must be a finite number")
+    if len(rewards) not in (1, turns) or not rewards:
+        raise errors.InvalidInput(
+            "Rewards",
+            list(rewards),
+            f"has {len(rewards)} values, but the rollout has {turns} delivered turns",
+            remedy="send one value for the rollout or one per turn",
+        )
+
+
+def _check_metrics(metrics: Mapping[str, float]) -> None:
+    for name, value in metrics.items():
+        if not math.isfinite(value):
+            raise errors.InvalidInput(f"Metrics.{name}", value, "must be a finite number")
+
+
+def _not_in_valid_status(rollout: Rollout, what: str) -> errors.NotInValidStatus:
+    which, status = rollout.rollout_id, rollout.status.value
+    return errors.NotInValidStatus(
+        f"Trajectory {which} is not in valid status ({status}): it {what}"
+    )

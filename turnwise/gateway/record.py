@@ -1,0 +1,193 @@
+"""The gateway's cached view of one rollout; anything in it can be rebuilt from the store."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections import Counter
+from dataclasses import replace
+
+from turnwise.domain.rollout import (
+    Delivery,
+    FinishReason,
+    Floats,
+    Message,
+    Node,
+    NodeKind,
+    Tokens,
+    Trajectory,
+    Turn,
+)
+from turnwise.gateway.chat import Reply
+from turnwise.gateway.exchange import Exchange
+from turnwise.gateway.graph import Graph
+from turnwise.gateway.turns import Call, Prompt
+
+
+class Record:
+    """A rollout with its graph, its turns, and the calls under way.
+
+    `commits` is held while a turn is written, so that node ids follow commit order; `moves`
+    while the status changes. Sampling itself holds neither: sub-agents run in parallel.
+    """
+
+    def __init__(self, trajectory: Trajectory) -> None:
+        self.rollout = trajectory.rollout
+        self.graph = Graph()
+        self.turns: list[Turn] = []
+        self.commits = asyncio.Lock()
+        self.moves = asyncio.Lock()
+        self.closed = asyncio.Event()
+        self.is_settling = False
+        self._asked: Counter[bytes] = Counter()
+        self._running: set[Exchange] = set()
+        self._latest: Exchange | None = None
+        undelivered = {turn.leaf for turn in trajectory.turns if not turn.is_delivered}
+        for node in trajectory.nodes:
+            self.graph.add(node, delivered=node.node_id not in undelivered)
+        self.turns.extend(trajectory.turns)
+        for turn in trajectory.turns:
+            self.count(self.graph.path_tokens(self.graph.nodes[turn.leaf].parent))
+        if self.turns and self.turns[-1].is_delivered:
+            last = self.turns[-1]
+            self._latest = Exchange.finished(
+                last.request_sha256, reply_to(last, self.graph.nodes[last.leaf].messages[0])
+            )
+        if not self.rollout.status.is_open:
+            self.closed.set()
+
+    # ── calls under way ───────────────────────────────────────────────────────────────────────
+
+    def begin(self, exchange: Exchange) -> None:
+        """A new model call; from now on it is the rollout's latest request."""
+        self._running.add(exchange)
+        self._latest = exchange
+
+    def end(self, exchange: Exchange) -> None:
+        """Its turn is settled."""
+        self._running.discard(exchange)
+
+    def repeated(self, sha256: str) -> Exchange | None:
+        """The exchange that a client's automatic retry of that body asks for again.
+
+        One that its client has left comes first (parallel equal requests get one each), then one
+        that still runs, then the latest request's reply.
+        """
+        same = [e for e in self._running if e.sha256 == sha256]
+        for exchange in same:
+            if exchange.is_abandoned:
+                return exchange
+        for exchange in same:
+            if exchange.is_running:
+                return exchange
+        latest = self._latest
+        if latest is not None and latest.sha256 == sha256 and latest.is_repeatable:
+            return latest
+        return None
+
+    async def settle(self) -> None:
+        """Give up every call under way and wait until what was sampled is on record."""
+        for exchange in self._running:
+            exchange.expire()
+        await asyncio.gather(*(e.task for e in self._running if e.task), return_exceptions=True)
+
+    def give_up(self) -> None:
+        """As `settle`, without waiting."""
+        for exchange in self._running:
+            exchange.expire()
+
+    # ── turns ─────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def delivered_turns(self) -> int:
+        """How many turns count."""
+        return sum(turn.is_delivered for turn in self.turns)
+
+    def count(self, prompt: Tokens) -> int:
+        """How often exactly this prompt was sampled before; counts this time."""
+        key = hashlib.sha256(prompt.tobytes()).digest()
+        self._asked[key] += 1
+        return self._asked[key] - 1
+
+    def draft(
+        self,
+        call: Call,
+        tokens: Tokens,
+        logprobs: Floats,
+        message: Message,
+        *,
+        finish_reason: FinishReason,
+        delivery: Delivery,
+        ended_at: float,
+    ) -> tuple[list[Node], Turn]:
+        """The nodes and the turn to commit, numbered in commit order."""
+        nodes = self._prompt_nodes(call.prompt)
+        parent = nodes[-1].node_id if nodes else self._known_prompt(call.prompt)
+        leaf = Node(
+            node_id=len(self.graph.nodes) + len(nodes),
+            parent=parent,
+            kind=NodeKind.COMPLETION,
+            messages=(message,),
+            tokens=tokens,
+            logprobs=logprobs,
+        )
+        turn = Turn(
+            turn_id=call.turn_id,
+            index=len(self.turns),
+            leaf=leaf.node_id,
+            policy=call.policy,
+            sampling=call.sampling,
+            seed=call.seed,
+            finish_reason=finish_reason,
+            prompt_tokens=len(call.prompt.tokens),
+            completion_tokens=len(tokens),
+            request_sha256=call.request_sha256,
+            delivery=delivery,
+            started_at=call.started_at,
+            ended_at=ended_at,
+        )
+        return [*nodes, leaf], turn
+
+    def add(self, nodes: list[Node], turn: Turn) -> None:
+        """Take over what the store has committed."""
+        for node in nodes:
+            self.graph.add(node, delivered=turn.is_delivered or node.node_id != turn.leaf)
+        self.turns.append(turn)
+
+    def conceal(self, turn: Turn) -> None:
+        """The turn's reply did not reach the agent after all."""
+        self.turns[turn.index] = replace(turn, delivery=Delivery.UNDELIVERED)
+        self.graph.conceal(turn.leaf)
+
+    def _known_prompt(self, prompt: Prompt) -> int | None:
+        return self.graph.find_prompt(
+            prompt.parent, prompt.added, prompt.tools_sha256, prompt.messages
+        )
+
+    def _prompt_nodes(self, prompt: Prompt) -> list[Node]:
+        """A prompt node, unless the same was asked before (perhaps while this call ran)."""
+        if self._known_prompt(prompt) is not None:
+            return []
+        node = Node(
+            node_id=len(self.graph.nodes),
+            parent=prompt.parent,
+            kind=NodeKind.PROMPT,
+            messages=prompt.messages,
+            tokens=prompt.added,
+            tools_sha256=prompt.tools_sha256,
+            fork_cause=prompt.cause,
+        )
+        return [node]
+
+
+def reply_to(turn: Turn, message: Message, model: str = "default") -> Reply:
+    """A committed turn as its agent gets it."""
+    return Reply(
+        turn_id=turn.turn_id,
+        model=model,
+        created_at=turn.ended_at,
+        message=message,
+        finish_reason=turn.finish_reason,
+        prompt_tokens=turn.prompt_tokens,
+        completion_tokens=turn.completion_tokens,
+    )

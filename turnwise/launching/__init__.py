@@ -1,0 +1,1 @@
+"""Launchers: who starts the engine and learner processes, and ends them."""

@@ -1,0 +1,1 @@
+"""One job's life: plan, collect, assemble, pace, evaluate, run."""

@@ -1,0 +1,112 @@
+"""From closed groups to what the learner gets, and to where every sampled token went. Pure.
+
+groups --advantages--> scored groups --rows--> samples --weights--> mini-batches
+                            |                     |
+                            `-- ledger: bins -----'-- statistics: metrics
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from turnwise.domain.job import JobSpec
+from turnwise.domain.rollout import Group, Trajectory
+from turnwise.domain.training import AdvantageMethod, LossSpec, Sample, StepRequest
+from turnwise.rl import ledger, statistics
+from turnwise.rl.advantages import advantages
+from turnwise.rl.rows import rows
+from turnwise.rl.statistics import ScoredGroup
+from turnwise.rl.weights import mini_batches
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClosedGroup:
+    """A group with every attempt of its slots, by (slot, attempt)."""
+
+    group: Group
+    attempts: tuple[Trajectory, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assembly:
+    """A step before it is trained. `request` is None where nothing can be trained."""
+
+    request: StepRequest | None
+    bins: Mapping[str, Mapping[str, int]]  # rollout_id -> {bin: tokens}
+    metrics: Mapping[str, float]
+    num_scored: int
+
+
+def assemble(
+    spec: JobSpec, step: int, closed: Sequence[ClosedGroup], learning_rate: float
+) -> Assembly:
+    """Lay out one step. Rollouts go in by (place in the plan, slot), whenever they closed."""
+    ordered = sorted(closed, key=lambda each: each.group.order)
+    groups = [_score(spec, each) for each in ordered]
+    samples = [sample for group in groups if group.is_valid for sample in _samples(group)]
+    bins = {
+        trajectory.rollout.rollout_id: ledger.account(trajectory, ledger.of_group(group.advantages))
+        for group in groups
+        for trajectory in group.trajectories
+    }
+    is_per_turn = spec.algorithm.advantage_method is AdvantageMethod.GROUP_BASED_PER_TURN
+    return Assembly(
+        request=_request(spec, step, samples, learning_rate) if samples else None,
+        bins={
+            rollout_id: {bin.value: tokens for bin, tokens in account.items()}
+            for rollout_id, account in bins.items()
+        },
+        metrics={
+            **statistics.rollout_metrics(groups, per_turn=is_per_turn),
+            **statistics.training_metrics(
+                samples,
+                step=step,
+                epoch=max(each.group.epoch for each in ordered),
+                num_groups=len(groups),
+            ),
+            **statistics.ledger_metrics(ledger.total(bins.values())),
+        },
+        num_scored=sum(len(group.scored) for group in groups),
+    )
+
+
+def _score(spec: JobSpec, closed: ClosedGroup) -> ScoredGroup:
+    scored = statistics.scored(closed.attempts)
+    return ScoredGroup(
+        trajectories=closed.attempts,
+        advantages=advantages(
+            spec.algorithm.advantage_method,
+            [trajectory.rollout.rewards or () for trajectory in scored],
+            [len(trajectory.delivered) for trajectory in scored],
+            spec.algorithm.turn_discount,
+        ),
+    )
+
+
+def _samples(group: ScoredGroup) -> list[Sample]:
+    pairs = zip(group.scored, group.advantages.per_turn, strict=True)
+    return [sample for trajectory, values in pairs for sample in rows(trajectory, values)]
+
+
+def _request(
+    spec: JobSpec, step: int, samples: Sequence[Sample], learning_rate: float
+) -> StepRequest:
+    algorithm = spec.algorithm
+    return StepRequest(
+        step=step,
+        mini_batches=mini_batches(
+            samples,
+            algorithm.aggregation,
+            updates=spec.batch.updates_per_step,
+            seed=spec.seed,
+            step=step,
+        ),
+        loss=LossSpec(
+            name=algorithm.loss_fn,
+            clip_low=algorithm.clip_low_threshold,
+            clip_high=algorithm.clip_high_threshold,
+        ),
+        learning_rate=learning_rate,
+        parity_limit=spec.parity.max_mean_difference,
+    )

@@ -1,0 +1,270 @@
+"""One job's life: three kinds of tasks around one pure state machine, and one way out.
+
+    rows --Plan--> admit --------> collect (one task per group) --------> train --> checkpoints
+                     ^   open groups      closed groups                     |
+                     |                                                      |
+                     `----------- Pace: room, once a step is published <----'
+
+    task     consumes            waits for                produces        unblocked by
+    admit    places in the plan  room (Pace.may_admit)    collect tasks   train
+    collect  one open group      agents, deadlines        a closed group  the gateway, the clock
+    train    closed groups       a full step (Pace.take)  a new policy    collect
+
+`train` is finite and the clock of the job: it validates before the first step, after every
+`val_every` steps and at the end. `JobLoop` surrounds the tasks: it finds where to start, and
+whatever ends them - the last step, a stop, an error, the server's own end - it cancels the rest,
+closes the open rollouts, and says once how the job ended. With `max_steps_off_policy` above 0
+agents go on while the learner, a process of its own, trains.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TypeVar
+
+from turnwise import errors
+from turnwise.domain.data import Row
+from turnwise.domain.event import EventDraft, EventKind, Level
+from turnwise.domain.job import Job, JobKind, JobStatus, Secondary
+from turnwise.domain.rollout import Group, Purpose
+from turnwise.loop.assemble import ClosedGroup
+from turnwise.loop.collect import Assignment, Collector
+from turnwise.loop.evaluate import evaluate, run_evaluation
+from turnwise.loop.plan import Plan
+from turnwise.loop.resume import Start, begin
+from turnwise.loop.sockets import Sockets
+from turnwise.loop.step import Stepper, next_version
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class JobLoop:
+    """Runs one incarnation of a job, from its newest checkpoint to its end."""
+
+    def __init__(
+        self, job: Job, rows: Sequence[Row], validation_rows: Sequence[Row], sockets: Sockets
+    ) -> None:
+        self._job = job
+        self._rows = rows
+        self._validation_rows = validation_rows
+        self._sockets = sockets
+        self._stop = asyncio.Event()
+
+    def request_stop(self) -> None:
+        """End soon, as STOPPED: open rollouts are cancelled, the last checkpoint stays."""
+        self._stop.set()
+
+    async def run(self) -> None:
+        """Until the job is COMPLETED, STOPPED or FAILED; the event log says which, and why.
+
+        Cancelling it leaves the job RUNNING, to be continued by the next server process.
+        """
+        work = asyncio.create_task(self._work(), name=f"work {self._job.name}")
+        stop = asyncio.create_task(self._stop.wait(), name=f"stop {self._job.name}")
+        try:
+            await asyncio.wait({work, stop}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            work.cancel()
+            stop.cancel()
+            await asyncio.gather(work, stop, return_exceptions=True)
+        if work.cancelled():
+            await self._say(JobStatus.STOPPED, Secondary.STOPPED)
+        elif error := work.exception():
+            await self._say(JobStatus.FAILED, Secondary.FAILED, _reason(error), Level.ERROR)
+        else:
+            await self._say(JobStatus.COMPLETED, Secondary.COMPLETED)
+
+    async def _work(self) -> None:
+        job, sockets = self._job, self._sockets
+        await sockets.runner.check()
+        incarnation = await sockets.store.start_incarnation(job.account_id, job.job_id)
+        job = replace(job, incarnation=incarnation)
+        if job.spec.kind is JobKind.EVALUATION:
+            await self._say(JobStatus.RUNNING, Secondary.EVALUATING)
+            await run_evaluation(job, self._rows, sockets)
+        else:
+            await self._check_sampler()
+            await self._train(job)
+
+    async def _train(self, job: Job) -> None:
+        plan = Plan.of(job.spec, len(self._rows))
+        start = await begin(job, plan, self._sockets)
+        version = await next_version(job, self._sockets)
+        stepper = Stepper(job, start, plan, self._sockets, version)
+        collector = Collector(job, self._sockets)
+        training = Training(
+            job, start, plan, self._rows, self._validation_rows, collector, stepper, self._sockets
+        )
+        try:
+            await training.run()
+        finally:
+            await collector.abandon()
+            await stepper.retire_all()
+
+    async def _check_sampler(self) -> None:
+        info = await self._sockets.sampler.info()
+        if not info.sampled_logprobs:
+            raise errors.Unavailable(
+                f"the sampler of {info.model} does not give the logprobs of sampled tokens at "
+                "their temperature, so nothing can be trained from it; use the embedded engine"
+            )
+
+    async def _say(
+        self,
+        status: JobStatus,
+        secondary: Secondary,
+        message: str = "",
+        level: Level = Level.INFO,
+    ) -> None:
+        body = {"status": status.value, "secondary": secondary.value, "message": message}
+        draft = EventDraft(kind=EventKind.STATUS, body=body, level=level)
+        await self._sockets.store.append(self._job.account_id, self._job.job_id, [draft])
+
+
+class Training:
+    """The tasks of one incarnation."""
+
+    def __init__(
+        self,
+        job: Job,
+        start: Start,
+        plan: Plan,
+        rows: Sequence[Row],
+        validation_rows: Sequence[Row],
+        collector: Collector,
+        stepper: Stepper,
+        sockets: Sockets,
+    ) -> None:
+        self._job = job
+        self._plan = plan
+        self._orders = start.orders
+        self._rows = rows
+        self._validation_rows = validation_rows
+        self._collector = collector
+        self._stepper = stepper
+        self._sockets = sockets
+        self._pace = start.pace
+        self._closed = {each.group.order: each for each in start.kept}
+        self._changed = asyncio.Event()
+        self._phase = Secondary.STARTING
+
+    async def run(self) -> None:
+        """Until every group is trained. The first error of any task ends them all."""
+        self._sockets.rollouts.publish(self._job.job_id, self._stepper.policy)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._admit(tasks), name=f"admit {self._job.name}")
+            await self._train()
+
+    async def _admit(self, tasks: asyncio.TaskGroup) -> None:
+        """Consumes places in the plan, waits for room, produces a collect task for each."""
+        for order in self._orders:
+            await self._until(self._pace.may_admit)
+            self._pace.admit(order)
+            row = self._rows[self._plan.row_index(order)]
+            group = Group(
+                group_id=self._sockets.new_id("group"),
+                account_id=self._job.account_id,
+                job_id=self._job.job_id,
+                incarnation=self._job.incarnation,
+                order=order,
+                row_index=row.index,
+                epoch=self._plan.epoch(order),
+                size=self._job.spec.batch.group_size,
+                admitted_at_step=self._pace.step,
+            )
+            await self._sockets.store.open_group(group)
+            tasks.create_task(self._collect(group, row), name=f"collect group {order}")
+
+    async def _collect(self, group: Group, row: Row) -> None:
+        """Consumes an open group, waits for its slots, produces a closed one."""
+        attempts = await self._collector.collect(
+            Assignment(
+                group_id=group.group_id,
+                row=row,
+                size=group.size,
+                step=group.admitted_at_step,
+                purpose=Purpose.TRAIN,
+                sampling=self._job.spec.sampling_params,
+            )
+        )
+        await self._sockets.store.close_group(group.account_id, group.group_id)
+        self._closed[group.order] = ClosedGroup(group=group, attempts=attempts)
+        self._pace.close(group.order)
+        self._changed.set()
+
+    async def _train(self) -> None:
+        """Consumes closed groups, waits for a full step, produces a policy."""
+        await self._validate()
+        while not self._pace.is_done:
+            await self._say(Secondary.TRAINING)
+            await self._step()
+            await self._validate()
+
+    async def _step(self) -> None:
+        waited_from = self._sockets.clock.now()
+        orders = await self._until(self._pace.take)
+        closed = [self._closed.pop(order) for order in orders]
+        if not any(t.rollout.is_scored for each in closed for t in each.attempts):
+            await self._sockets.runner.check()  # an agent that is gone would use up all rows
+        await self._stepper.step(closed, waited_s=self._sockets.clock.now() - waited_from)
+        self._pace.finish()
+        self._changed.set()
+
+    async def _validate(self) -> None:
+        """Evaluate the newest policy on the validation rows, where that is due."""
+        if not await self._is_validation_due():
+            return
+        await self._say(Secondary.EVALUATING)
+        await evaluate(
+            self._job,
+            self._validation_rows,
+            self._collector,
+            self._sockets,
+            policy=self._stepper.policy,
+            purpose=Purpose.VALIDATION,
+            step=self._pace.step,
+        )
+
+    async def _is_validation_due(self) -> bool:
+        every = self._job.spec.schedule.val_every
+        if not self._validation_rows or not every:
+            return False
+        if self._pace.step % every and not self._pace.is_done:
+            return False
+        done = await self._sockets.store.events(
+            self._job.account_id, self._job.job_id, kinds=[EventKind.EVALUATION.value]
+        )
+        return all(event.body["step"] != self._pace.step for event in done)
+
+    async def _until(self, found: Callable[[], T | None]) -> T:
+        """Wait until a look at the pace finds something."""
+        while not (seen := found()):
+            self._changed.clear()
+            await self._changed.wait()
+        return seen
+
+    async def _say(self, secondary: Secondary) -> None:
+        """Record the phase, where it is a new one."""
+        if secondary is self._phase:
+            return
+        self._phase = secondary
+        body = {"status": JobStatus.RUNNING.value, "secondary": secondary.value, "message": ""}
+        await self._append(EventDraft(kind=EventKind.STATUS, body=body))
+
+    async def _append(self, *drafts: EventDraft) -> None:
+        await self._sockets.store.append(self._job.account_id, self._job.job_id, drafts)
+
+
+def _reason(error: BaseException) -> str:
+    """What a person reads as the cause of a failed job."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    if isinstance(error, errors.TurnwiseError):
+        return str(error)
+    log.error("a job's loop broke", exc_info=error)
+    return f"{type(error).__name__}: {error}"

@@ -1,0 +1,24 @@
+"""What a job's loop is plugged into."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from turnwise.ports import AgentRunner, Blobs, Clock, Learner, NewId, Rollouts, Sampler, Store
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sockets:
+    """The ports that one job uses. Whoever made them closes them, after the loop has ended."""
+
+    store: Store
+    rollouts: Rollouts
+    sampler: Sampler
+    learner: Learner
+    runner: AgentRunner
+    blobs: Blobs
+    clock: Clock
+    new_id: NewId
+    endpoint: Callable[[str, str], str]  # (rollout_id, secret) -> the agent's base URL
+    job_arn: str

@@ -1,0 +1,233 @@
+"""One training step, from closed groups to a published adapter:
+
+    assemble -> Learner.step -> Learner.save -> Sampler.load -> (parity) -> Store.finish_step
+                                                                         -> Rollouts.publish
+
+The step counts from the moment the store has it, which is before any token is sampled from its
+adapter: a crash in between repeats the step or finds it finished, and never half of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+
+from turnwise import errors
+from turnwise.domain.event import EventDraft, EventKind, Level
+from turnwise.domain.job import Job
+from turnwise.domain.rollout import Policy
+from turnwise.domain.training import Checkpoint, StepResult
+from turnwise.loop.assemble import Assembly, ClosedGroup, assemble
+from turnwise.loop.parity import check_parity
+from turnwise.loop.plan import Plan, learning_rate
+from turnwise.loop.resume import Start, checkpoint_key
+from turnwise.loop.sockets import Sockets
+from turnwise.ports import FinishedStep, ModelPackage
+from turnwise.rl.statistics import mismatch_metrics
+
+#: A turn may have read the policy just before a new one was published, and ask for its adapter
+#: just after; so the sampler keeps the adapter before the newest too.
+_LIVE_ADAPTERS = 2
+
+
+class Stepper:
+    """Trains the steps of one incarnation, one after another."""
+
+    def __init__(
+        self, job: Job, start: Start, plan: Plan, sockets: Sockets, next_version: int
+    ) -> None:
+        self._job = job
+        self._plan = plan
+        self._sockets = sockets
+        self._version = next_version
+        self._ended_at = sockets.clock.now()
+        adapter_id = start.checkpoint.adapter.adapter_id
+        self._adapters = deque([adapter_id])
+        self.policy = Policy(adapter_id=adapter_id, policy_step=start.pace.step)
+
+    async def step(self, closed: Sequence[ClosedGroup], *, waited_s: float) -> None:
+        """Train on these groups and publish the adapter that comes of it.
+
+        Raises `ParityExceeded`, `StorageFull` or `ProcessDied`; then nothing of it counts.
+        """
+        step = self.policy.policy_step
+        timing: dict[str, float] = {"timing_s/wait": waited_s}
+        with self._timed(timing, "training"):
+            rate = learning_rate(
+                self._job.spec.optimizer.learning_rate,
+                self._job.spec.schedule,
+                step,
+                self._plan.num_steps,
+            )
+            # Laying out a step is long for an event loop that answers agents meanwhile.
+            assembly = await asyncio.to_thread(assemble, self._job.spec, step, closed, rate)
+            result = await self._learn(step, assembly)
+        with self._timed(timing, "save_checkpoint"):
+            checkpoint = await self._save(step)
+        with self._timed(timing, "publish"):
+            await self._load(checkpoint, result)
+        now = self._sockets.clock.now()
+        timing["timing_s/step"], self._ended_at = now - self._ended_at, now
+        timing["timing_s/policy_update"] = result.seconds
+        values = {
+            **assembly.metrics,
+            "training/learning_rate": rate,
+            "training/updates": result.updates,
+            **result.metrics,
+            **mismatch_metrics(result.mismatch),
+            **timing,
+        }
+        await self._finish(closed, assembly, result, checkpoint, values)
+
+    async def retire_all(self) -> None:
+        """Free the job's adapters in the sampler, if it is still there."""
+        for adapter_id in set(self._adapters):
+            with suppress(errors.TurnwiseError):
+                await self._sockets.sampler.retire(adapter_id)
+
+    async def _learn(self, step: int, assembly: Assembly) -> StepResult:
+        if assembly.request is None:
+            return StepResult(step=step, updates=0, trained_tokens=0)
+        return await self._sockets.learner.step(assembly.request)
+
+    async def _save(self, step: int) -> Checkpoint:
+        folder = self._sockets.blobs.path(checkpoint_key(self._job.job_id, step))
+        return await self._sockets.learner.save(step, str(folder))
+
+    async def _load(self, checkpoint: Checkpoint, result: StepResult) -> None:
+        adapter = checkpoint.adapter
+        await self._sockets.sampler.load(adapter.adapter_id, adapter.path)
+        was_checked = any(mismatch.age == 0 for mismatch in result.mismatch)
+        if result.updates and not was_checked:
+            await check_parity(
+                self._sockets.sampler,
+                self._sockets.learner,
+                adapter_id=adapter.adapter_id,
+                previous_id=self._adapters[-1],
+                limit=self._job.spec.parity.max_mean_difference,
+            )
+
+    async def _finish(
+        self,
+        closed: Sequence[ClosedGroup],
+        assembly: Assembly,
+        result: StepResult,
+        checkpoint: Checkpoint,
+        values: Mapping[str, float],
+    ) -> None:
+        step = self.policy.policy_step
+        policy = Policy(adapter_id=checkpoint.adapter.adapter_id, policy_step=step + 1)
+        groups = tuple(each.group.group_id for each in closed)
+        await self._sockets.store.finish_step(
+            self._job.account_id,
+            self._job.job_id,
+            FinishedStep(
+                step=step,
+                policy=policy,
+                groups=groups,
+                bins=assembly.bins,
+                checkpoint=checkpoint,
+                packages=self._packages(checkpoint),
+                events=_events(groups, policy, result, checkpoint, values),
+            ),
+        )
+        self._version += 1
+        self.policy = policy
+        self._sockets.rollouts.publish(self._job.job_id, policy)
+        await self._retire_old(checkpoint.adapter.adapter_id)
+
+    async def _retire_old(self, newest: str) -> None:
+        self._adapters.append(newest)
+        while len(self._adapters) > _LIVE_ADAPTERS:
+            old = self._adapters.popleft()
+            if old not in self._adapters:
+                await self._sockets.sampler.retire(old)
+
+    def _packages(self, checkpoint: Checkpoint) -> tuple[ModelPackage, ...]:
+        """The step's two registered versions: what a sampler serves, and what resumes."""
+
+        def package(group: str, kind: str, path: str, sha256: str) -> ModelPackage:
+            return ModelPackage(
+                package_id=self._sockets.new_id("package"),
+                account_id=self._job.account_id,
+                group=group,
+                version=self._version,
+                kind=kind,
+                path=path,
+                sha256=sha256,
+                base_model=self._job.spec.model,
+                job_id=self._job.job_id,
+                step=checkpoint.step,
+                created_at=self._sockets.clock.now(),
+            )
+
+        adapter = checkpoint.adapter
+        name = self._job.name
+        return (
+            package(name, "adapter", adapter.path, adapter.adapter_id),
+            package(checkpoint_group(name), "checkpoint", checkpoint.path, checkpoint.sha256),
+        )
+
+    @contextmanager
+    def _timed(self, timing: dict[str, float], part: str) -> Iterator[None]:
+        started = self._sockets.clock.now()
+        yield
+        timing[f"timing_s/{part}"] = self._sockets.clock.now() - started
+
+
+def checkpoint_group(name: str) -> str:
+    """The model group that a job's resumable checkpoints are registered in."""
+    return f"{name}-checkpoints"
+
+
+async def next_version(job: Job, sockets: Sockets) -> int:
+    """The version that the job's next pair of packages gets."""
+    names = (job.name, checkpoint_group(job.name))
+    taken = [
+        package.version
+        for name in names
+        for package in await sockets.store.packages(job.account_id, group=name)
+    ]
+    return max(taken, default=0) + 1
+
+
+def _events(
+    groups: Sequence[str],
+    policy: Policy,
+    result: StepResult,
+    checkpoint: Checkpoint,
+    values: Mapping[str, float],
+) -> tuple[EventDraft, ...]:
+    step = result.step
+    drafts = [
+        EventDraft(kind=EventKind.METRICS, body={"step": step, "values": dict(values)}),
+        EventDraft(
+            kind=EventKind.CHECKPOINT,
+            body={
+                "step": step,
+                "path": checkpoint.path,
+                "sha256": checkpoint.sha256,
+                "adapter_id": checkpoint.adapter.adapter_id,
+            },
+        ),
+        EventDraft(
+            kind=EventKind.STEP,
+            body={
+                "step": step,
+                "policy_step": policy.policy_step,
+                "adapter_id": policy.adapter_id,
+                "groups": list(groups),
+                "trained_tokens": result.trained_tokens,
+            },
+        ),
+    ]
+    if not result.updates:
+        message = (
+            f"step {step} made no update: none of its {len(groups)} groups "
+            "has rewards that differ between siblings"
+        )
+        body = {"message": message, "step": step}
+        drafts.append(EventDraft(kind=EventKind.LOG, body=body, level=Level.WARNING))
+    return tuple(drafts)

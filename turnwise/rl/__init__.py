@@ -1,0 +1,1 @@
+"""The mathematics: advantages, losses, rows, weights, pass@k. Pure functions."""

@@ -1,0 +1,103 @@
+"""Where every sampled token ended: in exactly one bin, so that the bins add up to what was sampled.
+
+A token's bin is the first of these that applies to it:
+
+1. its rollout was made for validation or evaluation: `not_for_training`
+2. its reply did not reach the agent: `dropped_undelivered`
+3. its rollout failed: by the fault's code, `dropped_deadline`, `dropped_superseded`, else
+   `dropped_failed`
+4. its rollout was scored, but nothing of it is trained: `dropped_unpaired`,
+   `dropped_zero_advantage` or `dropped_superseded`, as its group's fate says
+5. a rule masks it: `masked_greedy`, `masked_first_position` (see `turnwise.rl.rows`)
+6. `trained`
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from enum import StrEnum
+
+from turnwise import errors
+from turnwise.domain.rollout import Fault, Purpose, Trajectory, Turn
+from turnwise.rl.advantages import GroupAdvantages
+from turnwise.rl.rows import is_greedy
+
+
+class Bin(StrEnum):
+    """The bins. Each is a metric, `ledger/{bin}`."""
+
+    TRAINED = "trained"
+    MASKED_GREEDY = "masked_greedy"  # sampled at temperature 0
+    MASKED_FIRST_POSITION = "masked_first_position"  # nothing precedes it, so nothing predicts it
+    DROPPED_FAILED = "dropped_failed"  # the rollout failed
+    DROPPED_DEADLINE = "dropped_deadline"  # the rollout or its group ran out of time
+    DROPPED_UNDELIVERED = "dropped_undelivered"  # the agent never got the reply
+    DROPPED_SUPERSEDED = "dropped_superseded"  # of an earlier incarnation, planned again
+    DROPPED_ZERO_ADVANTAGE = "dropped_zero_advantage"  # all advantages of the group are 0
+    DROPPED_UNPAIRED = "dropped_unpaired"  # fewer than two siblings were scored
+    NOT_FOR_TRAINING = "not_for_training"  # validation and evaluation
+
+
+_BY_FAULT = {
+    "deadline": Bin.DROPPED_DEADLINE,
+    "superseded": Bin.DROPPED_SUPERSEDED,
+}
+
+
+def of_fault(fault: Fault) -> Bin:
+    """The bin of a failed rollout's tokens."""
+    return _BY_FAULT.get(fault.code, Bin.DROPPED_FAILED)
+
+
+def of_group(group: GroupAdvantages) -> Bin:
+    """The bin of a group's scored rollouts, before masks: its fate."""
+    if group.is_unpaired:
+        return Bin.DROPPED_UNPAIRED
+    return Bin.DROPPED_ZERO_ADVANTAGE if group.is_zero else Bin.TRAINED
+
+
+def account(trajectory: Trajectory, fate: Bin) -> dict[Bin, int]:
+    """Tokens per bin of one closed rollout; they add up to `trajectory.sampled_tokens`.
+
+    `fate` is its group's, and counts if the rollout was scored. Empty bins are left out. Raises
+    `Conflict` while a training rollout is open: its tokens have not ended anywhere yet.
+    """
+    bins: Counter[Bin] = Counter()
+    for turn in trajectory.turns:
+        bin = _bin(trajectory, turn, fate)
+        bins[bin] += turn.completion_tokens
+        if bin is Bin.TRAINED and _is_first(trajectory, turn):
+            bins[Bin.TRAINED] -= 1
+            bins[Bin.MASKED_FIRST_POSITION] += 1
+    return {bin: tokens for bin, tokens in bins.items() if tokens}
+
+
+def total(accounts: Iterable[Mapping[Bin, int]]) -> dict[Bin, int]:
+    """Tokens per bin over many rollouts; every bin is there."""
+    sums = dict.fromkeys(Bin, 0)
+    for bins in accounts:
+        for bin, tokens in bins.items():
+            sums[bin] += tokens
+    return sums
+
+
+def _bin(trajectory: Trajectory, turn: Turn, fate: Bin) -> Bin:
+    rollout = trajectory.rollout
+    if rollout.purpose is not Purpose.TRAIN:
+        return Bin.NOT_FOR_TRAINING
+    if rollout.status.is_open:
+        raise errors.Conflict(f"rollout {rollout.rollout_id} is still open")
+    if not turn.is_delivered:
+        return Bin.DROPPED_UNDELIVERED
+    if not rollout.is_scored:
+        return of_fault(rollout.fault) if rollout.fault else Bin.DROPPED_FAILED
+    if fate is Bin.TRAINED and is_greedy(turn):
+        return Bin.MASKED_GREEDY
+    return fate
+
+
+def _is_first(trajectory: Trajectory, turn: Turn) -> bool:
+    """Whether nothing precedes the turn's first token."""
+    before = sum(len(node.tokens) for node in trajectory.path(turn.leaf)[:-1])
+    return before == 0 and turn.completion_tokens > 0

@@ -1,0 +1,94 @@
+"""Samples -> padded micro-batches within a token budget.
+
+Rows are padded on the right and read with a causal mask, so padding needs no mask of its own:
+nothing before it can see it. A row ends at its last trained token; what comes after has no
+gradient. Only trained positions are listed for the output head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from turnwise.domain.rollout import Floats
+from turnwise.domain.training import Sample, WeightedSample
+
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MicroBatch:
+    """R rows of width W, and their N trained tokens as flat arrays in row order.
+
+    `positions[n]` is where token n is predicted: an index into the R * W flattened outputs, one
+    place before the token itself.
+    """
+
+    inputs: Ints  # [R, W] right-padded with 0
+    positions: Ints  # [N]
+    targets: Ints  # [N] the trained tokens
+    sample: Ints  # [N] the token's sample, an index into what was packed
+    index: Ints  # [N] the token's place in its sample
+    logprobs: Floats  # [N] the sampler's
+    advantages: Floats  # [N]
+    temperatures: Floats  # [N]
+    weights: Floats  # [N]
+    policy_steps: Ints  # [N]
+
+
+def pack(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Group rows so that rows x longest <= budget, longest rows first. Indices into `lengths`.
+
+    A row longer than the budget gets a batch of its own; rows of length 0 are left out.
+
+    >>> pack([3, 8, 0, 4, 20], budget=12)
+    [[4], [1], [3, 0]]
+    """
+    batches: list[list[int]] = []
+    width = 0
+    for row in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        if lengths[row] == 0:
+            continue
+        if not batches or (len(batches[-1]) + 1) * width > budget:
+            batches.append([])
+            width = lengths[row]
+        batches[-1].append(row)
+    return batches
+
+
+def micro_batches(samples: Sequence[WeightedSample], budget: int) -> list[MicroBatch]:
+    """Lay samples out in batches of at most `budget` padded tokens (see `pack`)."""
+    lengths = [_input_length(weighted.sample) for weighted in samples]
+    return [_lay_out(samples, rows, lengths) for rows in pack(lengths, budget)]
+
+
+def _input_length(sample: Sample) -> int:
+    """Tokens that the last trained one depends on: its index; 0 if nothing is trained."""
+    trained = np.flatnonzero(sample.trained)
+    return int(trained[-1]) if len(trained) else 0
+
+
+def _lay_out(
+    samples: Sequence[WeightedSample], rows: Sequence[int], lengths: Sequence[int]
+) -> MicroBatch:
+    width = max(lengths[row] for row in rows)
+    inputs = np.zeros((len(rows), width), dtype=np.int64)
+    for place, row in enumerate(rows):
+        inputs[place, : lengths[row]] = samples[row].sample.tokens[: lengths[row]]
+    index = [np.flatnonzero(samples[row].sample.trained) for row in rows]
+    picked = [(samples[row], trained) for row, trained in zip(rows, index, strict=True)]
+    return MicroBatch(
+        inputs=inputs,
+        positions=np.concatenate([i - 1 + place * width for place, i in enumerate(index)]),
+        targets=np.concatenate([w.sample.tokens[i] for w, i in picked]).astype(np.int64),
+        sample=np.repeat(np.asarray(rows, dtype=np.int64), [len(i) for i in index]),
+        index=np.concatenate(index),
+        logprobs=np.concatenate([w.sample.logprobs[i] for w, i in picked]),
+        advantages=np.concatenate([w.sample.advantages[i] for w, i in picked]),
+        temperatures=np.concatenate([w.sample.temperatures[i] for w, i in picked]),
+        weights=np.concatenate([w.weights[i] for w, i in picked]),
+        policy_steps=np.concatenate([w.sample.policy_steps[i] for w, i in picked]).astype(np.int64),
+    )

@@ -1,0 +1,1 @@
+"""What outlives a process: the database, files by key, and the data folder that holds both."""

@@ -1,0 +1,175 @@
+"""Jobs and their events: functions on an open connection."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import Connection, and_, delete, or_, select, update
+
+from turnwise import errors
+from turnwise.domain.event import Event, EventDraft, EventKind
+from turnwise.domain.job import Job, JobSpec, JobStatus, Secondary, check_move
+from turnwise.storage.rows import from_row, from_rows, select_nouns, to_row
+from turnwise.storage.tables import checkpoints, events, groups, jobs, nodes, rollouts, steps, turns
+
+
+def create(connection: Connection, job: Job) -> Job:
+    """Insert a job; `Conflict` if the account has one of that name."""
+    taken = select(jobs.c.job_id).where(
+        jobs.c.account_id == job.account_id, or_(jobs.c.name == job.name, _is(job.job_id))
+    )
+    if connection.execute(taken).first() is not None:
+        raise errors.Conflict(f"a job named {job.name!r} exists already; choose another name")
+    connection.execute(jobs.insert(), to_row(job))
+    return job
+
+
+def find(connection: Connection, account_id: str, id_or_name: str) -> Job:
+    """By id, or else by name; `NotFound`."""
+    query = select_nouns(
+        Job, jobs.c.account_id == account_id, or_(_is(id_or_name), jobs.c.name == id_or_name)
+    )
+    found = from_rows(Job, connection.execute(query).all())
+    if not found:
+        raise errors.NotFound("job", id_or_name)
+    return next((job for job in found if job.job_id == id_or_name), found[0])
+
+
+def newest(
+    connection: Connection, account_id: str | None, status: JobStatus | None, limit: int
+) -> list[Job]:
+    """Newest first."""
+    query = select_nouns(Job).order_by(jobs.c.seq.desc()).limit(limit)
+    if account_id is not None:
+        query = query.where(jobs.c.account_id == account_id)
+    if status is not None:
+        query = query.where(jobs.c.status == status)
+    return from_rows(Job, connection.execute(query).all())
+
+
+def update_spec(connection: Connection, account_id: str, job_id: str, spec: JobSpec) -> None:
+    """Replace the spec; `Conflict` once the job's loop has started."""
+    job = lock(connection, account_id, job_id)
+    if job.status is not JobStatus.PENDING or job.incarnation > 0:
+        raise errors.Conflict(f"job {job.name!r} has started; its spec stays as it is")
+    connection.execute(update(jobs).where(_is(job_id)).values(spec=spec))
+
+
+def remove(connection: Connection, account_id: str, job_id: str) -> None:
+    """Delete a final job, its events, rollouts and checkpoints. Model packages stay."""
+    job = lock(connection, account_id, job_id)
+    if not job.status.is_final:
+        raise errors.Conflict(f"job {job.name!r} is {job.status.value}; stop it first")
+    its_rollouts = select(rollouts.c.rollout_id).where(rollouts.c.job_id == job_id)
+    for table in (nodes, turns):
+        connection.execute(delete(table).where(table.c.rollout_id.in_(its_rollouts)))
+    for table in (rollouts, groups, events, steps, checkpoints, jobs):
+        connection.execute(delete(table).where(table.c.job_id == job_id))
+
+
+def start_incarnation(connection: Connection, account_id: str, job_id: str) -> int:
+    """Count one more start."""
+    number = lock(connection, account_id, job_id).incarnation + 1
+    connection.execute(update(jobs).where(_is(job_id)).values(incarnation=number))
+    return number
+
+
+def append(
+    connection: Connection,
+    account_id: str,
+    job_id: str,
+    drafts: Sequence[EventDraft],
+    now: float,
+) -> list[Event]:
+    """Number and keep events, and move the job by those of kind STATUS."""
+    before = lock(connection, account_id, job_id)
+    after = before
+    for draft in drafts:
+        if draft.kind is EventKind.STATUS:
+            after = _moved(after, draft, now)
+    last = last_event(connection, account_id, job_id)
+    appended = [
+        Event(seq=seq, job_id=job_id, at=now, kind=draft.kind, level=draft.level, body=draft.body)
+        for seq, draft in enumerate(drafts, last + 1)
+    ]
+    if appended:
+        rows = [to_row(event, account_id=account_id) for event in appended]
+        connection.execute(events.insert(), rows)
+        changes = _changes(before, after) | {"last_event": last + len(appended)}
+        connection.execute(update(jobs).where(_is(job_id)).values(changes))
+    return appended
+
+
+def read_events(
+    connection: Connection,
+    account_id: str,
+    job_id: str,
+    after: int,
+    kinds: Sequence[str],
+    limit: int,
+) -> list[Event]:
+    """Events with seq > after, in order."""
+    last_event(connection, account_id, job_id)
+    query = select_nouns(Event, events.c.job_id == job_id, events.c.seq > after)
+    if kinds:
+        query = query.where(events.c.kind.in_(kinds))
+    query = query.order_by(events.c.seq).limit(limit)
+    return from_rows(Event, connection.execute(query).all())
+
+
+def last_event(connection: Connection, account_id: str, job_id: str) -> int:
+    """The newest event's seq, 0 if there is none; `NotFound`."""
+    query = select(jobs.c.last_event).where(_is(job_id), jobs.c.account_id == account_id)
+    last = connection.execute(query).scalar_one_or_none()
+    if last is None:
+        raise errors.NotFound("job", job_id)
+    return int(last)
+
+
+def lock(connection: Connection, account_id: str, job_id: str) -> Job:
+    """The job, held against other writers until the transaction ends; `NotFound`."""
+    query = select_nouns(Job, and_(_is(job_id), jobs.c.account_id == account_id))
+    row = connection.execute(query.with_for_update()).first()
+    if row is None:
+        raise errors.NotFound("job", job_id)
+    return from_row(Job, row)
+
+
+def _is(job_id: str) -> Any:
+    return jobs.c.job_id == job_id
+
+
+def _moved(job: Job, draft: EventDraft, now: float) -> Job:
+    """The job after a STATUS event."""
+    status = _member(JobStatus, draft, job.status)
+    check_move(job.status, status)
+    runs_first = status is JobStatus.RUNNING and job.started_at is None
+    ends = status.is_final and status is not job.status
+    return replace(
+        job,
+        status=status,
+        secondary=_member(Secondary, draft, job.secondary),
+        message=str(draft.body.get("message", "")),
+        started_at=now if runs_first else job.started_at,
+        ended_at=now if ends else job.ended_at if status.is_final else None,
+    )
+
+
+def _member(enum: type[StrEnum], draft: EventDraft, current: StrEnum) -> Any:
+    """The member that the event's body names, `current` where it names none."""
+    field = enum.__name__.removeprefix("Job").lower()
+    try:
+        return enum(draft.body.get(field, current))
+    except ValueError:
+        allowed = ", ".join(enum)
+        raise errors.InvalidInput(
+            field, draft.body[field], "is not one that a job can have", remedy=f"use {allowed}"
+        ) from None
+
+
+def _changes(before: Job, after: Job) -> dict[str, Any]:
+    old = to_row(before)
+    return {name: value for name, value in to_row(after).items() if value != old[name]}

@@ -1,0 +1,180 @@
+"""Groups, rollouts and their pages: functions on an open connection."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import Connection, and_, select, update
+
+from turnwise import errors
+from turnwise.domain.rollout import (
+    Blame,
+    Fault,
+    Group,
+    GroupStatus,
+    Purpose,
+    Rollout,
+    RolloutStatus,
+)
+from turnwise.ports import RolloutQuery, RolloutSummary
+from turnwise.storage import jobs as jobs_of
+from turnwise.storage.rows import from_row, from_rows, select_nouns, to_row
+from turnwise.storage.tables import groups, rollouts
+
+OPEN = (RolloutStatus.PENDING, RolloutStatus.READY)
+_UNTRAINED = (GroupStatus.OPEN, GroupStatus.CLOSED)
+
+
+def open_group(connection: Connection, group: Group) -> None:
+    """Insert a group; `NotFound` without its job."""
+    jobs_of.lock(connection, group.account_id, group.job_id)
+    connection.execute(groups.insert(), to_row(group))
+
+
+def close_group(connection: Connection, account_id: str, group_id: str) -> None:
+    """OPEN -> CLOSED; else `Conflict`."""
+    its = and_(groups.c.group_id == group_id, groups.c.account_id == account_id)
+    closed = update(groups).where(its, groups.c.status == GroupStatus.OPEN)
+    if connection.execute(closed.values(status=GroupStatus.CLOSED)).rowcount == 1:
+        return
+    status = connection.execute(select(groups.c.status).where(its)).scalar_one_or_none()
+    if status is None:
+        raise errors.NotFound("group", group_id)
+    raise errors.Conflict(f"group {group_id!r} is {status.value}; only an open one can close")
+
+
+def list_groups(
+    connection: Connection, account_id: str, job_id: str, status: str | None
+) -> list[Group]:
+    """In order of admission."""
+    query = select_nouns(Group, groups.c.account_id == account_id, groups.c.job_id == job_id)
+    if status is not None:
+        query = query.where(groups.c.status == status)
+    return from_rows(Group, connection.execute(query.order_by(groups.c.seq)).all())
+
+
+def open_all(connection: Connection, opened: Sequence[Rollout]) -> None:
+    """Insert rollouts; `NotFound` without their job."""
+    for account_id, job_id in {(rollout.account_id, rollout.job_id) for rollout in opened}:
+        jobs_of.lock(connection, account_id, job_id)
+    if opened:
+        connection.execute(rollouts.insert(), [to_row(rollout) for rollout in opened])
+
+
+def find(connection: Connection, rollout_id: str, account_id: str | None) -> Rollout:
+    """`NotFound`. Account None: whichever has it."""
+    return _find(connection, rollout_id, account_id, lock=False)
+
+
+def move(
+    connection: Connection,
+    account_id: str,
+    rollout_id: str,
+    expected: Sequence[RolloutStatus],
+    given: Mapping[str, Any],
+) -> Rollout:
+    """Compare-and-set. Metrics are added to those that are there."""
+    rollout = _find(connection, rollout_id, account_id, lock=True)
+    if rollout.status not in expected:
+        wanted = " or ".join(status.value for status in expected)
+        raise errors.Conflict(f"rollout {rollout_id!r} is {rollout.status.value}, not {wanted}")
+    changes = {name: value for name, value in given.items() if value is not None}
+    if "metrics" in changes:
+        changes["metrics"] = {**rollout.metrics, **changes["metrics"]}
+    connection.execute(update(rollouts).where(rollouts.c.rollout_id == rollout_id).values(changes))
+    return _find(connection, rollout_id, account_id, lock=False)
+
+
+def page(connection: Connection, account_id: str, query: RolloutQuery) -> list[RolloutSummary]:
+    """One page, by keyset."""
+    wanted = select_nouns(
+        Rollout,
+        rollouts.c.account_id == account_id,
+        rollouts.c.job_id == query.job_id,
+        rollouts.c.seq > query.after,
+    )
+    for name in ("step", "purpose", "status"):
+        if (value := getattr(query, name)) is not None:
+            wanted = wanted.where(rollouts.c[name] == value)
+    wanted = wanted.add_columns(rollouts.c.seq, rollouts.c.turns, rollouts.c.tokens)
+    rows = connection.execute(wanted.order_by(rollouts.c.seq).limit(query.limit)).all()
+    return [
+        RolloutSummary(
+            seq=row.seq, rollout=from_row(Rollout, row), turns=row.turns, tokens=row.tokens
+        )
+        for row in rows
+    ]
+
+
+def supersede(
+    connection: Connection,
+    account_id: str,
+    job_id: str,
+    incarnation: int,
+    keep: Sequence[str],
+    now: float,
+) -> int:
+    """Close what earlier incarnations left; how many rollouts that were."""
+    job = jobs_of.lock(connection, account_id, job_id)
+    connection.execute(
+        update(groups)
+        .where(
+            groups.c.job_id == job_id,
+            groups.c.incarnation < incarnation,
+            groups.c.status.in_(_UNTRAINED),
+            groups.c.group_id.not_in(keep),
+        )
+        .values(status=GroupStatus.SUPERSEDED)
+    )
+    closed = connection.execute(
+        update(rollouts)
+        .where(
+            rollouts.c.job_id == job_id,
+            rollouts.c.incarnation < incarnation,
+            rollouts.c.status.in_(OPEN),
+            rollouts.c.group_id.not_in(keep),
+        )
+        .values(status=RolloutStatus.FAILED, fault=_superseded(incarnation), ended_at=now)
+    ).rowcount
+    _count_superseded(connection, job_id, job.step)
+    return closed
+
+
+def _count_superseded(connection: Connection, job_id: str, step: int) -> None:
+    """Put the tokens of superseded groups in the ledger of the next step to finish."""
+    superseded = select(groups.c.group_id).where(
+        groups.c.job_id == job_id, groups.c.status == GroupStatus.SUPERSEDED
+    )
+    lost = (
+        rollouts.c.job_id == job_id,
+        rollouts.c.purpose == Purpose.TRAIN,
+        rollouts.c.bins.is_(None),
+        rollouts.c.group_id.in_(superseded),
+    )
+    for row in connection.execute(select(rollouts.c.seq, rollouts.c.tokens).where(*lost)).all():
+        connection.execute(
+            update(rollouts)
+            .where(rollouts.c.seq == row.seq)
+            .values(bins={"superseded": row.tokens}, ledger_step=step)
+        )
+
+
+def _superseded(incarnation: int) -> Fault:
+    return Fault(
+        blame=Blame.SERVICE,
+        code="superseded",
+        message=f"start {incarnation} of the job plans its row again",
+    )
+
+
+def _find(
+    connection: Connection, rollout_id: str, account_id: str | None, *, lock: bool
+) -> Rollout:
+    query = select_nouns(Rollout, rollouts.c.rollout_id == rollout_id)
+    if account_id is not None:
+        query = query.where(rollouts.c.account_id == account_id)
+    row = connection.execute(query.with_for_update() if lock else query).first()
+    if row is None:
+        raise errors.NotFound("rollout", rollout_id)
+    return from_row(Rollout, row)

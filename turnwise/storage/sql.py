@@ -1,0 +1,327 @@
+"""`ports.Store` and `ports.Keys` over SQL: SQLite by default, Postgres by URL."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Concatenate, ParamSpec, TypeVar
+
+from sqlalchemy import Connection, Engine
+
+from turnwise import errors
+from turnwise.domain.access import Account, Key
+from turnwise.domain.event import Event, EventDraft
+from turnwise.domain.job import Job, JobSpec, JobStatus
+from turnwise.domain.rollout import (
+    Fault,
+    Group,
+    Node,
+    Policy,
+    Rollout,
+    RolloutStatus,
+    Trajectory,
+    Turn,
+)
+from turnwise.domain.training import Checkpoint
+from turnwise.ports import Clock, FinishedStep, ModelPackage, RolloutQuery, RolloutSummary
+from turnwise.storage import accounts, jobs, rollouts, steps, turns
+from turnwise.storage.database import (
+    is_sqlite_file,
+    memory_engine,
+    open_engine,
+    translated_errors,
+)
+from turnwise.storage.wal import WalKeeper
+from turnwise.storage.writer import Writer
+from turnwise.system import SYSTEM_CLOCK
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+# Pages and exports are rare beside turns; more threads would only take the interpreter from them.
+_READERS = 4
+
+
+class SqlStore:
+    """The database, used from one event loop.
+
+    One thread writes; a call returns once its commit is synced. Reads run on their own
+    connections, so that a page never waits for the writer. The database in memory has a single
+    connection, where reads take their turn among the writes.
+    """
+
+    def __init__(self, engine: Engine, clock: Clock, *, readers: int) -> None:
+        self._engine = engine
+        self._clock = clock
+        self._commit_turn = turns.CommitTurn(engine.dialect)
+        self._wal = WalKeeper(engine) if is_sqlite_file(engine) else None
+        self._writer = Writer(engine, None if self._wal is None else self._wal.count)
+        self._readers = ThreadPoolExecutor(readers, "store-reader") if readers else None
+        self._watchers: set[tuple[str, asyncio.Future[None]]] = set()
+        self._closed = False
+
+    @classmethod
+    def open(cls, url_or_path: str | Path, *, clock: Clock = SYSTEM_CLOCK) -> SqlStore:
+        """A store on a SQLite file (made if absent) or a database URL, migrated; blocks."""
+        return cls(open_engine(url_or_path), clock, readers=_READERS)
+
+    @classmethod
+    def in_memory(cls, *, clock: Clock = SYSTEM_CLOCK) -> SqlStore:
+        """The same store on an empty database in memory."""
+        return cls(memory_engine(), clock, readers=0)
+
+    async def close(self) -> None:
+        """Finish what waits and close."""
+        self._closed = True
+        await asyncio.to_thread(self._close)
+        for job_id, _ in self._watchers:
+            self._wake(job_id)
+
+    def _close(self) -> None:
+        self._writer.close()
+        if self._wal is not None:
+            self._wal.close()
+        if self._readers is not None:
+            self._readers.shutdown()
+        self._engine.dispose()
+
+    # ── how calls reach the database ──────────────────────────────────────────────────────────
+
+    async def _write(
+        self,
+        function: Callable[Concatenate[Connection, P], T],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        written: T = await self._writer.submit(lambda c: function(c, *args, **kwargs))
+        return written
+
+    async def _write_events(
+        self,
+        job_id: str,
+        function: Callable[Concatenate[Connection, P], list[Event]],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> list[Event]:
+        """A write that appends events: whoever waits for them is woken after the commit."""
+        appended: list[Event] = await self._writer.submit(
+            lambda c: function(c, *args, **kwargs), after_commit=lambda: self._wake(job_id)
+        )
+        return appended
+
+    async def _read(
+        self,
+        function: Callable[Concatenate[Connection, P], T],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        if self._readers is None:
+            return await self._write(function, *args, **kwargs)
+        if self._closed:
+            raise errors.Unavailable("the store is closed")
+        return await asyncio.get_running_loop().run_in_executor(
+            self._readers, lambda: self._query(lambda c: function(c, *args, **kwargs))
+        )
+
+    def _query(self, function: Callable[[Connection], T]) -> T:
+        with translated_errors(), self._engine.connect() as connection:
+            return function(connection)
+
+    # ── jobs and events ───────────────────────────────────────────────────────────────────────
+
+    async def create_job(self, job: Job) -> Job:
+        """Raises `Conflict` if the account has a job of that name."""
+        return await self._write(jobs.create, job)
+
+    async def job(self, account_id: str, id_or_name: str) -> Job:
+        """Raises `NotFound`."""
+        return await self._read(jobs.find, account_id, id_or_name)
+
+    async def jobs(
+        self, account_id: str | None, *, status: JobStatus | None = None, limit: int = 100
+    ) -> list[Job]:
+        """Newest first. Account None: all accounts."""
+        return await self._read(jobs.newest, account_id, status, limit)
+
+    async def update_spec(self, account_id: str, job_id: str, spec: JobSpec) -> None:
+        """Replace the spec of a job that has not started, else `Conflict`."""
+        await self._write(jobs.update_spec, account_id, job_id, spec)
+
+    async def delete_job(self, account_id: str, job_id: str) -> None:
+        """Remove a final job with all but its model packages; else `Conflict`."""
+        await self._write(jobs.remove, account_id, job_id)
+
+    async def append(
+        self, account_id: str, job_id: str, drafts: Sequence[EventDraft]
+    ) -> list[Event]:
+        """Number and keep events. A STATUS event moves the job too (`Conflict` if it may not)."""
+        return await self._write_events(
+            job_id, jobs.append, account_id, job_id, drafts, self._clock.now()
+        )
+
+    async def events(
+        self,
+        account_id: str,
+        job_id: str,
+        *,
+        after: int = 0,
+        kinds: Sequence[str] = (),
+        limit: int = 1000,
+    ) -> list[Event]:
+        """Events with seq > after, in order."""
+        return await self._read(jobs.read_events, account_id, job_id, after, kinds, limit)
+
+    async def wait_for(self, account_id: str, job_id: str, *, after: int) -> None:
+        """Return once the job has an event with seq > after. Sees what this store appends."""
+        while True:
+            # Watch first, look second: an append in between is not missed.
+            watcher = (job_id, asyncio.get_running_loop().create_future())
+            self._watchers.add(watcher)
+            try:
+                if await self._read(jobs.last_event, account_id, job_id) > after:
+                    return
+                await watcher[1]
+            finally:
+                self._watchers.discard(watcher)
+
+    def _wake(self, job_id: str) -> None:
+        for watched, woken in self._watchers:
+            if watched == job_id and not woken.done():
+                woken.set_result(None)
+
+    async def start_incarnation(self, account_id: str, job_id: str) -> int:
+        """Count one more start of the job's loop; its number, from 1."""
+        return await self._write(jobs.start_incarnation, account_id, job_id)
+
+    # ── rollouts ──────────────────────────────────────────────────────────────────────────────
+
+    async def open_group(self, group: Group) -> None:
+        """Record an admitted group."""
+        await self._write(rollouts.open_group, group)
+
+    async def close_group(self, account_id: str, group_id: str) -> None:
+        """OPEN -> CLOSED, else `Conflict`."""
+        await self._write(rollouts.close_group, account_id, group_id)
+
+    async def groups(
+        self, account_id: str, job_id: str, *, status: str | None = None
+    ) -> list[Group]:
+        """In order of admission."""
+        return await self._read(rollouts.list_groups, account_id, job_id, status)
+
+    async def supersede(
+        self, account_id: str, job_id: str, incarnation: int, *, keep: Sequence[str] = ()
+    ) -> int:
+        """Close what earlier incarnations left, but for the groups in `keep`.
+
+        The tokens of superseded groups go to the ledger's bin `superseded`, at the next step.
+        """
+        return await self._write(
+            rollouts.supersede, account_id, job_id, incarnation, keep, self._clock.now()
+        )
+
+    async def open_rollouts(self, opened: Sequence[Rollout]) -> None:
+        """Record rollouts as PENDING."""
+        await self._write(rollouts.open_all, opened)
+
+    async def rollout(self, rollout_id: str, account_id: str | None = None) -> Rollout:
+        """Raises `NotFound`. Account None: for the data plane, which then checks the secret."""
+        return await self._read(rollouts.find, rollout_id, account_id)
+
+    async def commit_turn(
+        self, account_id: str, rollout_id: str, nodes: Sequence[Node], turn: Turn
+    ) -> None:
+        """Keep a turn and the nodes it adds. Raises `Conflict` unless the rollout is PENDING."""
+        await self._write(self._commit_turn, account_id, rollout_id, nodes, turn)
+
+    async def mark_undelivered(self, account_id: str, rollout_id: str, turn_id: str) -> None:
+        """The reply did not reach the agent."""
+        await self._write(turns.mark_undelivered, account_id, rollout_id, turn_id)
+
+    async def move_rollout(
+        self,
+        account_id: str,
+        rollout_id: str,
+        expected: Sequence[RolloutStatus],
+        *,
+        status: RolloutStatus,
+        rewards: tuple[float, ...] | None = None,
+        metrics: Mapping[str, float] | None = None,
+        fault: Fault | None = None,
+        ended_at: float | None = None,
+    ) -> Rollout:
+        """Compare-and-set; metrics are added to those there. Raises `Conflict`."""
+        given = {
+            "status": status,
+            "rewards": rewards,
+            "metrics": metrics,
+            "fault": fault,
+            "ended_at": ended_at,
+        }
+        return await self._write(rollouts.move, account_id, rollout_id, expected, given)
+
+    async def trajectory(self, account_id: str, rollout_id: str) -> Trajectory:
+        """A rollout with all nodes and turns."""
+        return await self._read(turns.trajectory, account_id, rollout_id)
+
+    async def group_trajectories(self, account_id: str, group_id: str) -> list[Trajectory]:
+        """Every attempt of the group, by (slot, attempt)."""
+        return await self._read(turns.of_group, account_id, group_id)
+
+    async def rollouts(self, account_id: str, query: RolloutQuery) -> list[RolloutSummary]:
+        """One page."""
+        return await self._read(rollouts.page, account_id, query)
+
+    async def ledger(self, account_id: str, job_id: str) -> dict[int, dict[str, int]]:
+        """Tokens per bin per step."""
+        return await self._read(steps.ledger, account_id, job_id)
+
+    # ── steps and models ──────────────────────────────────────────────────────────────────────
+
+    async def finish_step(self, account_id: str, job_id: str, done: FinishedStep) -> None:
+        """Keep a step's outcome, atomically; `Conflict` if a group was counted before."""
+        await self._write_events(job_id, steps.finish, account_id, job_id, done, self._clock.now())
+
+    async def policy(self, account_id: str, job_id: str) -> Policy | None:
+        """What the newest finished step published; None before the first."""
+        return await self._read(steps.newest_policy, account_id, job_id)
+
+    async def save_checkpoint(self, account_id: str, job_id: str, checkpoint: Checkpoint) -> None:
+        """Record a checkpoint outside a step (the one before training)."""
+        await self._write(steps.save_checkpoint, account_id, job_id, checkpoint)
+
+    async def checkpoints(self, account_id: str, job_id: str) -> list[Checkpoint]:
+        """Oldest first."""
+        return await self._read(steps.list_checkpoints, account_id, job_id)
+
+    async def packages(self, account_id: str, *, group: str | None = None) -> list[ModelPackage]:
+        """Oldest first."""
+        return await self._read(steps.list_packages, account_id, group)
+
+    async def package(self, account_id: str, id_or_name: str) -> ModelPackage:
+        """By package id, "group/version", or "group" for the newest version."""
+        return await self._read(steps.find_package, account_id, id_or_name)
+
+    # ── accounts and keys ─────────────────────────────────────────────────────────────────────
+
+    async def default_account(self) -> Account:
+        """The account with slug "default", made at the first call."""
+        return await self._write(accounts.default)
+
+    async def add_key(self, key: Key) -> None:
+        """Keep a key."""
+        await self._write(accounts.add_key, key)
+
+    async def key_by_sha256(self, sha256: str) -> Key:
+        """Raises `NotFound`. A revoked key is found too, with its `revoked_at`."""
+        return await self._read(accounts.key_by_sha256, sha256)
+
+    async def keys(self, account_id: str) -> list[Key]:
+        """Oldest first, revoked ones included."""
+        return await self._read(accounts.list_keys, account_id)
+
+    async def revoke_key(self, account_id: str, key_id: str) -> Key:
+        """End a key for good; revoking it again changes nothing. Raises `NotFound`."""
+        return await self._write(accounts.revoke_key, account_id, key_id, self._clock.now())

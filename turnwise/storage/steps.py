@@ -1,0 +1,157 @@
+"""Finished steps, checkpoints, model packages and the ledger: functions on an open connection."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+
+from sqlalchemy import Connection, delete, select, update
+
+from turnwise import errors
+from turnwise.domain.event import Event
+from turnwise.domain.rollout import GroupStatus, Policy
+from turnwise.domain.training import Checkpoint
+from turnwise.ports import FinishedStep, ModelPackage
+from turnwise.storage import jobs as jobs_of
+from turnwise.storage.rows import from_rows, select_nouns, to_row
+from turnwise.storage.tables import checkpoints, groups, jobs, packages, rollouts, steps
+
+
+def finish(
+    connection: Connection, account_id: str, job_id: str, done: FinishedStep, now: float
+) -> list[Event]:
+    """Keep all of a step; `Conflict` if the step or one of its groups was counted before."""
+    job = jobs_of.lock(connection, account_id, job_id)
+    if job.step != done.step:
+        raise errors.Conflict(
+            f"job {job.name!r} has finished {job.step} steps; step {done.step} is not the next"
+        )
+    _train_groups(connection, job_id, done)
+    _keep_bins(connection, job_id, done.step, done.bins)
+    connection.execute(
+        steps.insert(),
+        {
+            "job_id": job_id,
+            "step": done.step,
+            "account_id": account_id,
+            "policy": done.policy,
+            "finished_at": now,
+        },
+    )
+    if done.checkpoint is not None:
+        save_checkpoint(connection, account_id, job_id, done.checkpoint)
+    for package in done.packages:
+        _register(connection, package)
+    connection.execute(update(jobs).where(jobs.c.job_id == job_id).values(step=done.step + 1))
+    return jobs_of.append(connection, account_id, job_id, done.events, now)
+
+
+def newest_policy(connection: Connection, account_id: str, job_id: str) -> Policy | None:
+    """What the newest finished step published; None before the first."""
+    query = select(steps.c.policy).where(steps.c.account_id == account_id, steps.c.job_id == job_id)
+    policy: Policy | None = connection.execute(query.order_by(steps.c.step.desc())).scalar()
+    return policy
+
+
+def save_checkpoint(
+    connection: Connection, account_id: str, job_id: str, checkpoint: Checkpoint
+) -> None:
+    """Record a checkpoint, in place of an earlier one of the same step."""
+    jobs_of.lock(connection, account_id, job_id)
+    connection.execute(
+        delete(checkpoints).where(
+            checkpoints.c.job_id == job_id, checkpoints.c.step == checkpoint.step
+        )
+    )
+    connection.execute(
+        checkpoints.insert(), to_row(checkpoint, account_id=account_id, job_id=job_id)
+    )
+
+
+def list_checkpoints(connection: Connection, account_id: str, job_id: str) -> list[Checkpoint]:
+    """Oldest first."""
+    query = select_nouns(
+        Checkpoint, checkpoints.c.account_id == account_id, checkpoints.c.job_id == job_id
+    )
+    return from_rows(Checkpoint, connection.execute(query.order_by(checkpoints.c.step)).all())
+
+
+def list_packages(connection: Connection, account_id: str, group: str | None) -> list[ModelPackage]:
+    """Oldest first."""
+    query = select_nouns(ModelPackage, packages.c.account_id == account_id)
+    if group is not None:
+        query = query.where(packages.c.group == group)
+    return from_rows(ModelPackage, connection.execute(query.order_by(packages.c.seq)).all())
+
+
+def find_package(connection: Connection, account_id: str, id_or_name: str) -> ModelPackage:
+    """By package id, "group/version", or "group" for the newest version; `NotFound`."""
+    group, _, version = id_or_name.rpartition("/")
+    matches = [packages.c.package_id == id_or_name, packages.c.group == id_or_name]
+    if group and version.isdecimal():
+        matches.append((packages.c.group == group) & (packages.c.version == int(version)))
+    for match in matches:
+        query = select_nouns(ModelPackage, packages.c.account_id == account_id, match)
+        rows = connection.execute(query.order_by(packages.c.version.desc()).limit(1)).all()
+        if rows:
+            return from_rows(ModelPackage, rows)[0]
+    raise errors.NotFound("model package", id_or_name)
+
+
+def ledger(connection: Connection, account_id: str, job_id: str) -> dict[int, dict[str, int]]:
+    """Tokens per bin per step."""
+    jobs_of.last_event(connection, account_id, job_id)
+    query = select(rollouts.c.ledger_step, rollouts.c.bins).where(
+        rollouts.c.job_id == job_id, rollouts.c.ledger_step.is_not(None)
+    )
+    totals: dict[int, dict[str, int]] = defaultdict(lambda: defaultdict(int))
+    for step, bins in connection.execute(query.order_by(rollouts.c.ledger_step)):
+        for name, tokens in bins.items():
+            totals[step][name] += tokens
+    return {step: dict(bins) for step, bins in totals.items()}
+
+
+def _train_groups(connection: Connection, job_id: str, done: FinishedStep) -> None:
+    its = (groups.c.job_id == job_id, groups.c.group_id.in_(done.groups))
+    query = select(groups.c.group_id, groups.c.status).where(*its)
+    status = {row.group_id: row.status for row in connection.execute(query)}
+    for group_id in done.groups:
+        if group_id not in status:
+            raise errors.NotFound("group", group_id)
+        if status[group_id] is not GroupStatus.CLOSED:
+            raise errors.Conflict(
+                f"group {group_id!r} is {status[group_id].value}; a step takes closed ones"
+            )
+    connection.execute(
+        update(groups).where(*its).values(status=GroupStatus.TRAINED, step=done.step)
+    )
+
+
+def _keep_bins(
+    connection: Connection, job_id: str, step: int, bins: Mapping[str, Mapping[str, int]]
+) -> None:
+    for rollout_id, counts in bins.items():
+        kept = connection.execute(
+            update(rollouts)
+            .where(
+                rollouts.c.rollout_id == rollout_id,
+                rollouts.c.job_id == job_id,
+                rollouts.c.bins.is_(None),
+            )
+            .values(bins=dict(counts), ledger_step=step)
+        ).rowcount
+        if kept != 1:
+            raise errors.Conflict(
+                f"rollout {rollout_id!r} is not of this job, or was counted before"
+            )
+
+
+def _register(connection: Connection, package: ModelPackage) -> None:
+    taken = select(packages.c.package_id).where(
+        packages.c.account_id == package.account_id,
+        packages.c.group == package.group,
+        packages.c.version == package.version,
+    )
+    if connection.execute(taken).first() is not None:
+        raise errors.Conflict(f"model package {package.group}/{package.version} exists already")
+    connection.execute(packages.insert(), to_row(package))

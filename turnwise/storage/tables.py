@@ -1,0 +1,368 @@
+"""The tables. A column carries the name of the noun's field that it stores, and its type.
+
+Every table has `account_id`. There are no foreign keys: a turn is the hottest write, its rollout
+is checked by the statement that counts it, and a job is deleted whole in one transaction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Dialect,
+    Double,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+    TypeDecorator,
+    UniqueConstraint,
+)
+
+from turnwise.domain.access import Action
+from turnwise.domain.event import EventKind, Level
+from turnwise.domain.job import JobSpec, JobStatus, Secondary
+from turnwise.domain.rollout import (
+    Delivery,
+    Fault,
+    FinishReason,
+    ForkCause,
+    GroupStatus,
+    Message,
+    NodeKind,
+    Policy,
+    Purpose,
+    RolloutStatus,
+    SamplingParams,
+)
+from turnwise.domain.training import Adapter
+
+
+def _plain(value: Any) -> Any:
+    """Numpy's scalars as Python's: metrics often come as numpy numbers."""
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"{type(value).__name__} cannot be stored as JSON")
+
+
+def to_json(value: object) -> str:
+    """JSON of nouns and plain values. Numbers that are not finite become null."""
+    return msgspec.json.encode(value, enc_hook=_plain).decode()
+
+
+def to_bytes(values: npt.NDArray[Any], dtype: str) -> bytes:
+    """An array's raw little-endian bytes."""
+    return np.ascontiguousarray(values, dtype=dtype).tobytes()
+
+
+class Json(TypeDecorator[Any]):
+    """A value of the given type as JSON text."""
+
+    impl = Text
+    cache_ok = True
+
+    def __init__(self, stored: Any) -> None:
+        self.stored = stored
+        self._decode = msgspec.json.Decoder(stored).decode
+        super().__init__()
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> str | None:
+        """Noun to text; None stays NULL."""
+        return None if value is None else to_json(value)
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> Any:
+        """Text to noun."""
+        return None if value is None else self._decode(value)
+
+
+class Word(TypeDecorator[Any]):
+    """A member of an enum, as its value."""
+
+    impl = String(32)
+    cache_ok = True
+
+    def __init__(self, enum: type[StrEnum]) -> None:
+        self.enum = enum
+        super().__init__()
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> str | None:
+        """Member to word. A word that is no member raises ValueError."""
+        return None if value is None else self.enum(value).value
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> Any:
+        """Word to member."""
+        return None if value is None else self.enum(value)
+
+
+class Array(TypeDecorator[Any]):
+    """A numpy array as raw little-endian bytes."""
+
+    impl = LargeBinary
+    cache_ok = True
+
+    def __init__(self, dtype: str) -> None:
+        self.dtype = dtype
+        super().__init__()
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> bytes | None:
+        """Array to bytes."""
+        return None if value is None else to_bytes(value, self.dtype)
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> Any:
+        """Bytes to array."""
+        return None if value is None else np.frombuffer(value, dtype=self.dtype)
+
+
+class Digits(TypeDecorator[int]):
+    """An integer of any size as text: seeds are unsigned 64 bit, which no SQL integer holds."""
+
+    impl = String(24)
+    cache_ok = True
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> str | None:
+        """Integer to digits."""
+        return None if value is None else str(value)
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> int | None:
+        """Digits to integer."""
+        return None if value is None else int(value)
+
+
+INT32 = "<i4"
+FLOAT32 = "<f4"
+
+metadata = MetaData(
+    naming_convention={
+        "pk": "pk_%(table_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    }
+)
+
+
+def _id(name: str, **options: Any) -> Column[Any]:
+    return Column(name, String(64), nullable=False, **options)
+
+
+def _seq() -> Column[Any]:
+    """A counter over all accounts: a cursor, and the order of insertion."""
+    # SQLite counts by itself only in a column of exactly this type.
+    return Column("seq", BigInteger().with_variant(Integer, "sqlite"), primary_key=True)
+
+
+def _json(name: str, stored: Any, *, nullable: bool = False) -> Column[Any]:
+    return Column(name, Json(stored), nullable=nullable)
+
+
+def _word(name: str, enum: type[StrEnum], *, nullable: bool = False) -> Column[Any]:
+    return Column(name, Word(enum), nullable=nullable)
+
+
+def _int(name: str, **options: Any) -> Column[Any]:
+    return Column(name, Integer, nullable=False, **options)
+
+
+def _time(name: str, *, nullable: bool = False) -> Column[Any]:
+    return Column(name, Double, nullable=nullable)
+
+
+def _text(name: str) -> Column[Any]:
+    return Column(name, Text, nullable=False)
+
+
+accounts = Table(
+    "accounts",
+    metadata,
+    _id("account_id", primary_key=True),
+    Column("slug", String(64), nullable=False, unique=True),
+    Column("number", String(12), nullable=False, unique=True),
+)
+
+keys = Table(
+    "keys",
+    metadata,
+    _id("key_id", primary_key=True),
+    _id("account_id", index=True),
+    _text("name"),
+    Column("sha256", String(64), nullable=False, unique=True),
+    _json("actions", frozenset[Action]),
+    _json("job_ids", frozenset[str], nullable=True),
+    _time("created_at"),
+    _time("revoked_at", nullable=True),
+)
+
+jobs = Table(
+    "jobs",
+    metadata,
+    _seq(),
+    _id("job_id", unique=True),
+    _id("account_id"),
+    Column("name", String(256), nullable=False),
+    _json("spec", JobSpec),
+    _word("status", JobStatus),
+    _word("secondary", Secondary),
+    _text("message"),
+    _int("incarnation"),
+    _int("step"),
+    _time("created_at"),
+    _time("started_at", nullable=True),
+    _time("ended_at", nullable=True),
+    _int("last_event", default=0),
+    UniqueConstraint("account_id", "name"),
+    sqlite_autoincrement=True,
+)
+
+events = Table(
+    "events",
+    metadata,
+    _id("job_id", primary_key=True),
+    _int("seq", primary_key=True, autoincrement=False),
+    _id("account_id"),
+    _time("at"),
+    _word("kind", EventKind),
+    _word("level", Level),
+    _json("body", dict[str, Any]),
+)
+
+groups = Table(
+    "groups",
+    metadata,
+    _seq(),
+    _id("group_id", unique=True),
+    _id("account_id"),
+    _id("job_id"),
+    _int("incarnation"),
+    _int("order"),
+    _int("row_index"),
+    _int("epoch"),
+    _int("size"),
+    _int("admitted_at_step"),
+    _word("status", GroupStatus),
+    Column("step", Integer),
+    Index(None, "job_id", "seq"),
+    sqlite_autoincrement=True,
+)
+
+#: Beside the noun: how many turns were delivered and tokens sampled, and the ledger's bins
+#: with the step that they are counted in.
+rollouts = Table(
+    "rollouts",
+    metadata,
+    _seq(),
+    _id("rollout_id", unique=True),
+    _id("account_id"),
+    _id("job_id"),
+    _int("incarnation"),
+    _id("group_id"),
+    _int("slot"),
+    _int("attempt"),
+    _word("purpose", Purpose),
+    _int("row_index"),
+    _int("step"),
+    Column("seed", Digits, nullable=False),
+    _json("sampling", SamplingParams),
+    Column("secret_sha256", String(64), nullable=False),
+    _time("created_at"),
+    _time("deadline_at"),
+    _json("policy", Policy, nullable=True),
+    _word("status", RolloutStatus),
+    _json("rewards", tuple[float, ...], nullable=True),
+    _json("metrics", Mapping[str, float]),
+    _json("fault", Fault, nullable=True),
+    _time("ended_at", nullable=True),
+    _int("turns", default=0),
+    _int("tokens", default=0),
+    _json("bins", dict[str, int], nullable=True),
+    Column("ledger_step", Integer),
+    UniqueConstraint("group_id", "slot", "attempt"),
+    Index(None, "job_id", "seq"),
+    Index(None, "job_id", "status", "seq"),
+    Index(None, "job_id", "step", "seq"),
+    sqlite_autoincrement=True,
+)
+
+nodes = Table(
+    "nodes",
+    metadata,
+    _id("rollout_id", primary_key=True),
+    _int("node_id", primary_key=True, autoincrement=False),
+    _id("account_id"),
+    Column("parent", Integer),
+    _word("kind", NodeKind),
+    _json("messages", tuple[Message, ...]),
+    Column("tokens", Array(INT32), nullable=False),
+    Column("logprobs", Array(FLOAT32)),
+    Column("tools_sha256", String(64), nullable=False),
+    _word("fork_cause", ForkCause, nullable=True),
+)
+
+turns = Table(
+    "turns",
+    metadata,
+    _id("rollout_id", primary_key=True),
+    _int("index", primary_key=True, autoincrement=False),
+    _id("account_id"),
+    _id("turn_id"),
+    _int("leaf"),
+    _json("policy", Policy),
+    _json("sampling", SamplingParams),
+    Column("seed", Digits, nullable=False),
+    _word("finish_reason", FinishReason),
+    _int("prompt_tokens"),
+    _int("completion_tokens"),
+    Column("request_sha256", String(64), nullable=False),
+    _word("delivery", Delivery),
+    _time("started_at"),
+    _time("ended_at"),
+)
+
+steps = Table(
+    "steps",
+    metadata,
+    _id("job_id", primary_key=True),
+    _int("step", primary_key=True, autoincrement=False),
+    _id("account_id"),
+    _json("policy", Policy),
+    _time("finished_at"),
+)
+
+checkpoints = Table(
+    "checkpoints",
+    metadata,
+    _id("job_id", primary_key=True),
+    _int("step", primary_key=True, autoincrement=False),
+    _id("account_id"),
+    _text("path"),
+    Column("sha256", String(64), nullable=False),
+    _json("adapter", Adapter),
+)
+
+packages = Table(
+    "packages",
+    metadata,
+    _seq(),
+    _id("package_id", unique=True),
+    _id("account_id"),
+    Column("group", String(256), nullable=False),
+    _int("version"),
+    Column("kind", String(32), nullable=False),
+    _text("path"),
+    Column("sha256", String(64), nullable=False),
+    _text("base_model"),
+    _id("job_id"),
+    _int("step"),
+    _time("created_at"),
+    _json("metadata", dict[str, Any]),
+    UniqueConstraint("account_id", "group", "version"),
+    sqlite_autoincrement=True,
+)

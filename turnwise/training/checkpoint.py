@@ -1,0 +1,105 @@
+"""A checkpoint folder: written whole or not at all, and recognised by its hash.
+
+adapter/            an ordinary PEFT folder
+state.safetensors   optimizer moments and random states
+meta.json           step, base model, LoRA, versions
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from turnwise import errors
+
+ADAPTER_FOLDER = "adapter"
+STATE_FILE = "state.safetensors"
+META_FILE = "meta.json"
+
+# A full device, a spent quota, a file-size limit.
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def write_atomically(folder: Path, write: Callable[[Path], None]) -> str:
+    """Fill `folder` by `write` and make it durable in one move; its `folder_sha256`.
+
+    `write` is given a temporary sibling. An older folder of that name is replaced. Raises
+    `StorageFull` when there is no room and `Unavailable` for any other refusal of the file
+    system; either way the temporary folder is gone and an older `folder` is as it was.
+    """
+    temporary = folder.with_name(f".{folder.name}.partial")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        write(temporary)
+        sha256 = folder_sha256(temporary)
+        _sync(temporary)
+        _move(temporary, folder)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise _named(error, folder) from error
+    return sha256
+
+
+def folder_sha256(folder: Path) -> str:
+    """sha256, hex, over the relative path and content of every file below `folder`."""
+    digest = hashlib.sha256()
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        with file.open("rb") as opened:
+            content = hashlib.file_digest(opened, "sha256").hexdigest()
+        digest.update(f"{file.relative_to(folder).as_posix()}\0{content}\n".encode())
+    return digest.hexdigest()
+
+
+def verify(folder: Path, sha256: str) -> None:
+    """Raise `Corrupted` unless the folder is there and has this hash."""
+    if not folder.is_dir():
+        raise errors.Corrupted(f"checkpoint {folder} is missing")
+    found = folder_sha256(folder)
+    if found != sha256:
+        raise errors.Corrupted(
+            f"checkpoint {folder} has sha256 {found[:12]}..., recorded was {sha256[:12]}...; "
+            "a file was changed or lost; resume from an older checkpoint"
+        )
+
+
+def _sync(folder: Path) -> None:
+    for path in (*folder.rglob("*"), folder):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _move(temporary: Path, folder: Path) -> None:
+    # os.replace cannot put a folder over one that has content, so an older one steps aside. Who
+    # dies in between loses only a checkpoint that was about to be written again.
+    aside = folder.with_name(f".{folder.name}.replaced")
+    shutil.rmtree(aside, ignore_errors=True)
+    if folder.exists():
+        os.replace(folder, aside)
+    os.replace(temporary, folder)
+    shutil.rmtree(aside, ignore_errors=True)
+    _sync_entry(folder.parent)
+
+
+def _sync_entry(parent: Path) -> None:
+    descriptor = os.open(parent, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _named(error: OSError, folder: Path) -> errors.TurnwiseError:
+    reason = error.strerror or str(error)
+    if error.errno in _NO_ROOM:
+        return errors.StorageFull(
+            f"no room for checkpoint {folder} ({reason}); free space and resume the job"
+        )
+    return errors.Unavailable(f"checkpoint {folder} cannot be written: {reason}")

@@ -1,0 +1,57 @@
+"""The learner as the server holds it: calls over a channel, without torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from turnwise.channel import Connection
+from turnwise.domain.rollout import Floats, Tokens
+from turnwise.domain.training import Checkpoint, StepRequest, StepResult
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SaveRequest:
+    """Arguments of `save`."""
+
+    step: int
+    folder: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoreRequest:
+    """Arguments of `score`."""
+
+    tokens: Tokens
+    temperature: float = 1.0
+
+
+class RemoteLearner:
+    """A `ports.Learner` in another process. Raises `ProcessDied` once that process has ended."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    async def step(self, request: StepRequest) -> StepResult:
+        """Update; see `ports.Learner.step`."""
+        return await self._connection.call("step", request, StepResult)
+
+    async def save(self, step: int, folder: str) -> Checkpoint:
+        """Write a checkpoint; see `ports.Learner.save`."""
+        return await self._connection.call(
+            "save", SaveRequest(step=step, folder=folder), Checkpoint
+        )
+
+    async def restore(self, checkpoint: Checkpoint) -> None:
+        """Continue from a checkpoint; see `ports.Learner.restore`."""
+        await self._connection.call("restore", checkpoint, type(None))
+
+    async def score(self, tokens: Tokens, temperature: float = 1.0) -> Floats:
+        """Logprob of each token given those before it, [T]."""
+        request = ScoreRequest(tokens=tokens, temperature=temperature)
+        return await self._connection.call("score", request, np.ndarray)
+
+    async def close(self) -> None:
+        """Close the connection, which ends the process."""
+        await self._connection.close()

@@ -1,0 +1,1 @@
+"""The doors: wire protocols in, nouns through, wire protocols out."""

@@ -1,0 +1,105 @@
+"""One HTTP call over raw ASGI, as the data plane needs it: no framework on the hot path."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, MutableMapping
+from typing import Any
+
+from turnwise import errors
+
+Scope = MutableMapping[str, Any]
+ASGIMessage = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[ASGIMessage]]
+Send = Callable[[ASGIMessage], Awaitable[None]]
+Headers = Iterable[tuple[str, str]]
+
+#: Larger bodies are refused: a 1 M token context is about 5 MB of text.
+MAX_BODY_BYTES = 64 * 1024 * 1024
+
+
+class ClientGone(Exception):
+    """The client closed its connection before the answer was out."""
+
+
+class HttpCall:
+    """A request and the way to answer it."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.method: str = scope["method"]
+        self._headers: dict[bytes, bytes] = dict(scope["headers"])
+        self._receive = receive
+        self._send = send
+        self.has_started = False
+
+    def header(self, name: str) -> str:
+        """A request header by its lower-case name; "" if absent."""
+        return self._headers.get(name.encode(), b"").decode("latin-1")
+
+    async def body(self) -> bytes:
+        """The whole request body. Raises `InvalidInput` if it is too large."""
+        message = await self._receive()
+        body: bytes = message.get("body", b"")
+        while message.get("more_body"):
+            message = await self._receive()
+            body += message.get("body", b"")
+            if len(body) > MAX_BODY_BYTES:
+                raise errors.InvalidInput(
+                    "body", f"{len(body)} bytes", f"is larger than {MAX_BODY_BYTES} bytes"
+                )
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        return body
+
+    @contextlib.asynccontextmanager
+    async def while_connected(self) -> AsyncIterator[None]:
+        """Cancel the block and raise `ClientGone` as soon as the client closes the connection."""
+        working = asyncio.current_task()
+        assert working is not None
+        gone = False
+
+        def on_disconnect(watch: asyncio.Task[None]) -> None:
+            nonlocal gone
+            if not watch.cancelled():
+                gone = True
+                working.cancel()
+
+        watch = asyncio.create_task(self._disconnected())
+        watch.add_done_callback(on_disconnect)
+        try:
+            yield
+        except asyncio.CancelledError:
+            if not gone:
+                raise
+            working.uncancel()
+            raise ClientGone from None
+        finally:
+            watch.remove_done_callback(on_disconnect)
+            watch.cancel()
+
+    async def _disconnected(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+
+    async def answer(
+        self, status: int, body: bytes, *, media_type: str = "application/json", more: Headers = ()
+    ) -> None:
+        """Send a whole response."""
+        length = ("content-length", str(len(body)))
+        await self._begin(status, media_type, (length, *more))
+        await self._send({"type": "http.response.body", "body": body})
+
+    async def begin_stream(self, media_type: str) -> None:
+        """Send the head of a response whose body comes in pieces."""
+        await self._begin(200, media_type, (("cache-control", "no-cache"),))
+
+    async def piece(self, body: bytes, *, last: bool = False) -> None:
+        """Send the next piece of the body."""
+        await self._send({"type": "http.response.body", "body": body, "more_body": not last})
+
+    async def _begin(self, status: int, media_type: str, more: Headers) -> None:
+        self.has_started = True
+        pairs = (("content-type", media_type), *more)
+        headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in pairs]
+        await self._send({"type": "http.response.start", "status": status, "headers": headers})

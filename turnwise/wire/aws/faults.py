@@ -1,0 +1,37 @@
+"""Errors as AWS's REST-JSON clients read them: one table."""
+
+from __future__ import annotations
+
+import msgspec
+
+from turnwise import errors
+
+_MAX_MESSAGE = 1024
+
+#: Error class -> (status, exception name). The most specific class wins; botocore retries 429
+#: and 5xx by itself.
+TABLE: dict[type[Exception], tuple[int, str]] = {
+    errors.InvalidInput: (400, "ValidationException"),
+    errors.NotFound: (404, "ResourceNotFoundException"),
+    errors.NotInValidStatus: (400, "ValidationException"),
+    errors.Conflict: (409, "ConflictException"),
+    errors.Unauthenticated: (403, "AccessDeniedException"),
+    errors.AccessError: (403, "AccessDeniedException"),
+    errors.LimitExceeded: (429, "ThrottlingException"),
+    errors.TooSlow: (504, "InternalServiceError"),
+    errors.Unavailable: (503, "InternalServiceError"),
+    Exception: (500, "InternalServiceError"),
+}
+
+
+def status_and_name(error: Exception) -> tuple[int, str]:
+    """The row of the table for an error."""
+    return next(TABLE[kind] for kind in type(error).__mro__ if kind in TABLE)
+
+
+def body_of(error: Exception) -> bytes:
+    """`Message` and `__type` as AWS has them, and `message` for clients of the other spelling."""
+    _, name = status_and_name(error)
+    text = str(error) if isinstance(error, errors.TurnwiseError) else "internal error"
+    text = text[:_MAX_MESSAGE]
+    return msgspec.json.encode({"Message": text, "message": text, "__type": name})

@@ -1,0 +1,219 @@
+"""The data plane's door: which rollout is meant, who is calling, which protocol answers.
+
+A rollout is addressed in one of two ways:
+
+    headers   X-Amzn-SageMaker-Job-Arn, X-Amzn-SageMaker-Trajectory-Id (or the body's JobArn,
+              TrajectoryId), with Authorization: Bearer <an access key, or the rollout's secret>
+    base URL  {server}/r/{rollout id}.{rollout secret}/... for frameworks that cannot set headers;
+              a key that the framework insists on sending is ignored
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+
+from turnwise import errors
+from turnwise.domain.access import Principal
+from turnwise.domain.rollout import Rollout
+from turnwise.gateway.gateway import Gateway
+from turnwise.wire.asgi import ClientGone, HttpCall, Receive, Scope, Send
+from turnwise.wire.aws import codec as aws_codec
+from turnwise.wire.aws import runtime as aws
+from turnwise.wire.aws.arns import CATEGORY, JobArn
+from turnwise.wire.openai import routes as openai
+
+log = logging.getLogger(__name__)
+
+JOB_ARN = "x-amzn-sagemaker-job-arn"
+TRAJECTORY_ID = "x-amzn-sagemaker-trajectory-id"
+
+_HOW_TO_ADDRESS = (
+    "send X-Amzn-SageMaker-Job-Arn and X-Amzn-SageMaker-Trajectory-Id, "
+    "or use the base URL {server}/r/{rollout id}.{rollout secret}/v1"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """What a path says: the operation, and the rollout with its secret if the path names it."""
+
+    path: str
+    rollout_id: str = ""
+    secret: str = ""
+
+    @classmethod
+    def of(cls, path: str) -> Address:
+        """Split a path.
+
+        >>> Address.of("/r/rol_a.xyz/v1/models")
+        Address(path='/v1/models', rollout_id='rol_a', secret='xyz')
+        """
+        if not path.startswith("/r/"):
+            return cls(path)
+        name, _, rest = path[3:].partition("/")
+        rollout_id, _, secret = name.partition(".")
+        return cls(f"/{rest}", rollout_id, secret)
+
+
+Handler = Callable[[HttpCall, Address], Awaitable[None]]
+Fail = Callable[[HttpCall, Exception], Awaitable[None]]
+
+
+class DataPlane:
+    """An ASGI app for the hot paths; `owns` says which requests are its own."""
+
+    def __init__(
+        self,
+        gateway: Gateway,
+        authenticate: Callable[[str], Awaitable[Principal]],
+        account_number: Callable[[str], str],
+    ) -> None:
+        """`authenticate` verifies a bearer key; `account_number` gives an account's 12 digits."""
+        self._gateway = gateway
+        self._authenticate = authenticate
+        self._account_number = account_number
+        self._routes: Mapping[str, tuple[str, Handler, Fail]] = {
+            "/v1/chat/completions": ("POST", self._chat, openai.fail),
+            "/v1/models": ("GET", self._models, openai.fail),
+            "/sample": ("POST", self._sample, aws.fail),
+            "/sample-with-response-stream": ("POST", self._sample_streamed, aws.fail),
+            "/complete-rollout": ("POST", self._complete_rollout, aws.fail),
+            "/update-reward": ("POST", self._update_reward, aws.fail),
+        }
+
+    def owns(self, path: str) -> bool:
+        """Whether requests to this path are answered here."""
+        return path in self._routes or path.startswith("/r/")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one HTTP request."""
+        http = HttpCall(scope, receive, send)
+        address = Address.of(scope["path"])
+        method, handler, fail = self._routes.get(address.path, ("", _no_route, openai.fail))
+        if method and http.method != method:
+            await http.answer(405, b'{"message":"method not allowed"}', more=[("allow", method)])
+            return
+        try:
+            await handler(http, address)
+        except ClientGone:
+            log.debug("the client of %s has gone", address.path)
+        except errors.TurnwiseError as error:
+            await fail(http, error)
+        except Exception as error:
+            log.exception("%s failed", address.path)
+            await fail(http, error)
+
+    # ── operations ────────────────────────────────────────────────────────────────────────────
+
+    async def _chat(self, http: HttpCall, address: Address) -> None:
+        principal, rollout = await self._caller_of_rollout(http, address)
+        count = openai.retry_count(http)
+        await openai.chat(self._gateway, principal, rollout.rollout_id, http, retry_count=count)
+
+    async def _models(self, http: HttpCall, address: Address) -> None:
+        if address.rollout_id or http.header(TRAJECTORY_ID):
+            principal, rollout = await self._caller_of_rollout(http, address)
+        else:
+            principal, rollout = await self._authenticate(_bearer(http)), None
+        await openai.models(self._gateway, principal, rollout, http)
+
+    async def _sample(self, http: HttpCall, address: Address) -> None:
+        await self._sampled(http, address, stream=False)
+
+    async def _sample_streamed(self, http: HttpCall, address: Address) -> None:
+        await self._sampled(http, address, stream=True)
+
+    async def _sampled(self, http: HttpCall, address: Address, *, stream: bool) -> None:
+        principal, rollout = await self._caller_of_rollout(http, address)
+        count = max(aws.retry_count(http), openai.retry_count(http))
+        await openai.chat(
+            self._gateway, principal, rollout.rollout_id, http, retry_count=count, stream=stream
+        )
+
+    async def _complete_rollout(self, http: HttpCall, address: Address) -> None:
+        report = aws_codec.decode_completed(await http.body(), *_named(http, address))
+        principal = await self._reporter(http, address, report)
+        await aws.complete_rollout(self._gateway, principal, report, http)
+
+    async def _update_reward(self, http: HttpCall, address: Address) -> None:
+        report = aws_codec.decode_rewarded(await http.body(), *_named(http, address))
+        principal = await self._reporter(http, address, report)
+        await aws.update_reward(self._gateway, principal, report, http)
+
+    # ── who is calling about which rollout ────────────────────────────────────────────────────
+
+    async def _caller_of_rollout(
+        self, http: HttpCall, address: Address
+    ) -> tuple[Principal, Rollout]:
+        job_arn, rollout_id = _named(http, address)
+        if not rollout_id:
+            raise errors.InvalidInput(
+                "X-Amzn-SageMaker-Trajectory-Id",
+                rollout_id,
+                "names no rollout, and models are served inside rollouts only",
+                remedy=_HOW_TO_ADDRESS,
+            )
+        return await self._caller(http, address, rollout_id, job_arn)
+
+    async def _reporter(
+        self, http: HttpCall, address: Address, report: aws_codec.Report
+    ) -> Principal:
+        if not report.trajectory_id:
+            raise errors.InvalidInput("TrajectoryId", "", "is required")
+        principal, _ = await self._caller(http, address, report.trajectory_id, report.job_arn)
+        return principal
+
+    async def _caller(
+        self, http: HttpCall, address: Address, rollout_id: str, job_arn: str
+    ) -> tuple[Principal, Rollout]:
+        if address.secret:
+            principal = await self._gateway.agent(address.rollout_id, address.secret)
+            if principal is None:
+                raise errors.Unauthenticated("the secret in the path is not this rollout's")
+        else:
+            principal = await self._bearer_of_rollout(_bearer(http), rollout_id)
+        rollout = await self._gateway.rollout(rollout_id)
+        if job_arn:
+            await self._check_job(rollout, job_arn)
+        return principal, rollout
+
+    async def _bearer_of_rollout(self, bearer: str, rollout_id: str) -> Principal:
+        """The caller by the rollout's own secret or by an access key.
+
+        Who has neither is not told whether the rollout exists.
+        """
+        try:
+            principal = await self._gateway.agent(rollout_id, bearer)
+        except errors.NotFound:
+            await self._authenticate(bearer)
+            raise
+        return principal or await self._authenticate(bearer)
+
+    async def _check_job(self, rollout: Rollout, job_arn: str) -> None:
+        """Raise unless the ARN names the rollout's job. Its region is not ours to judge."""
+        arn = JobArn.parse(job_arn)
+        if arn.number != self._account_number(rollout.account_id):
+            raise errors.Denied(f"account {arn.number} has no rollout {rollout.rollout_id}")
+        job = await self._gateway.job_of(rollout)
+        if (arn.category, arn.name) != (CATEGORY, job.name):
+            raise errors.NotFound("trajectory", rollout.rollout_id, remedy=f"not in job {arn.name}")
+
+
+def _named(http: HttpCall, address: Address) -> tuple[str, str]:
+    """Job ARN and rollout id by header; a rollout in the path goes before."""
+    return http.header(JOB_ARN), address.rollout_id or http.header(TRAJECTORY_ID)
+
+
+def _bearer(http: HttpCall) -> str:
+    scheme, _, bearer = http.header("authorization").partition(" ")
+    if scheme.lower() != "bearer" or not bearer:
+        raise errors.Unauthenticated(
+            "no key: send 'Authorization: Bearer <key>' with an access key or the rollout's secret"
+        )
+    return bearer.strip()
+
+
+async def _no_route(http: HttpCall, address: Address) -> None:
+    raise errors.NotFound("route", address.path)

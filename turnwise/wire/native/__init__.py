@@ -1,0 +1,1 @@
+"""Turnwise's own JSON API under /api/v1, which `turnwise.client` and the CLI speak."""

@@ -1,0 +1,190 @@
+"""The native API's routes: decode, call, encode."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Body, Depends, FastAPI, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+
+from turnwise import __version__, errors
+from turnwise.control.browse import PAGE, Browse
+from turnwise.control.job_file import as_mapping, parse_job
+from turnwise.control.jobs import Jobs, adapter_folder
+from turnwise.domain.access import Principal
+from turnwise.domain.event import EventKind
+from turnwise.domain.job import JobStatus
+from turnwise.domain.rollout import Purpose, RolloutStatus
+from turnwise.ports import RolloutQuery
+from turnwise.wire.native import codec
+from turnwise.wire.native.faults import fault
+
+Json = dict[str, Any]
+Authenticate = Callable[[str], Awaitable[Principal]]
+Caller = Callable[[Request], Awaitable[Principal]]
+#: Longest wait of one event request; readers ask again.
+MAX_WAIT_S = 25.0
+
+
+def native_app(jobs: Jobs, browse: Browse, authenticate: Authenticate) -> FastAPI:
+    """The whole native API as one ASGI app. `authenticate` turns a bearer key into a Principal."""
+    app = FastAPI(title="Turnwise", version=__version__, docs_url=None, redoc_url=None)
+
+    async def principal(request: Request) -> Principal:
+        scheme, _, key = request.headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not key:
+            raise errors.Unauthenticated("no key was sent; send 'Authorization: Bearer <key>'")
+        return await authenticate(key)
+
+    def answer(error: errors.TurnwiseError) -> Response:
+        status, body, headers = fault(error)
+        return JSONResponse(body, status, headers)
+
+    @app.exception_handler(errors.TurnwiseError)
+    async def _known(_: Request, error: errors.TurnwiseError) -> Response:
+        return answer(error)
+
+    @app.exception_handler(RequestValidationError)
+    async def _malformed(_: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"][1:]) or "body"
+        return answer(errors.InvalidInput(field, first.get("input"), f"is wrong: {first['msg']}"))
+
+    @app.get("/health")
+    async def health() -> Json:
+        """Whether the server answers; needs no key."""
+        return {"status": "ok", "version": __version__}
+
+    app.include_router(_job_routes(jobs, principal))
+    app.include_router(_reading_routes(browse, principal))
+    app.include_router(_model_routes(browse, principal))
+    return app
+
+
+def _job_routes(jobs: Jobs, principal: Caller) -> APIRouter:
+    routes = APIRouter(prefix="/api/v1/jobs")
+    caller = Depends(principal)
+
+    @routes.post("", status_code=201)
+    async def create(job_file: Annotated[Any, Body()], who: Principal = caller) -> Json:
+        return codec.job_body(await jobs.create(who, parse_job(job_file)))
+
+    @routes.post("/validate")
+    async def validate(job_file: Annotated[Any, Body()], who: Principal = caller) -> Json:
+        return as_mapping(parse_job(job_file))
+
+    @routes.get("")
+    async def list_jobs(
+        status: JobStatus | None = None,
+        limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+        who: Principal = caller,
+    ) -> Json:
+        found = await jobs.list(who, status=status, limit=limit)
+        return {"jobs": [codec.job_body(job) for job in found]}
+
+    @routes.get("/{name}")
+    async def describe(name: str, who: Principal = caller) -> Json:
+        return codec.job_body(await jobs.describe(who, name))
+
+    @routes.post("/{name}/stop")
+    async def stop(name: str, who: Principal = caller) -> Json:
+        return codec.job_body(await jobs.stop(who, name))
+
+    @routes.post("/{name}/resume")
+    async def resume(name: str, who: Principal = caller) -> Json:
+        return codec.job_body(await jobs.resume(who, name))
+
+    @routes.delete("/{name}")
+    async def delete(name: str, who: Principal = caller) -> Json:
+        return codec.job_body(await jobs.delete(who, name))
+
+    return routes
+
+
+def _reading_routes(browse: Browse, principal: Caller) -> APIRouter:
+    routes = APIRouter(prefix="/api/v1")
+    caller = Depends(principal)
+
+    @routes.get("/jobs/{name}/events")
+    async def events(
+        name: str,
+        after: Annotated[int, Query(ge=0)] = 0,
+        kind: Annotated[list[EventKind], Query()] = [],  # noqa: B006  FastAPI copies it
+        limit: Annotated[int, Query(ge=1, le=PAGE)] = PAGE,
+        wait_s: Annotated[float, Query(ge=0, le=MAX_WAIT_S)] = 0.0,
+        who: Principal = caller,
+    ) -> Json:
+        found = await browse.events(who, name, after=after, kinds=kind, limit=limit, wait_s=wait_s)
+        return {"events": [codec.event_body(event) for event in found]}
+
+    @routes.get("/jobs/{name}/metrics")
+    async def metrics(
+        name: str,
+        metric: Annotated[list[str], Query()] = [],  # noqa: B006  FastAPI copies it
+        who: Principal = caller,
+    ) -> Json:
+        curves = await browse.metrics(who, name, names=metric)
+        return {"metrics": {key: codec.curve_body(curve) for key, curve in curves.items()}}
+
+    @routes.get("/jobs/{name}/ledger")
+    async def ledger(name: str, who: Principal = caller) -> Json:
+        bins = await browse.ledger(who, name)
+        return {"steps": [{"step": step, "bins": bins[step]} for step in sorted(bins)]}
+
+    @routes.get("/jobs/{name}/rollouts")
+    async def rollouts(
+        name: str,
+        step: int | None = None,
+        purpose: Purpose | None = None,
+        status: RolloutStatus | None = None,
+        after: Annotated[int, Query(ge=0)] = 0,
+        limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+        who: Principal = caller,
+    ) -> Json:
+        query = RolloutQuery(
+            job_id=name, step=step, purpose=purpose, status=status, after=after, limit=limit
+        )
+        found = await browse.rollouts(who, query)
+        next_after = found[-1].seq if len(found) == limit else None
+        return {"rollouts": [codec.summary_body(s) for s in found], "next_after": next_after}
+
+    @routes.get("/rollouts/{rollout_id}")
+    async def rollout(rollout_id: str, who: Principal = caller) -> Json:
+        return codec.trajectory_body(await browse.trajectory(who, rollout_id))
+
+    return routes
+
+
+def _model_routes(browse: Browse, principal: Caller) -> APIRouter:
+    routes = APIRouter(prefix="/api/v1/models")
+    caller = Depends(principal)
+
+    @routes.get("")
+    async def packages(group: str | None = None, who: Principal = caller) -> Json:
+        found = await browse.packages(who, group=group)
+        return {"models": [codec.package_body(package) for package in found]}
+
+    @routes.get("/{name:path}/archive")
+    async def archive(name: str, who: Principal = caller) -> Response:
+        """The package's PEFT folder as a tar file."""
+        package = await browse.package(who, name)
+        return Response(_tar(Path(adapter_folder(package))), media_type="application/x-tar")
+
+    @routes.get("/{name:path}")
+    async def package(name: str, who: Principal = caller) -> Json:
+        return codec.package_body(await browse.package(who, name))
+
+    return routes
+
+
+def _tar(folder: Path) -> bytes:
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as tar:
+        for file in sorted(folder.iterdir()):
+            tar.add(file, arcname=file.name)
+    return packed.getvalue()

@@ -1,0 +1,78 @@
+"""OpenAI's routes: decode, call the gateway, encode."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import replace
+
+from turnwise import errors
+from turnwise.domain.access import Principal
+from turnwise.domain.rollout import Rollout
+from turnwise.gateway.chat import ChatRequest, Reply
+from turnwise.gateway.exchange import Exchange
+from turnwise.gateway.gateway import Gateway
+from turnwise.wire.asgi import HttpCall
+from turnwise.wire.openai import codec, faults
+
+
+async def chat(
+    gateway: Gateway,
+    principal: Principal,
+    rollout_id: str,
+    http: HttpCall,
+    *,
+    retry_count: int,
+    stream: bool | None = None,
+) -> None:
+    """POST /v1/chat/completions; `stream`, where given, overrides the body's."""
+    body = await http.body()
+    request = codec.decode_chat(body)
+    if stream is not None:
+        request = replace(request, stream=stream)
+    async with http.while_connected():
+        exchange = await gateway.ask(
+            principal, rollout_id, request, body=body, retry_count=retry_count
+        )
+        if request.stream:
+            await _stream(http, exchange, request)
+        else:
+            await http.answer(200, codec.encode_reply(await exchange.reply()))
+
+
+def retry_count(http: HttpCall) -> int:
+    """How often the openai client has sent this request before."""
+    text = http.header("x-stainless-retry-count")
+    if text and not text.isdecimal():
+        raise errors.InvalidInput("x-stainless-retry-count", text, "must be a whole number")
+    return int(text or 0)
+
+
+async def models(
+    gateway: Gateway, principal: Principal, rollout: Rollout | None, http: HttpCall
+) -> None:
+    """GET /v1/models, of a rollout's job or of all the caller's jobs."""
+    names = gateway.models(principal, job_id=rollout.job_id if rollout else None)
+    await http.answer(200, codec.encode_models(names))
+
+
+async def fail(http: HttpCall, error: Exception) -> None:
+    """Answer with an error; in a stream that has begun, as its last event."""
+    body = faults.body_of(error)
+    if http.has_started:
+        await http.piece(codec.server_sent(body), last=True)
+        return
+    await http.answer(faults.fault_of(error).status, body, more=faults.headers_of(error))
+
+
+async def _stream(http: HttpCall, exchange: Exchange, request: ChatRequest) -> None:
+    encoder = codec.ChunkEncoder(exchange.turn_id, request.model, exchange.created_at)
+    async with contextlib.aclosing(exchange.events()) as events:
+        async for event in events:
+            # The head goes out with the first event, so that a refusal has its own status.
+            if not http.has_started:
+                await http.begin_stream("text/event-stream")
+            if isinstance(event, Reply):
+                end = encoder.end(event, include_usage=request.include_usage)
+                await http.piece(end, last=True)
+            else:
+                await http.piece(encoder.delta(event))
