@@ -49,18 +49,21 @@ class Server:
 
     def __init__(self, data_dir: Path, **env: str) -> None:
         self.data_dir = data_dir
+        self.log = data_dir.with_suffix(".log")  # what the server says goes to a file
         command = [sys.executable, "-m", "turnwise.cli", "--data-dir", str(data_dir)]
-        self.process = subprocess.Popen(
-            [*command, "serve", "--port", "0", "--json"],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=os.environ | env,
-        )
+        with self.log.open("a") as log:
+            self.process = subprocess.Popen(
+                [*command, "serve", "--port", "0", "--json"],
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                env=os.environ | env,
+            )
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
-            raise RuntimeError(self.process.communicate()[1])
+            self.stop()
+            raise RuntimeError(self.log.read_text())
         self.url: str = json.loads(line)["url"]
 
     def client(self) -> Client:
@@ -77,7 +80,7 @@ class Server:
         """SIGKILL, as a crash would."""
         self.process.send_signal(signal.SIGKILL)
         self.process.wait(10)
-        self._close_pipes()
+        self._close_pipe()
 
     def stop(self) -> None:
         """End it in an orderly way."""
@@ -88,12 +91,11 @@ class Server:
             except subprocess.TimeoutExpired:
                 self.kill()
                 raise
-        self._close_pipes()
+        self._close_pipe()
 
-    def _close_pipes(self) -> None:
-        for pipe in (self.process.stdout, self.process.stderr):
-            if pipe is not None:
-                pipe.close()
+    def _close_pipe(self) -> None:
+        assert self.process.stdout is not None
+        self.process.stdout.close()
 
 
 @contextlib.contextmanager
@@ -104,6 +106,7 @@ def serving(data_dir: Path, **env: str) -> Iterator[Server]:
         yield server
     finally:
         server.stop()
+        print(server.log.read_text())  # pytest shows it beside a failure
 
 
 @contextlib.contextmanager

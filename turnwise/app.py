@@ -35,6 +35,7 @@ from turnwise.loop.sockets import Sockets
 from turnwise.ports import EngineSpec, Launcher, Sampler
 from turnwise.rendering.family import load_renderer
 from turnwise.sampling.handle import RemoteSampler
+from turnwise.sampling.shared import ClaimedSampler, SharedSampler
 from turnwise.settings import Settings
 from turnwise.storage.blobs import FolderBlobs
 from turnwise.storage.folder import DataFolder
@@ -59,18 +60,18 @@ class Engines:
     def __init__(self, launcher: Launcher, settings: Settings) -> None:
         self._launcher = launcher
         self._settings = settings
-        self._running: dict[tuple[str, bool], Sampler] = {}
+        self._running: dict[tuple[str, bool], SharedSampler] = {}
         self._starting = asyncio.Lock()
 
-    async def get(self, spec: JobSpec) -> Sampler:
-        """The engine for a job; a new one if the former process has died."""
+    async def claim(self, spec: JobSpec) -> ClaimedSampler:
+        """A job's view of its engine; a new engine if the former process has died."""
         key = (spec.model, spec.deterministic)
         async with self._starting:
             engine = self._running.get(key)
-            if engine is None or not await _answers(engine):
-                engine = await self._launcher.engine(self._spec(spec))
+            if engine is None or not await _answers(engine.sampler):
+                engine = SharedSampler(await self._launcher.engine(self._spec(spec)))
                 self._running[key] = engine
-            return engine
+            return engine.claim()
 
     def _spec(self, spec: JobSpec) -> EngineSpec:
         settings = self._settings
@@ -125,8 +126,9 @@ class Service:
         """Plug a job's loop together."""
         rows, validation_rows = await asyncio.to_thread(load_job_rows, job.spec)
         renderer = await asyncio.to_thread(load_renderer, Path(job.spec.model), job.spec.history)
-        engine = await self.engines.get(job.spec)
         opened = contextlib.AsyncExitStack()
+        engine = await self.engines.claim(job.spec)
+        opened.push_async_callback(_give_up, engine)
         runner = open_runner(job.spec.agent)
         opened.push_async_callback(runner.close)
         learner = LazyLearner(lambda: self.launcher.learner(self._learner_spec(job.spec)))
@@ -167,6 +169,11 @@ class Service:
             threads=self.settings.learner_threads,
             input_adapter=spec.input_adapter or None,
         )
+
+
+async def _give_up(engine: ClaimedSampler) -> None:
+    with contextlib.suppress(errors.ProcessDied):
+        await engine.close()
 
 
 @contextlib.asynccontextmanager

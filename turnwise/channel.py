@@ -103,17 +103,18 @@ def _describe(error: BaseException) -> _Error:
 def _revive(error: _Error) -> errors.TurnwiseError:
     fields = error.fields
     if error.name == "InvalidInput":
-        return errors.InvalidInput(
+        known = errors.InvalidInput(
             fields["field"], fields["value"], fields["reason"], remedy=fields["remedy"]
         )
+        known.args = (error.text,)  # which shows the value as the far side knew it
+        return known
     if error.name == "NotFound":
         return errors.NotFound(fields["kind"], fields["id"])
     if error.name in ("LimitExceeded", "Unavailable"):
         cls = errors.LimitExceeded if error.name == "LimitExceeded" else errors.Unavailable
         return cls(error.text, retry_after_s=fields.get("retry_after_s"))
-    known = errors.BY_NAME.get(error.name)
-    if known is not None:
-        return known(error.text)
+    if error.name in errors.BY_NAME:
+        return errors.BY_NAME[error.name](error.text)
     return errors.TurnwiseError(f"{error.name}: {error.text}")
 
 

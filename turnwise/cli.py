@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import io
 import json
 import sys
 import tarfile
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,12 +20,17 @@ from rich.table import Table
 
 from turnwise import __version__, errors
 from turnwise.client import Client, connect
-from turnwise.control.job_file import as_mapping, parse_job
+from turnwise.control.job_file import as_mapping, parse_job, read_job
 from turnwise.domain.job import JobKind
 
 Json = dict[str, Any]
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,  # they show local variables, and keys are among them
+    help=__doc__,
+)
 jobs_app = typer.Typer(no_args_is_help=True, help="Jobs: list, describe, logs, metrics, stop ...")
 rollouts_app = typer.Typer(no_args_is_help=True, help="Rollouts: list, show.")
 models_app = typer.Typer(no_args_is_help=True, help="Models: list, export.")
@@ -32,8 +38,10 @@ app.add_typer(jobs_app, name="jobs")
 app.add_typer(rollouts_app, name="rollouts")
 app.add_typer(models_app, name="models")
 
-out = Console()
-err = Console(stderr=True)
+#: A terminal is as wide as it is; a pipe gets whole lines.
+_WIDTH = None if sys.stdout.isatty() else 200
+out = Console(width=_WIDTH, markup=False, highlight=False)
+err = Console(stderr=True, markup=False, highlight=False)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 Name = Annotated[str, typer.Argument(help="The job's name or id.")]
@@ -41,7 +49,7 @@ Name = Annotated[str, typer.Argument(help="The job's name or id.")]
 
 @dataclasses.dataclass
 class _Server:
-    """Which server the commands of this call talk to."""
+    """Which server this call's command talks to."""
 
     url: str = ""
     key: str = ""
@@ -65,32 +73,42 @@ def _options(
     _server.url, _server.key, _server.data_dir = url, key, data_dir
 
 
-def main() -> None:
+def main(args: Sequence[str] | None = None) -> None:
     """Run the command line; an expected error is one line on stderr and exit status 1."""
+    args = sys.argv[1:] if args is None else args
     try:
-        app()
+        app(args)
     except errors.TurnwiseError as error:
-        if "--json" in sys.argv:
-            print(json.dumps({"error": {"type": type(error).__name__, "message": str(error)}}))
+        if "--json" in args:
+            said = {"error": {"type": type(error).__name__, "message": str(error)}}
+            print(json.dumps(said), file=sys.stderr)
         else:
-            err.print(f"error: {error}", style="red", markup=False, highlight=False)
+            err.print(f"error: {error}", style="red", soft_wrap=True)
         sys.exit(1)
 
 
 # ── showing ───────────────────────────────────────────────────────────────────────────────────
 
 
-def _show(value: object, as_json: bool, text: Callable[[], object]) -> None:
+def _show(value: object, as_json: bool, text: Callable[[], str | Table]) -> None:
     if as_json:
         print(json.dumps(value))
+        return
+    shown = text()
+    out.print(shown, soft_wrap=isinstance(shown, str))
+
+
+def _show_event(event: Json, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(event), flush=True)
     else:
-        out.print(text())
+        out.print(_event_text(event), soft_wrap=True)
 
 
 def _table(rows: Iterable[Mapping[str, Any]], columns: Iterable[str]) -> Table:
     table = Table(box=None, pad_edge=False)
     for column in columns:
-        table.add_column(column.replace("_", " "))
+        table.add_column(column.replace("_", " "), overflow="fold")
     for row in rows:
         table.add_row(*(_cell(row.get(column)) for column in columns))
     return table
@@ -158,10 +176,10 @@ def serve(
 ) -> None:
     """Start the server: every door, the gateway, the jobs' loops, and their processes."""
     from turnwise.app import run_server  # uvicorn and the doors are for the server alone
-    from turnwise.settings import Settings
+    from turnwise.settings import load_settings
 
     given: Json = {"host": host, "port": port, "data_dir": _server.data_dir}
-    settings = Settings(**{key: value for key, value in given.items() if value is not None})
+    settings = load_settings(**{key: value for key, value in given.items() if value is not None})
 
     def ready(url: str) -> None:
         facts = {"url": url, "data_dir": str(settings.data_dir.resolve())}
@@ -169,7 +187,14 @@ def serve(
         _show(facts, as_json, lambda: text)
         sys.stdout.flush()
 
-    run_server(settings, ready)
+    try:
+        run_server(settings, ready)
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        raise errors.InvalidInput(
+            "port", settings.port, "is in use", remedy="choose another one, or 0, with --port"
+        ) from None
 
 
 @app.command()
@@ -179,8 +204,9 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Start the job of a job file and follow it to its end."""
+    job = as_mapping(read_job(job_file))
     with _server.client() as client:
-        _run_job(client, _load(job_file), detach=detach, as_json=as_json)
+        _run_job(client, job, detach=detach, as_json=as_json)
 
 
 @app.command("eval")
@@ -198,42 +224,25 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Evaluate a model with a job's agent: reward, pass@k and what the agent measures."""
-    job = _load(job_file)
+    job = as_mapping(read_job(job_file))
     job["kind"] = JobKind.EVALUATION.value
     job["name"] = name or f"{job['name'][:40]}-eval-{time.strftime('%Y%m%d%H%M%S')}"
-    job["input_adapter"] = str(Path(model).resolve()) if Path(model).is_dir() and model else model
-    job["dataset"] = str(Path(dataset).resolve()) if dataset else _evaluated(job)
+    job["input_adapter"] = str(Path(model).resolve()) if model and Path(model).is_dir() else model
+    job["dataset"] = dataset or job["validation_dataset"] or job["dataset"]
     job["validation"] |= {"max_rows": rows, "group_size": group_size}
     if temperature is not None:
         job["val_sampling_params"]["temperature"] = temperature
+    job = as_mapping(parse_job(job, folder=Path.cwd()))
     with _server.client() as client:
         _run_job(client, job, detach=detach, as_json=as_json)
-
-
-def _evaluated(job: Json) -> str:
-    path: str = job["validation_dataset"] or job["dataset"]
-    return path
-
-
-def _load(job_file: Path) -> Json:
-    """A job file, checked here so that its own paths and mistakes are shown at once."""
-    if not job_file.is_file():
-        raise errors.InvalidInput("JOB.yaml", str(job_file), "does not exist")
-    try:
-        data = yaml.safe_load(job_file.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise errors.InvalidInput("JOB.yaml", str(job_file), f"is not YAML: {error}") from None
-    return as_mapping(parse_job(data, folder=job_file.resolve().parent))
 
 
 def _run_job(client: Client, job_file: Json, *, detach: bool, as_json: bool) -> None:
     job = client.create_job(job_file)
     if not detach:
         for event in client.follow(job["name"]):
-            if as_json:
-                print(json.dumps(event), flush=True)
-            elif event["kind"] != "rollout":
-                out.print(_event_text(event), markup=False, highlight=False)
+            if as_json or event["kind"] != "rollout":
+                _show_event(event, as_json)
         job = client.job(job["name"])
     _show(job, as_json, lambda: _job_text(job))
     if job["status"] == "FAILED":
@@ -276,10 +285,7 @@ def jobs_logs(
             else _pages(lambda at: client.events(name, after=at, kinds=kinds), after)
         )
         for event in events:
-            if as_json:
-                print(json.dumps(event), flush=True)
-            else:
-                out.print(_event_text(event), markup=False, highlight=False)
+            _show_event(event, as_json)
 
 
 def _pages(read: Callable[[int], list[Json]], after: int) -> Iterable[Json]:
@@ -378,7 +384,7 @@ def _conversation(rollout: Json) -> str:
             lines.append(f"── fork: {node['fork_cause']}")
         for message in node["messages"]:
             said = message.get("content") or json.dumps(message.get("tool_calls", ""))
-            lines.append(f"[{message['role']}] {said}".replace("[", "\\["))
+            lines.append(f"[{message['role']}] {said}")
     return "\n".join(lines)
 
 

@@ -496,8 +496,16 @@ class Store(Protocol):
         """Close what earlier incarnations left, but for the groups in `keep`.
 
         Their open rollouts fail with fault `superseded`; their open and closed groups become
-        SUPERSEDED, with their tokens in the ledger's bin `superseded` of the next step to finish.
+        SUPERSEDED, with their tokens in the bin `dropped_superseded` of the next step to finish.
         Returns how many rollouts it closed.
+        """
+        ...
+
+    async def rewind(self, account_id: str, job_id: str, step: int) -> None:
+        """Take back the steps after `step`, whose checkpoints are lost: `step` is the newest again.
+
+        Their groups become SUPERSEDED, uncounted until the next `supersede`; their checkpoints
+        are forgotten. Registered packages and events stay. Does nothing where there are none.
         """
         ...
 

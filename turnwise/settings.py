@@ -1,9 +1,17 @@
-"""The server's settings: environment (`TURNWISE_*`) over `turnwise.toml` over these defaults."""
+"""The server's settings: environment (`TURNWISE_*`) over `turnwise.toml` over these defaults.
+
+`python -m turnwise.settings` prints docs/settings.md.
+"""
 
 from __future__ import annotations
 
+import difflib
+import os
+import tomllib
 from pathlib import Path
+from typing import Any
 
+import pydantic
 from pydantic import Field
 from pydantic_settings import (
     BaseSettings,
@@ -12,12 +20,17 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from turnwise import errors
+
+PREFIX = "TURNWISE_"
+TOML = "turnwise.toml"  # in the working directory
+
 
 class Settings(BaseSettings):
     """What an operator may set. Each field is documented in docs/settings.md."""
 
     model_config = SettingsConfigDict(
-        env_prefix="TURNWISE_", toml_file="turnwise.toml", frozen=True, extra="forbid"
+        env_prefix=PREFIX, toml_file=TOML, frozen=True, extra="forbid"
     )
 
     data_dir: Path = Field(Path("data"), description="Where everything is kept; mode 0700.")
@@ -32,7 +45,9 @@ class Settings(BaseSettings):
         "", description="SQLAlchemy URL; default a SQLite file in the data folder."
     )
     max_running_jobs: int = Field(4, ge=1, description="Jobs that run at once; others wait.")
-    device: str = Field("cpu", description="cpu or cuda, for engines and learners.")
+    device: str = Field(
+        "cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="Where engines and learners compute."
+    )
     engine_threads: int = Field(1, ge=1, description="Compute threads of an engine.")
     engine_slots: int = Field(128, ge=1, description="Requests that an engine decodes at once.")
     engine_max_length: int = Field(4096, ge=16, description="Longest prompt + completion, tokens.")
@@ -50,3 +65,78 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Arguments win over the environment, the environment over the file."""
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+
+
+def load_settings(**given: Any) -> Settings:
+    """The settings, `given` ones first.
+
+    Raises `InvalidInput` that names the option, variable or line of the file, and what is allowed.
+    """
+    try:
+        return Settings(**given)
+    except tomllib.TOMLDecodeError as error:
+        where = str(Path(TOML).resolve())
+        raise errors.InvalidInput(TOML, where, f"is not TOML: {error}") from None
+    except pydantic.ValidationError as error:
+        problem = error.errors()[0]
+    name, value = str(problem["loc"][0]), problem["input"]
+    if name not in Settings.model_fields:
+        near = difflib.get_close_matches(name, Settings.model_fields, n=1)
+        remedy = f"did you mean {near[0]}?" if near else "docs/settings.md lists all"
+        raise errors.InvalidInput(
+            f"{TOML}: {name}", value, "is set, but there is no such setting", remedy=remedy
+        )
+    raise errors.InvalidInput(
+        _source(name, given), value, "is not allowed", remedy=f"must be {_allowed(name)}"
+    )
+
+
+def _source(name: str, given: dict[str, Any]) -> str:
+    """Where the value of a field came from, as the operator wrote it."""
+    if name in given:
+        return "--" + name.replace("_", "-")
+    variable = next((key for key in os.environ if key.upper() == (PREFIX + name).upper()), None)
+    return variable or f"{TOML}: {name}"
+
+
+def _allowed(name: str) -> str:
+    """What a field may be, in words."""
+    schema = Settings.model_json_schema()["properties"][name]
+    if name == "device":
+        return "cpu, cuda or cuda:N"
+    if schema["type"] != "integer":
+        return "a path" if schema.get("format") == "path" else "text"
+    high = f" to {schema['maximum']}" if "maximum" in schema else " or more"
+    return f"a whole number, {schema['minimum']}{high}"
+
+
+_HEAD = """\
+# Settings of the server
+
+Printed from `turnwise/settings.py` by `python -m turnwise.settings > docs/settings.md`.
+
+Each setting is an environment variable, or a line of `turnwise.toml` in the directory that
+`turnwise serve` is started in (`port = 8421`). An option of `turnwise serve` wins over the
+variable, the variable over the file, the file over the default.
+
+Clients (the CLI, `turnwise.client`) read three variables of their own: `TURNWISE_URL`,
+`TURNWISE_API_KEY`, and `TURNWISE_DATA_DIR` for the files that a server on the same machine leaves
+there.
+
+| variable | in turnwise.toml | default | allowed | meaning |
+|---|---|---|---|---|
+"""
+
+
+def markdown() -> str:
+    """All settings as docs/settings.md."""
+    lines = [
+        f"| `{PREFIX}{name.upper()}` | `{name}` | {f'`{field.default}`' if field.default else ''} "
+        f"| {_allowed(name)} | {field.description} |"
+        for name, field in Settings.model_fields.items()
+    ]
+    return _HEAD + "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(markdown(), end="")

@@ -48,7 +48,7 @@ from examples.aircraft_inspection.tools import Tools
 
 COPY_STEPS = 60
 COPY_BATCH = 48
-IMITATION_STEPS = 300
+IMITATION_STEPS = 240
 IMITATION_BATCH = 24
 DEMONSTRATIONS = 4000
 WARM_UP_STEPS = 20
@@ -78,10 +78,8 @@ def build(
     imitation_steps: int = IMITATION_STEPS,
 ) -> tuple[Qwen3ForCausalLM, PreTrainedTokenizerFast]:
     """Train a base model for a seed. Raises NoFoothold if it does not get one."""
-    torch.manual_seed(seed)
     generated = task if task.name == NAME else make_task(seed)
-    tokenizer = build_tokenizer(task)
-    model = Qwen3ForCausalLM(_configuration(tokenizer))
+    model, tokenizer = untrained(task, seed=seed)
     encoder = Encoder(generated, tokenizer)
     trainer = Trainer(model, encoder.weights(), report)
     trainer.run("copy", copy_batches(encoder, random.Random(f"copy-{seed}")), copy_steps)
@@ -99,6 +97,19 @@ def build(
     )
 
 
+def untrained(task: Task, *, seed: int) -> tuple[Qwen3ForCausalLM, PreTrainedTokenizerFast]:
+    """The model as it starts, and its tokenizer."""
+    tokenizer = build_tokenizer(task)
+    torch.manual_seed(seed)
+    return Qwen3ForCausalLM(_configuration(tokenizer)), tokenizer
+
+
+def save(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Write an ordinary Hugging Face folder."""
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
 def _configuration(tokenizer: PreTrainedTokenizerFast) -> Qwen3Config:
     return Qwen3Config(
         vocab_size=len(tokenizer),
@@ -109,14 +120,13 @@ def _configuration(tokenizer: PreTrainedTokenizerFast) -> Qwen3Config:
         head_dim=16,
         intermediate_size=256,
         max_position_embeddings=8192,
-        rope_theta=10_000.0,
+        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
         tie_word_embeddings=True,
         # With the usual 0.02 a model this small does not learn to copy ids in this time.
         initializer_range=0.1,
-        attn_implementation="sdpa",
         bos_token_id=None,
-        eos_token_id=tokenizer.convert_tokens_to_ids("<|im_end|>"),
-        pad_token_id=tokenizer.convert_tokens_to_ids("<|endoftext|>"),
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
     )
 
 
@@ -139,7 +149,7 @@ class Encoder:
         self.tokenizer = tokenizer
         self.tools = Tools(task)
         self._renderer = Qwen3Renderer(tokenizer)
-        self._end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+        self._end = int(tokenizer.eos_token_id)
         self._prompts: dict[str, list[int]] = {}
         self._replies: dict[str, list[int]] = {}
 
@@ -326,12 +336,11 @@ class Calls:
 
     @property
     def is_conditional(self) -> bool:
-        """Whether the base looks at the evidence: clearly more often when needed.
+        """Whether the base looks at the evidence: twice as often when needed, and often enough.
 
-        Measured: bases with both gaps above 0.3 learn to report when needed; a base that calls at
-        the average rate either way is sharpened into never calling.
+        A base that calls at the average rate either way is sharpened into never calling.
         """
-        return self.needed >= 0.2 and self.needed - self.needless >= 0.2
+        return self.needed >= 0.2 and self.needed >= 2 * self.needless
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -355,20 +364,18 @@ class Foothold:
         )
 
 
-@torch.inference_mode()
 def measure_foothold(model: Qwen3ForCausalLM, encoder: Encoder) -> Foothold:
     """Measure on the validation rows, after faultless openings; exact, nothing is sampled."""
     rows = encoder.task.splits["validation"]
+    copies = []
+    for row in rows:
+        first = perfect_opening(row, encoder.tools, before="ReportComponentIncident")[0]
+        copies.append((encoder.prompt(row), encoder.text(first.said)))
     return Foothold(
-        copies=statistics.fmean(_probability(model, *_first_call(encoder, row)) for row in rows),
+        copies=statistics.fmean(probabilities(model, copies)),
         incident=_calls(model, encoder, rows, "ReportComponentIncident", needs_incident),
         mismatch=_calls(model, encoder, rows, "ReportComponentMismatch", needs_mismatch),
     )
-
-
-def _first_call(encoder: Encoder, row: Row) -> tuple[list[int], list[int]]:
-    first = perfect_opening(row, encoder.tools, before="ReportComponentIncident")[0]
-    return encoder.prompt(row), encoder.text(first.said)
 
 
 def _calls(
@@ -379,19 +386,33 @@ def _calls(
     is_needed: Callable[[Row], bool],
 ) -> Calls:
     call = encoder.text(f'<tool_call>\n{{"name": "{tool}')
-    found: dict[bool, list[float]] = {True: [], False: []}
-    for row in rows:
-        opening = perfect_opening(row, encoder.tools, before=tool)
-        before = encoder.episode(row, opening).tokens
-        found[is_needed(row)].append(_probability(model, before, call))
-    return Calls(needed=statistics.fmean(found[True]), needless=statistics.fmean(found[False]))
+
+    def mean(wanted: bool) -> float:
+        openings = [
+            encoder.episode(row, perfect_opening(row, encoder.tools, before=tool)).tokens
+            for row in rows
+            if is_needed(row) is wanted
+        ]
+        return statistics.fmean(probabilities(model, [(opening, call) for opening in openings]))
+
+    return Calls(needed=mean(True), needless=mean(False))
 
 
-def _probability(model: Qwen3ForCausalLM, before: list[int], tokens: list[int]) -> float:
-    """Probability that the model goes on with exactly these tokens."""
-    logits = model(input_ids=torch.tensor([before + tokens])).logits[0, len(before) - 1 : -1]
-    logprobs = torch.log_softmax(logits, -1).gather(1, torch.tensor(tokens)[:, None])
-    return logprobs.sum().exp().item()
+@torch.inference_mode()
+def probabilities(
+    model: Qwen3ForCausalLM, pairs: Sequence[tuple[list[int], list[int]]]
+) -> list[float]:
+    """For each (before, after): the probability that `after` is exactly what comes next."""
+    tokens, is_after = pad(
+        [
+            Encoded(before + after, [False] * len(before) + [True] * len(after))
+            for before, after in pairs
+        ]
+    )
+    logprobs = torch.log_softmax(model(input_ids=tokens).logits[:, :-1], -1)
+    chosen = logprobs.gather(2, tokens[:, 1:, None])[:, :, 0]
+    found: list[float] = (chosen * is_after[:, 1:]).sum(1).exp().tolist()
+    return found
 
 
 def main() -> None:
@@ -407,8 +428,7 @@ def main() -> None:
         model, tokenizer = build(load(args.data), seed=args.seed, report=_print)
     except (NoFoothold, ValueError) as error:
         parser.exit(1, f"{error}\n")
-    model.save_pretrained(args.out)
-    tokenizer.save_pretrained(args.out)
+    save(model, tokenizer, args.out)
 
 
 def _print(line: str) -> None:

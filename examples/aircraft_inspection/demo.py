@@ -91,8 +91,8 @@ class Demo:
             raise SystemExit(f"{module} failed:\n" + "".join(said[-20:]))
 
     @contextlib.contextmanager
-    def process(self, name: str, command: list[str], env: Mapping[str, str]) -> Iterator[Json]:
-        """A process of the demo; yields the JSON line that it prints when it is ready."""
+    def process(self, name: str, command: list[str], env: Mapping[str, str]) -> Iterator[str]:
+        """A process of the demo; yields the line that it prints when it is ready."""
         log = (self.out / f"{name}.log").open("w")
         child = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=log, text=True, env=os.environ | env
@@ -102,7 +102,7 @@ class Demo:
             line = child.stdout.readline()
             if not line:
                 raise SystemExit(f"the {name} did not start; see {log.name}")
-            yield json.loads(line)
+            yield line
         finally:
             child.terminate()
             try:
@@ -214,10 +214,12 @@ def run(demo: Demo) -> Json:
         with demo.phase("start"):
             env = {"TURNWISE_ENGINE_MAX_LENGTH": str(MAX_LENGTH)} if demo.source else {}
             command = [*server, "serve", "--port", "0", "--json"]
-            serving = stack.enter_context(demo.process("server", command, env))
+            server_url = json.loads(stack.enter_context(demo.process("server", command, env)))[
+                "url"
+            ]
             command = [*agent, "--data", str(demo.out / "data"), "--port", "0"]
-            agent_url = stack.enter_context(demo.process("agent", command, {}))["url"]
-            client = stack.enter_context(connect(serving["url"], data_dir=demo.out / "server"))
+            agent_url = stack.enter_context(demo.process("agent", command, {})).split()[-1]
+            client = stack.enter_context(connect(server_url, data_dir=demo.out / "server"))
         with demo.phase("evaluate base"):
             base = demo.evaluate(client, agent_url, "", "base")
         with demo.phase("train"):

@@ -56,6 +56,7 @@ class Progress:
         body = event["body"]
         if event["kind"] == "metrics":
             self._values |= body["values"]
+            self._values["tokens/s"] = tokens_per_second(body["values"])
             self._first_step = self._first_step or (body["step"], time.monotonic())
             self._say(f"{self._phase}: {self._line(body['step'])}")
         elif event["kind"] == "rollout":
@@ -67,7 +68,7 @@ class Progress:
     def _line(self, step: int) -> str:
         parts = [f"step {step + 1}/{self._steps}"] if self._steps else []
         for name, label in _SHOWN.items():
-            if name in self._values:
+            if self._values.get(name):
                 parts.append(f"{label} {self._values[name]:.3g}")
         if self._steps and self._first_step and step > self._first_step[0]:
             since, at = self._first_step
@@ -91,5 +92,11 @@ _SHOWN = {
     "val/reward/pass_at_1": "held-out success",
     "eval/reward/mean": "reward",
     "eval/reward/pass_at_1": "success",
-    "throughput/sampled_tokens": "tokens/s",
+    "tokens/s": "tokens/s",
 }
+
+
+def tokens_per_second(values: dict[str, float]) -> float:
+    """Sampled tokens over wall time of a step: every sampled token is in one bin of the ledger."""
+    sampled = sum(value for name, value in values.items() if name.startswith("ledger/"))
+    return sampled / values.get("timing_s/step", float("inf"))

@@ -1,7 +1,7 @@
 """What the model is told, how its answer is read, and how it is scored.
 
-Two judges that share no code path: `reward` is what RL learns from and forgives a lot;
-`is_exact_match` is what the evaluation reports and forgives nothing.
+Two independent judges: the reward is what RL learns from, and gives something for every right
+field; `is_exact_match` is what the evaluation reports, and forgives nothing.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Any
 from examples.aircraft_inspection.data import Row, Task
 from examples.aircraft_inspection.tools import family
 
-#: What it costs not to answer in the format that was asked for. Without it the fields alone are
-#: rewarded, and a model may drift into saying more than the answer, which the evaluation refuses.
+#: What it costs not to answer in the format that was asked for. Without it a model may drift into
+#: giving a field twice: every field right, and no answer that the evaluation accepts.
 FORMAT_COST = 0.1
 
 
@@ -60,7 +60,7 @@ def score(text: str, expected: Mapping[str, str], answer_format: AnswerFormat) -
     answer = read_answer(text, tuple(expected), answer_format)
     share = field_accuracy(answer, expected)
     return Score(
-        reward=share if is_clean(text, answer, expected, answer_format) else share - FORMAT_COST,
+        reward=share if answer and answer.is_clean else share - FORMAT_COST,
         metrics={
             "completion": float(answer is not None),
             "field_acc": share,
@@ -72,50 +72,51 @@ def score(text: str, expected: Mapping[str, str], answer_format: AnswerFormat) -
 # ── the reward ────────────────────────────────────────────────────────────────────────────────
 
 
-def read_answer(
-    text: str, columns: Sequence[str], answer_format: AnswerFormat
-) -> dict[str, Any] | None:
-    """The last answer in a text, whatever stands around it; None if there is none to read."""
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What was answered, and whether it came in the format that was asked for."""
+
+    fields: Mapping[str, Any]
+    is_clean: bool
+
+
+def read_answer(text: str, columns: Sequence[str], answer_format: AnswerFormat) -> Answer | None:
+    """The last answer in a text, whatever stands around it; None if there is none to read.
+
+    It is clean if nothing stands around it and each field is there, once, and no other.
+    """
     tag = re.escape(answer_format.tag)
-    found = re.findall(rf"<{tag}>(.*?)</{tag}>", text, re.DOTALL)
+    found = list(re.finditer(rf"<{tag}>(.*?)</{tag}>", text, re.DOTALL))
     if not found:
         return None
+    is_alone = len(found) == 1 and found[0][0] == text.strip()
     if answer_format.form == "text":
-        return {columns[0]: found[-1].strip()}
+        return Answer({columns[0]: found[-1][1].strip()}, is_alone)
     try:
-        answer = json.loads(found[-1])
+        pairs = json.loads(found[-1][1], object_pairs_hook=_Pairs)
     except ValueError:
         return None
-    return answer if isinstance(answer, dict) else None
+    if not isinstance(pairs, _Pairs):
+        return None
+    keys = sorted(key for key, _ in pairs if key in columns or not answer_format.other_keys)
+    return Answer(dict(pairs), is_alone and keys == sorted(columns))
 
 
-def field_accuracy(answer: Mapping[str, Any] | None, expected: Mapping[str, str]) -> float:
+def field_accuracy(answer: Answer | None, expected: Mapping[str, str]) -> float:
     """Share of the expected fields that the answer has right; case and white space are forgiven.
 
-    >>> field_accuracy({"ready": True, "result": " Fail"}, {"ready": "true", "result": "success"})
+    >>> answer = Answer({"ready": True, "result": " Fail"}, is_clean=True)
+    >>> field_accuracy(answer, {"ready": "true", "result": "success"})
     0.5
     """
     if answer is None:
         return 0.0
     right = sum(
-        column in answer and str(answer[column]).strip().lower() == value.strip().lower()
+        column in answer.fields
+        and str(answer.fields[column]).strip().lower() == value.strip().lower()
         for column, value in expected.items()
     )
     return right / len(expected)
-
-
-def is_clean(
-    text: str,
-    answer: Mapping[str, Any] | None,
-    expected: Mapping[str, str],
-    answer_format: AnswerFormat,
-) -> bool:
-    """Whether the message is an answer and nothing else, with no field too many or too few."""
-    if answer is None or text.count("<") != 2 or not text.strip().startswith("<"):
-        return False
-    if not text.strip().endswith(">"):
-        return False
-    return answer_format.other_keys or answer.keys() == expected.keys()
 
 
 # ── the evaluation ────────────────────────────────────────────────────────────────────────────

@@ -520,7 +520,7 @@ async def test_a_new_incarnation_supersedes_all_but_what_it_keeps(
         ended_at=5000.0,
     )
     assert (await store.rollout("rol_b0")).status is RolloutStatus.REWARDED
-    assert await store.ledger(ACCOUNT, "job_walk") == {0: {"superseded": 4}}
+    assert await store.ledger(ACCOUNT, "job_walk") == {0: {"dropped_superseded": 4}}
     assert await store.supersede(ACCOUNT, "job_walk", 2, keep=["grp_a"]) == 0
 
 

@@ -8,13 +8,16 @@ sampled token is accounted for; nothing is left running.
 from __future__ import annotations
 
 import asyncio
+import json
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from tests import builders
 from tests.unit.loop.fakes import (
@@ -35,6 +38,7 @@ from turnwise.domain.job import (
     AsyncSpec,
     BatchSpec,
     Job,
+    JobKind,
     JobStatus,
     RolloutSpec,
     ScheduleSpec,
@@ -43,6 +47,7 @@ from turnwise.domain.job import (
 from turnwise.domain.rollout import Group, GroupStatus, Policy, Purpose, Rollout, Trajectory
 from turnwise.loop.run import JobLoop
 from turnwise.loop.sockets import Sockets
+from turnwise.modeling.fingerprint import fingerprint
 from turnwise.ports import RolloutQuery
 from turnwise.storage.sql import SqlStore
 
@@ -253,6 +258,22 @@ async def test_an_answer_of_500_is_tried_again_with_a_new_rollout_id(world: Worl
     assert (logged["rollout/retried"], logged["rollout/failed"]) == (4, 0)
 
 
+async def test_a_deterministic_run_says_once_that_a_retry_made_it_incomparable(
+    world: World,
+) -> None:
+    world.behave = lambda rollout: Behaviour.PLAY if rollout.attempt else Behaviour.ABORT
+    job = make_job(deterministic=True, schedule=replace(TWO_STEPS, max_steps=1))
+    await world.store.create_job(job)
+    running = asyncio.create_task(world.loop(job, rows()).run())
+    await until(lambda: world.clock.waits == [1000.5] * 4)
+    world.clock.advance(0.5)
+    await running
+
+    assert await world.warnings() == [
+        "a deadline or a retry happened: this run is not comparable to a repeat of it"
+    ]
+
+
 async def test_an_agent_that_hangs_costs_one_group_timeout(world: World) -> None:
     world.behave = lambda rollout: Behaviour.HANG if rollout.slot == 1 else Behaviour.PLAY
     one_group = BatchSpec(global_batch_size=1, group_size=3)
@@ -341,6 +362,19 @@ async def test_an_agent_that_goes_away_ends_the_job_instead_of_using_up_its_rows
 
     assert (job.status, job.step) == (JobStatus.FAILED, 1)
     assert job.message.startswith("the agent cannot be reached")
+
+
+async def test_an_error_nobody_foresaw_fails_the_job_with_its_name(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    def breaks(rollout: Rollout) -> Behaviour:
+        raise ZeroDivisionError("division by zero")
+
+    world.behave = breaks
+    job = await run(world, make_job())
+
+    assert (job.status, job.message) == (JobStatus.FAILED, "ZeroDivisionError: division by zero")
+    assert "a job's loop broke" in caplog.text
 
 
 async def test_a_dataset_without_rows_fails_the_job_by_name(world: World) -> None:
@@ -448,6 +482,45 @@ async def test_a_full_disk_at_a_checkpoint_fails_the_job_and_keeps_the_one_befor
     resumed = await resume(world, job)
 
     assert (resumed.status, resumed.step) == (JobStatus.COMPLETED, 2)
+
+
+async def test_a_damaged_checkpoint_is_named_and_the_one_before_continues(world: World) -> None:
+    schedule = replace(TWO_STEPS, max_epochs=2, max_steps=3)
+    await world.store.create_job(job := make_job(schedule=schedule))
+    loop = world.loop(job, rows())
+    world.learner.breaks[2] = errors.StorageFull("no room")
+    await loop.run()
+    [*_, newest] = await world.store.checkpoints(builders.ACCOUNT, "job_walk")
+    (Path(newest.path) / "updates").unlink()
+
+    resumed = await resume(world, job)
+
+    assert (resumed.status, resumed.step) == (JobStatus.COMPLETED, 3)
+    assert [request.step for request in world.learner.requests] == [1, 2]
+    assert await world.warnings() == [
+        f"the checkpoint of step 1 is damaged: {newest.path} is not complete"
+    ]
+    groups = await world.groups()
+    trained = [g for g in groups if g.status is GroupStatus.TRAINED]
+    assert sorted((g.step, g.order) for g in trained) == [
+        *((0, 0), (0, 1), (1, 2), (1, 3), (2, 4), (2, 5)),
+    ]
+    packages = await world.store.packages(builders.ACCOUNT, group="walk")
+    assert [(p.version, p.step) for p in packages] == [(1, 0), (2, 1), (3, 1), (4, 2)]
+    await assert_ledger_is_complete(world)
+
+
+async def test_a_job_without_a_sound_checkpoint_fails_by_name(world: World) -> None:
+    await world.store.create_job(job := make_job())
+    loop = world.loop(job, rows())
+    world.learner.breaks[0] = errors.StorageFull("no room")
+    await loop.run()
+    [initial] = await world.store.checkpoints(builders.ACCOUNT, "job_walk")
+    (Path(initial.path) / "updates").unlink()
+
+    failed = await resume(world, job)
+
+    assert failed.message == "no checkpoint of job 'walk' is sound; start a new job"
 
 
 async def test_a_learner_that_dies_fails_the_job_with_that_reason(world: World) -> None:
@@ -573,3 +646,43 @@ async def test_validation_runs_before_every_so_often_and_at_the_end_on_pinned_po
     assert phases == [
         *("Evaluating", "Training", "Evaluating", "Training", "Evaluating", "Completed"),
     ]
+
+
+async def test_an_evaluation_job_measures_the_base_and_trains_nothing(world: World) -> None:
+    validation = ValidationSpec(group_size=2, pass_k_values=(1,))
+    job = await run(world, make_job(kind=JobKind.EVALUATION, validation=validation))
+
+    assert (job.status, job.step, world.learner.requests) == (JobStatus.COMPLETED, 0, [])
+    [event] = await world.events(EventKind.EVALUATION)
+    metrics.check(event.body["values"])
+    assert event.body["purpose"] == "evaluation"
+    assert event.body["values"]["eval/reward/pass_at_1"] == 0.5
+    assert {t.rollout.policy for t in await world.trajectories()} == {Policy()}
+    assert await world.groups() == []
+
+
+async def test_an_evaluation_job_pins_its_adapter(world: World, tmp_path: Path) -> None:
+    folder = tmp_path / "adapter"
+    write_adapter_files(folder)
+    await run(world, make_job(kind=JobKind.EVALUATION, input_adapter=str(folder)))
+
+    policies = {t.rollout.policy for t in await world.trajectories()}
+    assert policies == {Policy(adapter_id=fingerprint(folder))}
+    assert world.sampler.adapters == {fingerprint(folder)}
+
+
+async def test_an_evaluation_of_a_folder_without_adapter_fails_by_name(
+    world: World, tmp_path: Path
+) -> None:
+    job = await run(world, make_job(kind=JobKind.EVALUATION, input_adapter=str(tmp_path)))
+
+    assert job.status is JobStatus.FAILED
+    assert job.message.startswith(f"adapter: {str(tmp_path)!r} cannot be read (FileNotFoundError")
+
+
+def write_adapter_files(folder: Path) -> None:
+    """A LoRA adapter of one weight, in the files' own formats."""
+    folder.mkdir()
+    config = {"r": 1, "lora_alpha": 2.0, "target_modules": ["q_proj"]}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    save_file({"a": np.ones((1, 2), np.float32)}, folder / "adapter_model.safetensors")

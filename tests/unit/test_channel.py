@@ -84,6 +84,7 @@ async def test_an_error_keeps_its_class_and_its_fields(link):
     with pytest.raises(errors.InvalidInput, match="must be odd; add one") as caught:
         await near.call("refuse", ASK, int)
     assert caught.value.field == "tokens"
+    assert str(caught.value) == "tokens: [1] must be odd; add one"
 
 
 async def test_a_crash_in_a_handler_is_named_and_harms_no_other_call(link):

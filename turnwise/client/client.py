@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 
@@ -18,35 +19,45 @@ FINAL = frozenset({"COMPLETED", "FAILED", "STOPPED"})
 #: One event request waits this long at the server before it is asked again.
 WAIT_S = 20.0
 DEFAULT_URL = "http://127.0.0.1:8420"
-
-_ERRORS: dict[int, type[errors.TurnwiseError]] = {
-    401: errors.Unauthenticated,
-    403: errors.Denied,
-    409: errors.Conflict,
-    429: errors.LimitExceeded,
-    503: errors.Unavailable,
-}
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def connect(url: str = "", key: str = "", *, data_dir: Path | None = None) -> Client:
     """A client for `url` with `key`.
 
     What is not given comes from TURNWISE_URL and TURNWISE_API_KEY, then from the files that a
-    server on this machine leaves in its data folder (`server.url`, `admin.key`).
+    server on this machine leaves in its data folder (`server.url`, `admin.key`; the folder is
+    `data_dir`, else TURNWISE_DATA_DIR, else "data"). The key file is for that server alone.
     """
     folder = data_dir or Path(os.environ.get("TURNWISE_DATA_DIR", "data"))
-    url = url or os.environ.get("TURNWISE_URL", "") or _read(folder / "server.url") or DEFAULT_URL
-    key = key or os.environ.get("TURNWISE_API_KEY", "") or _read(folder / "admin.key")
+    local = _read(folder / "server.url")
+    url = url or os.environ.get("TURNWISE_URL", "") or local or DEFAULT_URL
+    key = key or os.environ.get("TURNWISE_API_KEY", "")
+    if not key and (url.rstrip("/") == local or _host(url) in _LOOPBACK):
+        key = _read(folder / "admin.key")
     if not key:
         raise errors.Unauthenticated(
-            f"no API key: set TURNWISE_API_KEY, or name the server's data folder with --data-dir "
-            f"(looked in {folder})"
+            f"no API key for {url}: set TURNWISE_API_KEY, or name the data folder of a server on "
+            f"this machine with --data-dir (looked in {folder})"
         )
     return Client(url, key)
 
 
+def _host(url: str) -> str:
+    try:
+        host = httpx.URL(url).host
+    except httpx.InvalidURL:
+        host = ""
+    if not host:
+        raise errors.InvalidInput("url", url, "is no HTTP address", remedy="use http://host:port")
+    return host
+
+
 def _read(file: Path) -> str:
-    return file.read_text().strip() if file.is_file() else ""
+    try:
+        return file.read_text().strip() if file.is_file() else ""
+    except OSError as error:
+        raise errors.Denied(f"{file} cannot be read: {error.strerror}") from None
 
 
 class Client:
@@ -55,13 +66,12 @@ class Client:
     Use as a context manager, or call `close`.
     """
 
-    def __init__(self, url: str, key: str, *, transport: httpx.BaseTransport | None = None) -> None:
+    def __init__(self, url: str, key: str) -> None:
         self.url = url.rstrip("/")
         self._http = httpx.Client(
             base_url=self.url,
             headers={"Authorization": f"Bearer {key}"},
             timeout=httpx.Timeout(30.0, read=WAIT_S + 30.0),
-            transport=transport,
             trust_env=False,
         )
 
@@ -95,39 +105,37 @@ class Client:
 
     def job(self, name: str) -> Json:
         """One job, by name or id."""
-        return self._call("GET", f"/api/v1/jobs/{name}")
+        return self._call("GET", _job(name))
 
     def stop(self, name: str) -> Json:
         """Ask a job to stop."""
-        return self._call("POST", f"/api/v1/jobs/{name}/stop")
+        return self._call("POST", _job(name, "/stop"))
 
     def resume(self, name: str) -> Json:
         """Continue a stopped or failed job."""
-        return self._call("POST", f"/api/v1/jobs/{name}/resume")
+        return self._call("POST", _job(name, "/resume"))
 
     def delete(self, name: str) -> Json:
         """Remove an ended job."""
-        return self._call("DELETE", f"/api/v1/jobs/{name}")
+        return self._call("DELETE", _job(name))
 
     def events(
         self, name: str, *, after: int = 0, kinds: tuple[str, ...] = (), wait_s: float = 0.0
     ) -> list[Json]:
         """Events past `after`, at most 1000; waits up to `wait_s` for the first."""
         params: Json = {"after": after, "kind": list(kinds), "wait_s": wait_s}
-        found: list[Json] = self._call("GET", f"/api/v1/jobs/{name}/events", params=params)[
-            "events"
-        ]
+        found: list[Json] = self._call("GET", _job(name, "/events"), params=params)["events"]
         return found
 
     def follow(self, name: str, *, after: int = 0, kinds: tuple[str, ...] = ()) -> Iterator[Json]:
-        """Every event as it comes, until the job has ended and all its events are read."""
+        """Every event (of these kinds) as it comes, until the job has ended and all are read."""
         while True:
-            ended = self.job(name)["status"] in FINAL
-            page = self.events(name, after=after, kinds=kinds, wait_s=0.0 if ended else WAIT_S)
-            yield from page
+            has_ended = self.job(name)["status"] in FINAL
+            page = self.events(name, after=after, wait_s=0.0 if has_ended else WAIT_S)
+            yield from (event for event in page if not kinds or event["kind"] in kinds)
             if page:
                 after = page[-1]["seq"]
-            elif ended:
+            elif has_ended:
                 return
 
     def wait(self, name: str, *, poll_s: float = 0.5) -> Json:
@@ -138,22 +146,22 @@ class Client:
 
     def metrics(self, name: str, *, names: tuple[str, ...] = ()) -> dict[str, list[Json]]:
         """Curves by metric name: [{step, value, seq}]."""
-        body = self._call("GET", f"/api/v1/jobs/{name}/metrics", params={"metric": list(names)})
+        body = self._call("GET", _job(name, "/metrics"), params={"metric": list(names)})
         found: dict[str, list[Json]] = body["metrics"]
         return found
 
     def ledger(self, name: str) -> list[Json]:
         """Sampled tokens per bin and step: [{step, bins}]."""
-        found: list[Json] = self._call("GET", f"/api/v1/jobs/{name}/ledger")["steps"]
+        found: list[Json] = self._call("GET", _job(name, "/ledger"))["steps"]
         return found
 
     def rollouts(self, name: str, **filters: Any) -> Json:
         """A page: {rollouts, next_after}. Filters: step, purpose, status, after, limit."""
-        return self._call("GET", f"/api/v1/jobs/{name}/rollouts", params=filters)
+        return self._call("GET", _job(name, "/rollouts"), params=filters)
 
     def rollout(self, rollout_id: str) -> Json:
         """One rollout with messages, tokens and turns."""
-        return self._call("GET", f"/api/v1/rollouts/{rollout_id}")
+        return self._call("GET", f"/api/v1/rollouts/{quote(rollout_id, safe='')}")
 
     def models(self, *, group: str | None = None) -> list[Json]:
         """Registered models, oldest first."""
@@ -163,11 +171,11 @@ class Client:
 
     def model(self, name: str) -> Json:
         """A model by id, "group/version" or "group"."""
-        return self._call("GET", f"/api/v1/models/{name}")
+        return self._call("GET", f"/api/v1/models/{quote(name)}")
 
     def model_archive(self, name: str) -> bytes:
         """The model's PEFT folder as a tar file."""
-        return self._send("GET", f"/api/v1/models/{name}/archive").content
+        return self._send("GET", f"/api/v1/models/{quote(name)}/archive").content
 
     def _call(self, method: str, path: str, **options: Any) -> Json:
         body: Json = self._send(method, path, **options).json()
@@ -187,14 +195,21 @@ class Client:
         return reply
 
 
+def _job(name: str, rest: str = "") -> str:
+    """The path of a job; a name that nobody may have cannot lead elsewhere."""
+    return f"/api/v1/jobs/{quote(name, safe='')}{rest}"
+
+
 def _error(reply: httpx.Response) -> errors.TurnwiseError:
+    """The error that the server raised, as its body tells."""
     try:
-        error = reply.json()["error"]
+        said = dict(reply.json()["error"])
+        name, message = str(said.pop("type")), str(said.pop("message"))
     except (ValueError, KeyError, TypeError):
         return errors.TurnwiseError(f"the server answered {reply.status_code}: {reply.text[:300]}")
-    if error["type"] == "InvalidInput":
-        known = errors.InvalidInput(error["field"], None, error["reason"], remedy=error["remedy"])
-        known.args = (error["message"],)  # the server has shown the value already
-        return known
-    cls = _ERRORS.get(reply.status_code, errors.TurnwiseError)
-    return cls(error["message"])
+    cls = getattr(errors, name, None)
+    if not (isinstance(cls, type) and issubclass(cls, errors.TurnwiseError)):
+        return errors.TurnwiseError(message)
+    error = cls.__new__(cls, message)  # constructors would build the message a second time
+    vars(error).update(said)
+    return error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from turnwise import errors
 from turnwise.domain.access import Action, Principal
@@ -44,17 +44,27 @@ class Browse:
     ) -> list[Event]:
         """Events past `after`; with `wait_s`, wait that long for the first one."""
         job = await self._job(principal, id_or_name)
-        read = self._store.events
-        found = await read(job.account_id, job.job_id, after=after, kinds=kinds, limit=limit)
+        found = await self._store.events(
+            job.account_id, job.job_id, after=after, kinds=kinds, limit=limit
+        )
         if found or wait_s <= 0:
             return found
         try:
-            await asyncio.wait_for(
-                self._store.wait_for(job.account_id, job.job_id, after=after), wait_s
-            )
+            async with asyncio.timeout(wait_s):
+                return await self._next_events(job, after, kinds, limit)
         except TimeoutError:
             return []
-        return await read(job.account_id, job.job_id, after=after, kinds=kinds, limit=limit)
+
+    async def _next_events(
+        self, job: Job, after: int, kinds: Sequence[EventKind], limit: int
+    ) -> list[Event]:
+        """The first events of these kinds past `after`; events of other kinds are passed over."""
+        while True:
+            await self._store.wait_for(job.account_id, job.job_id, after=after)
+            page = await self._store.events(job.account_id, job.job_id, after=after, limit=PAGE)
+            if found := [event for event in page if not kinds or event.kind in kinds]:
+                return found[:limit]
+            after = page[-1].seq
 
     async def metrics(
         self, principal: Principal, id_or_name: str, *, names: Sequence[str] = ()
@@ -87,15 +97,7 @@ class Browse:
     async def rollouts(self, principal: Principal, query: RolloutQuery) -> list[RolloutSummary]:
         """A page of a job's rollouts."""
         job = await self._job(principal, query.job_id)
-        query = RolloutQuery(
-            job_id=job.job_id,
-            step=query.step,
-            purpose=query.purpose,
-            status=query.status,
-            after=query.after,
-            limit=query.limit,
-        )
-        return await self._store.rollouts(job.account_id, query)
+        return await self._store.rollouts(job.account_id, replace(query, job_id=job.job_id))
 
     async def trajectory(self, principal: Principal, rollout_id: str) -> Trajectory:
         """One rollout with its graph and turns."""
@@ -108,16 +110,18 @@ class Browse:
     ) -> list[ModelPackage]:
         """Registered models, oldest first."""
         principal.require(Action.READ)
-        return await self._store.packages(principal.account_id, group=group)
+        found = await self._store.packages(principal.account_id, group=group)
+        return [each for each in found if principal.allows(Action.READ, job_id=each.job_id)]
 
     async def package(self, principal: Principal, id_or_name: str) -> ModelPackage:
         """A package by id, "group/version", or "group" for its newest version."""
-        principal.require(Action.READ)
         try:
-            return await self._store.package(principal.account_id, id_or_name)
+            found = await self._store.package(principal.account_id, id_or_name)
         except errors.NotFound:
             remedy = "`turnwise models list` shows what is registered"
             raise errors.NotFound("model", id_or_name, remedy=remedy) from None
+        principal.require(Action.READ, job_id=found.job_id)
+        return found
 
     async def _job(self, principal: Principal, id_or_name: str) -> Job:
         job = await self._store.job(principal.account_id, id_or_name)

@@ -5,92 +5,54 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
-import types
+import re
 import typing
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from turnwise import errors
-from turnwise.domain.job import AgentKind, JobKind, JobSpec
+from turnwise.control.job_settings import SETTINGS, Setting, leaves
+from turnwise.domain.job import AgentKind, AgentSpec, JobKind, JobSpec
+
+_NAME = re.compile(r"[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62}")
 
 
-@dataclass(frozen=True, slots=True)
-class Range:
-    """Allowed numbers, both ends included unless `above` says that the low end is not."""
+def read_job(file: Path) -> JobSpec:
+    """Read a YAML (or JSON) job file; its relative paths are taken from its own folder.
 
-    low: float
-    high: float = math.inf
-    above: bool = False
-
-    def holds(self, value: float) -> bool:
-        """Whether the value lies inside."""
-        return (value > self.low if self.above else value >= self.low) and value <= self.high
-
-    def __str__(self) -> str:
-        low = f"above {self.low:g}" if self.above else f"at least {self.low:g}"
-        return low if math.isinf(self.high) else f"{low} and at most {self.high:g}"
-
-
-#: What makes sense for any model. A model's own, narrower ranges belong to its recipe, at a door.
-RANGES: dict[str, Range] = {
-    "batch.global_batch_size": Range(1),
-    "batch.group_size": Range(1),
-    "batch.updates_per_step": Range(1),
-    "batch.tokens_per_micro_batch": Range(1),
-    "algorithm.clip_low_threshold": Range(0, 1),
-    "algorithm.clip_high_threshold": Range(1),
-    "algorithm.turn_discount": Range(0, 1),
-    "sampling_params.temperature": Range(0, 100),
-    "sampling_params.top_p": Range(0, 1, above=True),
-    "sampling_params.top_k": Range(0),
-    "sampling_params.max_tokens": Range(1),
-    "val_sampling_params.temperature": Range(0, 100),
-    "val_sampling_params.top_p": Range(0, 1, above=True),
-    "val_sampling_params.top_k": Range(0),
-    "val_sampling_params.max_tokens": Range(1),
-    "validation.max_rows": Range(0),
-    "validation.group_size": Range(1),
-    "schedule.max_epochs": Range(1),
-    "schedule.max_steps": Range(1),
-    "schedule.val_every": Range(0),
-    "schedule.warmup_steps": Range(0),
-    "schedule.final_learning_rate_fraction": Range(0, 1),
-    "lora.rank": Range(1),
-    "lora.alpha": Range(0, above=True),
-    "optimizer.learning_rate": Range(0, above=True),
-    "optimizer.beta1": Range(0, 1),
-    "optimizer.beta2": Range(0, 1),
-    "optimizer.eps": Range(0, above=True),
-    "optimizer.weight_decay": Range(0),
-    "optimizer.grad_clip_norm": Range(0),
-    "rollout.rollout_max_concurrency": Range(1),
-    "rollout.rollout_timeout": Range(0, above=True),
-    "rollout.turn_timeout": Range(0, above=True),
-    "rollout.rollout_max_retries": Range(0),
-    "rollout.group_timeout": Range(0),
-    "async_config.max_steps_off_policy": Range(0, 10),
-    "parity.max_mean_difference": Range(0, above=True),
-}
+    Raises `InvalidInput` naming the field, the value and what is allowed.
+    """
+    try:
+        data = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise errors.InvalidInput("job file", str(file), f"cannot be read: {error}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise errors.InvalidInput("job file", str(file), f"is not YAML: {reason}") from None
+    return parse_job(data, folder=file.resolve().parent)
 
 
 def parse_job(data: object, *, folder: Path | None = None) -> JobSpec:
-    """Read a job file's content. Relative paths are taken from `folder`, where given.
+    """Read a job file's content.
 
-    Raises `InvalidInput` naming the field, the value and what is allowed.
+    Relative paths are taken from `folder`; without one they are refused, since reader and writer
+    need not share a working directory. Raises `InvalidInput` naming the field, the value and what
+    is allowed.
     """
     if not isinstance(data, Mapping):
         raise errors.InvalidInput("job", data, "is not a mapping of settings")
     spec: JobSpec = _build(JobSpec, data, "")
-    if folder is not None:
-        spec = dataclasses.replace(
-            spec,
-            model=_absolute(spec.model, folder),
-            dataset=_absolute(spec.dataset, folder),
-            validation_dataset=_absolute(spec.validation_dataset, folder),
-        )
+    spec = dataclasses.replace(
+        spec,
+        model=_absolute("model", spec.model, folder),
+        dataset=_absolute("dataset", spec.dataset, folder),
+        validation_dataset=_absolute("validation_dataset", spec.validation_dataset, folder),
+        input_adapter=_adapter(spec.input_adapter, folder),
+    )
     _check_sense(spec)
     return spec
 
@@ -108,8 +70,28 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, StrEnum) else value
 
 
-def _absolute(path: str, folder: Path) -> str:
-    return str((folder / Path(path).expanduser()).resolve()) if path else ""
+# ── paths ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def _absolute(field: str, path: str, folder: Path | None) -> str:
+    if not path or Path(path).is_absolute():
+        return path
+    if folder is None:
+        raise errors.InvalidInput(
+            field, path, "is a relative path", remedy="give its absolute path on the server"
+        )
+    return str((folder / Path(path).expanduser()).resolve())
+
+
+def _adapter(name: str, folder: Path | None) -> str:
+    """A folder beside the job file by its absolute path; anything else is a registered model."""
+    if not name or folder is None:
+        return name
+    beside = folder / Path(name).expanduser()
+    return str(beside.resolve()) if beside.is_dir() else name
+
+
+# ── values ────────────────────────────────────────────────────────────────────────────────────
 
 
 def _build(cls: type[Any], data: object, prefix: str) -> Any:
@@ -119,99 +101,157 @@ def _build(cls: type[Any], data: object, prefix: str) -> Any:
     fields = {field.name: field for field in dataclasses.fields(cls)}
     for key in data:
         if key not in fields:
-            raise errors.InvalidInput(prefix + str(key), data[key], _unknown(str(key), fields))
-    missing = [
-        name
-        for name, field in fields.items()
-        if name not in data
-        and field.default is dataclasses.MISSING
-        and field.default_factory is dataclasses.MISSING
-    ]
-    if missing:
-        raise errors.InvalidInput(prefix + missing[0], None, "is missing from the job file")
-    hints = typing.get_type_hints(cls)
-    return cls(**{key: _value(hints[key], data[key], prefix + key) for key in data})
+            raise _unknown(prefix, str(key), data[key], fields)
+    for name, field in fields.items():
+        is_needed = field.default is field.default_factory is dataclasses.MISSING
+        if is_needed and name not in data:
+            raise errors.InvalidInput(
+                prefix + name, None, "is not a value", remedy="the job file must set it"
+            )
+    hints, settings = typing.get_type_hints(cls), SETTINGS[cls]
+    return cls(**{key: _value(hints[key], data[key], prefix + key, settings[key]) for key in data})
 
 
-def _unknown(key: str, known: Mapping[str, object]) -> str:
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    if near:
-        return f"is set, but there is no such setting; did you mean {near[0]!r}?"
-    return "is set, but there is no such setting; known here: " + ", ".join(sorted(known))
+def _unknown(prefix: str, key: str, value: object, fields: Iterable[str]) -> errors.InvalidInput:
+    """Suggests the nearest name of the same block, else one of the whole job file."""
+    elsewhere = {leaf.path.rpartition(".")[2]: leaf.path for leaf in leaves()}
+    here = {name: prefix + name for name in fields}
+    for known in (here, elsewhere):
+        if near := difflib.get_close_matches(key, known, n=1):
+            remedy = f"did you mean {known[near[0]]}?"
+            break
+    else:
+        remedy = "known here: " + ", ".join(sorted(here))
+    return errors.InvalidInput(
+        prefix + key, value, "is set, but there is no such setting", remedy=remedy
+    )
 
 
-def _value(kind: Any, value: object, name: str) -> Any:
+def _value(kind: Any, value: object, name: str, setting: Setting) -> Any:
     if dataclasses.is_dataclass(kind):
         return _build(typing.cast("type[Any]", kind), value, name + ".")
     if isinstance(kind, type) and issubclass(kind, StrEnum):
         return _choice(kind, value, name)
     if typing.get_origin(kind) is tuple:
         item = typing.get_args(kind)[0]
-        if not isinstance(value, (list, tuple)):
-            raise errors.InvalidInput(name, value, "is not a list")
-        return tuple(_value(item, each, f"{name}[{i}]") for i, each in enumerate(value))
-    return _in_range(_scalar(kind, value, name), name)
+        if not isinstance(value, (list, tuple)) or not value:
+            raise errors.InvalidInput(name, value, "is not a list with at least one entry")
+        return tuple(_value(item, each, f"{name}[{i}]", setting) for i, each in enumerate(value))
+    return _in_range(_scalar(kind, value, name), name, setting)
 
 
 def _choice(kind: type[StrEnum], value: object, name: str) -> StrEnum:
     choices = [str(member) for member in kind]
     if value not in choices:
         near = difflib.get_close_matches(str(value), choices, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
+        hint = f"did you mean {near[0]}? " if near else ""
         raise errors.InvalidInput(
             name, value, "is not a choice", remedy=hint + "allowed: " + ", ".join(choices)
         )
     return kind(value)
 
 
-def _scalar(kind: Any, value: object, name: str) -> Any:
-    # YAML reads "1e-4" without a dot as text; a number in text form is what the user meant.
+_WANTED = {
+    int: "is not a whole number",
+    float: "is not a number",
+    str: "is not text (quote it, or leave the setting out)",
+    bool: "is not true or false",
+}
+
+
+def _scalar(kind: type, value: object, name: str) -> Any:
+    number = value
     if kind in (int, float) and isinstance(value, str):
-        try:
-            value = float(value)
-        except ValueError:
-            raise errors.InvalidInput(name, value, "is not a number") from None
-    if kind is int and isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    wanted = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
-    if isinstance(kind, types.UnionType) or type(value) is not kind:
-        raise errors.InvalidInput(name, value, f"is not {wanted.get(kind, kind)}")
-    if isinstance(value, float) and not math.isfinite(value):
+        number = _number(value)  # YAML reads "1e-4", without a dot, as text
+    if kind is int and isinstance(number, float) and number.is_integer():
+        number = int(number)
+    if kind is float and type(number) is int:
+        number = _number(str(number))
+    if type(number) is not kind:
+        raise errors.InvalidInput(name, value, _WANTED[kind])
+    if isinstance(number, float) and not math.isfinite(number):
         raise errors.InvalidInput(name, value, "is not a finite number")
+    return number
+
+
+def _number(text: str) -> object:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _in_range(value: Any, name: str, setting: Setting) -> Any:
+    if setting.allowed is not None and not setting.allowed.holds(value):
+        raise errors.InvalidInput(
+            name, value, "is out of range", remedy=f"must be {setting.allowed}"
+        )
     return value
 
 
-def _in_range(value: Any, name: str) -> Any:
-    allowed = RANGES.get(name)
-    if allowed is not None and not allowed.holds(value):
-        raise errors.InvalidInput(name, value, "is out of range", remedy=f"must be {allowed}")
-    return value
+# ── sense ─────────────────────────────────────────────────────────────────────────────────────
 
 
 def _check_sense(spec: JobSpec) -> None:
     """Refuse combinations that cannot mean anything."""
-    if not spec.name or not spec.name.replace("-", "").isalnum() or len(spec.name) > 63:
+    if not _NAME.fullmatch(spec.name):
         raise errors.InvalidInput(
-            "name", spec.name, "is not a job name", remedy="use 1 to 63 letters, digits and hyphens"
+            "name",
+            spec.name,
+            "is not a job name",
+            remedy="use 1 to 63 letters, digits and, between them, hyphens",
         )
-    needs = {AgentKind.HTTP: "url", AgentKind.PYTHON: "target"}.get(spec.agent.kind)
-    if needs and not getattr(spec.agent, needs):
+    _check_given(spec)
+    _check_agent(spec.agent)
+    if spec.kind is JobKind.TRAIN:
+        _check_training(spec)
+    if 0 < spec.rollout.group_timeout < spec.rollout.rollout_timeout:
         raise errors.InvalidInput(
-            f"agent.{needs}", "", f"is needed for agent.kind {spec.agent.kind}"
+            "rollout.group_timeout",
+            spec.rollout.group_timeout,
+            f"ends a group before its rollouts may end ({spec.rollout.rollout_timeout:g})",
+            remedy="use at least rollout.rollout_timeout, or 0",
         )
-    if spec.kind is JobKind.TRAIN and spec.batch.group_size < 2:
+
+
+def _check_given(spec: JobSpec) -> None:
+    for name in ("model", "dataset", "prompt_column"):
+        if not getattr(spec, name):
+            raise errors.InvalidInput(name, "", "is empty", remedy="it must be set")
+
+
+def _check_agent(agent: AgentSpec) -> None:
+    if agent.kind is AgentKind.HTTP and not agent.url.startswith(("http://", "https://")):
+        raise errors.InvalidInput(
+            "agent.url", agent.url, "is no HTTP address", remedy="use http://host:port"
+        )
+    if agent.kind is AgentKind.PYTHON and not all(agent.target.partition(":")):
+        raise errors.InvalidInput(
+            "agent.target",
+            agent.target,
+            "names no function",
+            remedy='use "package.module:function"',
+        )
+
+
+def _check_training(spec: JobSpec) -> None:
+    batch = spec.batch
+    if batch.group_size < 2:
         raise errors.InvalidInput(
             "batch.group_size",
-            spec.batch.group_size,
+            batch.group_size,
             f"leaves {spec.algorithm.advantage_method} nothing to compare",
             remedy="use at least 2",
         )
-    too_large = [k for k in spec.validation.pass_k_values if k < 1]
-    if too_large:
-        raise errors.InvalidInput("validation.pass_k_values", too_large[0], "must be at least 1")
-    if spec.sampling_params.temperature == 0 and spec.kind is JobKind.TRAIN:
+    if batch.updates_per_step > batch.global_batch_size * batch.group_size:
+        raise errors.InvalidInput(
+            "batch.updates_per_step",
+            batch.updates_per_step,
+            "leaves updates without a rollout",
+            remedy=f"use at most {batch.global_batch_size * batch.group_size}, "
+            "global_batch_size x group_size",
+        )
+    if spec.sampling_params.temperature == 0:
         raise errors.InvalidInput(
             "sampling_params.temperature",
             0,

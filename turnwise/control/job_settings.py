@@ -66,8 +66,7 @@ _NOT_NEGATIVE = Range(0)
 _POSITIVE = Range(0, above=True)
 _SHARE = Range(0, 1)
 _BELOW_ONE = Range(0, 1, below=True)
-#: What a 64-bit signed column and every random generator take.
-_SEED = Range(0, 2**63 - 1)
+_SEED = Range(0, 2**32 - 1)  # what every random generator takes
 
 SETTINGS: dict[type, dict[str, Setting]] = {
     JobSpec: {
@@ -95,7 +94,7 @@ SETTINGS: dict[type, dict[str, Setting]] = {
         ),
         "batch": Setting("How much a step takes."),
         "algorithm": Setting("Advantage and loss."),
-        "sampling_params": Setting("How training rollouts are sampled; a request's own values win."),
+        "sampling_params": Setting("How training rollouts are sampled; what a request says wins."),
         "val_sampling_params": Setting("How validation and evaluation rollouts are sampled."),
         "validation": Setting("How validation and evaluation go."),
         "schedule": Setting("How long, and the learning rate over it."),
@@ -249,20 +248,21 @@ record as well.
 
 def markdown() -> str:
     """All settings as docs/job-file.md."""
-    lines = [_HEAD]
-    block = None
+    sections: dict[str, list[Leaf]] = {}
     for leaf in leaves():
-        head, _, rest = leaf.path.rpartition(".")
-        if head != block:
-            block = head
-            title = f"`{head}`\n\n{SETTINGS[JobSpec][head].meaning}" if rest and head else "The job"
-            lines += [f"\n## {title}\n" if lines[1:] else f"## {title}\n"]
-            lines += ["| setting | default | allowed | meaning |", "|---|---|---|---|"]
-        lines.append(
-            f"| `{leaf.path}` | {_default(leaf.default)} | {allowed(leaf.kind, leaf.setting)} "
-            f"| {leaf.setting.meaning} |"
-        )
-    return "\n".join(lines) + "\n"
+        sections.setdefault(leaf.path.rpartition(".")[0], []).append(leaf)
+    lines = [_HEAD]
+    for block, its_leaves in sections.items():
+        meaning = SETTINGS[JobSpec][block].meaning if block else "The job as a whole."
+        lines += [f"## {f'`{block}`' if block else 'Top level'}", "", meaning, ""]
+        lines += ["| setting | default | allowed | meaning |", "|---|---|---|---|"]
+        lines += [_line(leaf) for leaf in its_leaves] + [""]
+    return "\n".join(lines)
+
+
+def _line(leaf: Leaf) -> str:
+    may_be = allowed(leaf.kind, leaf.setting)
+    return f"| `{leaf.path}` | {_default(leaf.default)} | {may_be} | {leaf.setting.meaning} |"
 
 
 def _default(value: object) -> str:

@@ -5,6 +5,7 @@
                  +----------------------- resume --------------------+---------+
 
 A server that ends leaves its jobs as they are; `recover` continues them when it starts again.
+The queue is one for all accounts, in the order in which the jobs were created.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -21,7 +22,7 @@ from turnwise.control.datasets import load_rows
 from turnwise.domain.access import Action, Principal
 from turnwise.domain.data import Row
 from turnwise.domain.event import EventDraft, EventKind, Level
-from turnwise.domain.job import Job, JobSpec, JobStatus, Secondary, check_move
+from turnwise.domain.job import Job, JobSpec, JobStatus, Secondary
 from turnwise.ports import Clock, ModelPackage, NewId, Store
 
 log = logging.getLogger(__name__)
@@ -39,6 +40,9 @@ class Running(Protocol):
         ...
 
 
+#: More jobs than a server ever has waiting or running.
+MAX_JOBS = 10_000
+
 #: Builds engine, learner and loop for a job. Given by `turnwise.app`.
 Start = Callable[[Job], Awaitable[Running]]
 
@@ -49,6 +53,19 @@ def status_event(
     """The event that moves a job."""
     body = {"status": status.value, "secondary": secondary.value, "message": message}
     return EventDraft(kind=EventKind.STATUS, body=body, level=level)
+
+
+@dataclasses.dataclass(slots=True)
+class _Place:
+    """A place of the server that a job holds; `loop` is None while it starts."""
+
+    loop: Running | None = None
+    is_stopping: bool = False
+
+    def stop(self) -> None:
+        self.is_stopping = True
+        if self.loop is not None:
+            self.loop.request_stop()
 
 
 class Jobs:
@@ -62,9 +79,10 @@ class Jobs:
         self._new_id = new_id
         self._start = start
         self._max_running = max_running
-        self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._loops: dict[str, Running] = {}
-        self._stopping: set[str] = set()
+        self._places: dict[str, _Place] = {}  # by job id
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._moving = asyncio.Lock()  # held from a look at a job's status to the move it allows
+        self._is_closed = False
 
     async def create(self, principal: Principal, spec: JobSpec) -> Job:
         """Check a spec, store the job and run it when there is a place.
@@ -73,6 +91,8 @@ class Jobs:
         the name is taken.
         """
         principal.require(Action.MANAGE)
+        if principal.job_ids is not None:
+            raise errors.Denied("this key is for certain jobs; it may not create one")
         spec = await self._checked(principal, spec)
         job = await self._store.create_job(
             Job(
@@ -83,114 +103,125 @@ class Jobs:
                 created_at=self._clock.now(),
             )
         )
-        await self._store.append(
-            job.account_id, job.job_id, [status_event(JobStatus.PENDING, Secondary.PENDING)]
-        )
+        await self._move(job, JobStatus.PENDING, Secondary.PENDING)
         await self._fill_places()
         return await self.describe(principal, job.job_id)
 
     async def describe(self, principal: Principal, id_or_name: str) -> Job:
         """One job; a waiting one says how many are ahead of it."""
-        job = await self._store.job(principal.account_id, id_or_name)
-        principal.require(Action.READ, job_id=job.job_id)
-        return await self._with_place(job)
+        job = await self._find(principal, Action.READ, id_or_name)
+        return (await self._with_places([job]))[0]
 
     async def list(
         self, principal: Principal, *, status: JobStatus | None = None, limit: int = 100
-    ) -> list[Job]:
+    ) -> Sequence[Job]:
         """Newest first."""
         principal.require(Action.READ)
         found = await self._store.jobs(principal.account_id, status=status, limit=limit)
-        visible = [job for job in found if principal.allows(Action.READ, job_id=job.job_id)]
-        return [await self._with_place(job) for job in visible]
+        return await self._with_places(
+            [job for job in found if principal.allows(Action.READ, job_id=job.job_id)]
+        )
 
     async def stop(self, principal: Principal, id_or_name: str) -> Job:
         """Ask a job to end. Its last checkpoint stays; `resume` continues from it."""
-        job = await self._store.job(principal.account_id, id_or_name)
-        principal.require(Action.MANAGE, job_id=job.job_id)
-        if job.status is JobStatus.PENDING:
-            await self._move(job, JobStatus.STOPPED, Secondary.STOPPED)
-        elif job.status is JobStatus.RUNNING:
-            await self._move(job, JobStatus.STOPPING, Secondary.STOPPING)
-            self._stopping.add(job.job_id)
-            if loop := self._loops.get(job.job_id):
-                loop.request_stop()
-        elif job.status is not JobStatus.STOPPING:
-            check_move(job.status, JobStatus.STOPPING)
+        async with self._moving:
+            job = await self._find(principal, Action.MANAGE, id_or_name)
+            if job.status is JobStatus.PENDING:
+                await self._move(job, JobStatus.STOPPED, Secondary.STOPPED)
+            elif job.status is not JobStatus.STOPPING:
+                # The loop first: once the job is STOPPING, it may not record another phase.
+                if place := self._places.get(job.job_id):
+                    place.stop()
+                await self._move(job, JobStatus.STOPPING, Secondary.STOPPING)
         return await self.describe(principal, job.job_id)
 
     async def resume(self, principal: Principal, id_or_name: str) -> Job:
         """Continue a STOPPED or FAILED job from its last checkpoint."""
-        job = await self._store.job(principal.account_id, id_or_name)
-        principal.require(Action.MANAGE, job_id=job.job_id)
-        if not job.status.is_final:
-            raise errors.Conflict(f"job {job.name!r} is {job.status.value}; stop it first")
-        await self._move(job, JobStatus.PENDING, Secondary.PENDING)
+        async with self._moving:
+            job = await self._find(principal, Action.MANAGE, id_or_name)
+            if not job.status.is_final:
+                raise errors.Conflict(f"job {job.name!r} is {job.status.value}; stop it first")
+            await self._move(job, JobStatus.PENDING, Secondary.PENDING)
         await self._fill_places()
         return await self.describe(principal, job.job_id)
 
     async def delete(self, principal: Principal, id_or_name: str) -> Job:
-        """Remove a job that has ended, with its rollouts. The job as it was."""
-        job = await self._store.job(principal.account_id, id_or_name)
-        principal.require(Action.MANAGE, job_id=job.job_id)
-        if not job.status.is_final:
-            raise errors.Conflict(
-                f"job {job.name!r} is {job.status.value} and cannot be deleted; stop it first"
-            )
-        await self._store.delete_job(principal.account_id, job.job_id)
+        """Remove a job that has ended, with its events and rollouts. The job as it was.
+
+        Every step has registered its adapter and checkpoint as models. These stay, and so do
+        their files, which other jobs may start from.
+        """
+        async with self._moving:
+            job = await self._find(principal, Action.MANAGE, id_or_name)
+            if not job.status.is_final:
+                raise errors.Conflict(
+                    f"job {job.name!r} is {job.status.value} and cannot be deleted; stop it first"
+                )
+            await self._store.delete_job(principal.account_id, job.job_id)
         return job
 
     async def recover(self) -> None:
         """Continue what a former server process left running, then fill free places."""
-        for job in reversed(await self._store.jobs(None, limit=10_000)):
-            if job.status is JobStatus.STOPPING:
-                await self._move(job, JobStatus.STOPPED, Secondary.STOPPED)
-            elif job.status is JobStatus.RUNNING:
-                log.info("continuing job %s after a restart", job.name)
-                await self._move(job, JobStatus.RUNNING, Secondary.RESTARTING)
-                self._launch(job)
+        for job in await self._all(JobStatus.STOPPING):
+            await self._move(job, JobStatus.STOPPED, Secondary.STOPPED)
+        for job in await self._all(JobStatus.RUNNING):
+            log.info("continuing job %s after a restart", job.name)
+            await self._move(job, JobStatus.RUNNING, Secondary.RESTARTING)
+            self._launch(job)
         await self._fill_places()
 
     async def close(self) -> None:
         """End the loops without ending the jobs: the next server process continues them."""
-        tasks = list(self._tasks.values())
+        self._is_closed = True
+        tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
+    async def _find(self, principal: Principal, action: Action, id_or_name: str) -> Job:
+        job = await self._store.job(principal.account_id, id_or_name)
+        principal.require(action, job_id=job.job_id)
+        return job
+
+    async def _all(self, status: JobStatus) -> Sequence[Job]:
+        """All accounts' jobs of that status, oldest first."""
+        return (await self._store.jobs(None, status=status, limit=MAX_JOBS))[::-1]
+
     async def _fill_places(self) -> None:
-        waiting = await self._store.jobs(None, status=JobStatus.PENDING, limit=10_000)
-        for job in reversed(waiting):
-            if len(self._tasks) >= self._max_running:
-                return
-            if job.job_id not in self._tasks:
-                await self._move(job, JobStatus.RUNNING, Secondary.STARTING)
-                self._launch(job)
+        async with self._moving:
+            for job in await self._all(JobStatus.PENDING):
+                if self._is_closed or len(self._places) >= self._max_running:
+                    return
+                if job.job_id not in self._places:  # resumed before its last run was cleaned up
+                    await self._move(job, JobStatus.RUNNING, Secondary.STARTING)
+                    self._launch(job)
 
     def _launch(self, job: Job) -> None:
-        self._tasks[job.job_id] = asyncio.create_task(self._run(job), name=f"job.{job.name}")
+        place = self._places[job.job_id] = _Place()
+        task = asyncio.create_task(self._run(job, place), name=f"job {job.name}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
-    async def _run(self, job: Job) -> None:
+    async def _run(self, job: Job, place: _Place) -> None:
         """One incarnation, and then the next job's turn."""
         try:
-            loop = self._loops[job.job_id] = await self._start(job)
-            if job.job_id in self._stopping:
-                loop.request_stop()
-            await loop.run()
+            place.loop = await self._start(job)
+            if place.is_stopping:
+                place.loop.request_stop()
+            await place.loop.run()
         except Exception as error:  # supervision: whatever broke, the job says so
-            log.exception("job %s failed", job.name)
             await self._fail(job, error)
         finally:
-            self._loops.pop(job.job_id, None)
-            self._tasks.pop(job.job_id, None)
-            self._stopping.discard(job.job_id)
+            del self._places[job.job_id]
         await self._fill_places()
 
     async def _fail(self, job: Job, error: Exception) -> None:
+        is_expected = isinstance(error, errors.TurnwiseError)
+        if not is_expected:
+            log.error("job %s broke", job.name, exc_info=error)
         job = await self._store.job(job.account_id, job.job_id)
         if not job.status.is_final:
-            expected = isinstance(error, errors.TurnwiseError)
-            message = str(error) if expected else f"{type(error).__name__}: {error}"
+            message = str(error) if is_expected else f"{type(error).__name__}: {error}"
             await self._move(job, JobStatus.FAILED, Secondary.FAILED, message, level=Level.ERROR)
 
     async def _move(
@@ -205,15 +236,20 @@ class Jobs:
         event = status_event(status, secondary, message, level=level)
         await self._store.append(job.account_id, job.job_id, [event])
 
-    async def _with_place(self, job: Job) -> Job:
-        if job.status is not JobStatus.PENDING:
-            return job
-        waiting = await self._store.jobs(None, status=JobStatus.PENDING, limit=10_000)
-        ahead = sum(other.created_at < job.created_at for other in waiting)
-        message = f"waiting for a place: {ahead} jobs ahead, {len(self._tasks)} running"
-        return dataclasses.replace(job, message=message)
+    async def _with_places(self, jobs: Sequence[Job]) -> Sequence[Job]:
+        """The jobs, waiting ones with a message that says what they wait for."""
+        if all(job.status is not JobStatus.PENDING for job in jobs):
+            return jobs
+        waiting = [job.job_id for job in await self._all(JobStatus.PENDING)]
+        running = len(self._places)
+        message = {
+            job_id: f"waiting for a place: {ahead} ahead of it, {running} running"
+            for ahead, job_id in enumerate(waiting)
+        }
+        return [dataclasses.replace(j, message=message.get(j.job_id, j.message)) for j in jobs]
 
     async def _checked(self, principal: Principal, spec: JobSpec) -> JobSpec:
+        """The spec with its model, rows and adapter found."""
         if not (Path(spec.model) / "config.json").is_file():
             raise errors.InvalidInput(
                 "model",
@@ -222,19 +258,45 @@ class Jobs:
                 remedy="give a Hugging Face folder with config.json and a tokenizer",
             )
         await asyncio.to_thread(load_job_rows, spec)
-        if spec.input_adapter and not Path(spec.input_adapter).is_dir():
-            package = await self._store.package(principal.account_id, spec.input_adapter)
-            spec = dataclasses.replace(spec, input_adapter=adapter_folder(package))
-        return spec
+        if not spec.input_adapter:
+            return spec
+        folder = await self._input_adapter(principal, spec.input_adapter)
+        return dataclasses.replace(spec, input_adapter=folder)
+
+    async def _input_adapter(self, principal: Principal, name: str) -> str:
+        """The PEFT folder of a path or of a registered model."""
+        if not Path(name).is_absolute():
+            try:
+                package = await self._store.package(principal.account_id, name)
+            except errors.NotFound:
+                raise _no_adapter(name) from None
+            name = adapter_folder(package)
+        if not (Path(name) / "adapter_config.json").is_file():
+            raise _no_adapter(name)
+        return name
+
+
+def _no_adapter(name: str) -> errors.InvalidInput:
+    return errors.InvalidInput(
+        "input_adapter",
+        name,
+        "is neither a PEFT folder nor a registered model",
+        remedy="give a folder's absolute path, or a name of `turnwise models list`",
+    )
 
 
 def load_job_rows(spec: JobSpec) -> tuple[list[Row], list[Row]]:
     """A job's rows for training (or evaluation) and for validation (maybe none)."""
 
-    def load(path: str) -> list[Row]:
-        return load_rows(path, prompt_column=spec.prompt_column, label_column=spec.label_column)
+    def load(field: str, path: str) -> list[Row]:
+        return load_rows(
+            path, prompt_column=spec.prompt_column, label_column=spec.label_column, field=field
+        )
 
-    return load(spec.dataset), load(spec.validation_dataset) if spec.validation_dataset else []
+    rows = load("dataset", spec.dataset)
+    if not spec.validation_dataset:
+        return rows, []
+    return rows, load("validation_dataset", spec.validation_dataset)
 
 
 def adapter_folder(package: ModelPackage) -> str:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from turnwise.domain.rollout import FinishReason, Message, SamplingParams
 
 Delta = Mapping[str, Any]  # the next piece of a message, in OpenAI's shape
 Tool = Mapping[str, Any]  # one tool, in OpenAI's shape
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,7 +19,7 @@ class ChatRequest:
     """A model call, its values checked. None means: as the rollout says.
 
     >>> ask = ChatRequest(model="default", messages=({"role": "user", "content": "hi"},))
-    >>> ask.params(SamplingParams(temperature=0.7, max_tokens=64))
+    >>> ask.params(SamplingParams(temperature=0.7, max_tokens=64), room=1000)
     SamplingParams(temperature=0.7, top_p=1.0, top_k=0, max_tokens=64)
     """
 
@@ -34,17 +36,17 @@ class ChatRequest:
     include_usage: bool = False
     logprobs: bool = False
 
-    def params(self, defaults: SamplingParams) -> SamplingParams:
-        """The request's values over the rollout's; `max_tokens` is the smaller of both."""
-        given = {
-            name: value
-            for name in ("temperature", "top_p", "top_k")
-            if (value := getattr(self, name)) is not None
-        }
-        most = defaults.max_tokens
-        if self.max_tokens is not None:
-            most = min(most, self.max_tokens)
-        return replace(defaults, **given, max_tokens=most)
+    def params(self, defaults: SamplingParams, *, room: int) -> SamplingParams:
+        """The request's values over the rollout's; `max_tokens` is the smaller of both.
+
+        `room` is how many tokens the context has left.
+        """
+        return SamplingParams(
+            temperature=_or(self.temperature, defaults.temperature),
+            top_p=_or(self.top_p, defaults.top_p),
+            top_k=_or(self.top_k, defaults.top_k),
+            max_tokens=min(defaults.max_tokens, self.max_tokens or defaults.max_tokens, room),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,3 +104,7 @@ def as_deltas(message: Message) -> list[Delta]:
     ]
     calls = message.get("tool_calls") or ()
     return deltas + [{"tool_calls": [{"index": index, **call}]} for index, call in enumerate(calls)]
+
+
+def _or(given: T | None, default: T) -> T:
+    return default if given is None else given

@@ -9,7 +9,7 @@ import hmac
 import logging
 import math
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import PurePath
 
 from turnwise import errors
@@ -279,7 +279,6 @@ class Gateway:
         else:
             prompt = await asyncio.to_thread(build_prompt, record.graph, attached.renderer, request)
         room = _room(prompt, attached.max_length)
-        sampling = request.params(record.rollout.sampling)
         rollout = record.rollout
         place = (rollout.seed, rollout.step, rollout.row_index, rollout.slot, rollout.attempt)
         nth = record.count(prompt.tokens)
@@ -288,7 +287,7 @@ class Gateway:
             request_sha256=exchange.sha256,
             prompt=prompt,
             policy=rollout.policy or attached.policy,
-            sampling=replace(sampling, max_tokens=min(sampling.max_tokens, room)),
+            sampling=request.params(rollout.sampling, room=room),
             seed=turn_seed(place, prompt.tokens, nth, request.seed),
             started_at=exchange.created_at,
             turn_id=exchange.turn_id,
@@ -306,7 +305,7 @@ class Gateway:
         rollout, limit_s = record.rollout, attached.job.spec.rollout.turn_timeout
         left_s = min(limit_s, rollout.deadline_at - self._clock.now())
         ask = SampleRequest(
-            request_id=self._new_id("req"),
+            request_id=call.turn_id,
             claimant=f"{rollout.job_id}/{rollout.purpose.value}",
             prompt=call.prompt.tokens,
             adapter_id=call.policy.adapter_id,
@@ -344,9 +343,14 @@ class Gateway:
             raise _not_in_valid_status(record.rollout, "was closed during the call")
         turn = await self._commit(record, call, said, message, Delivery.DELIVERED)
         exchange.publish(rest)
-        reply = reply_to(turn, message, call.request.model)
-        logprobs = said.token_logprobs() if call.request.logprobs else None
-        exchange.succeed(replace(reply, cached_tokens=said.cached_tokens, logprobs=logprobs))
+        reply = reply_to(
+            turn,
+            message,
+            model=call.request.model,
+            cached_tokens=said.cached_tokens,
+            logprobs=said.token_logprobs() if call.request.logprobs else None,
+        )
+        exchange.succeed(reply)
         if not await exchange.taken():
             account, rollout_id = record.rollout.account_id, record.rollout.rollout_id
             async with record.commits:

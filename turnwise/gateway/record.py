@@ -18,7 +18,7 @@ from turnwise.domain.rollout import (
     Trajectory,
     Turn,
 )
-from turnwise.gateway.chat import Reply
+from turnwise.gateway.chat import Reply, TokenLogprob
 from turnwise.gateway.exchange import Exchange
 from turnwise.gateway.graph import Graph
 from turnwise.gateway.turns import Call, Prompt
@@ -180,7 +180,14 @@ class Record:
         return [node]
 
 
-def reply_to(turn: Turn, message: Message, model: str = "default") -> Reply:
+def reply_to(
+    turn: Turn,
+    message: Message,
+    *,
+    model: str = "default",
+    cached_tokens: int = 0,
+    logprobs: tuple[TokenLogprob, ...] | None = None,
+) -> Reply:
     """A committed turn as its agent gets it."""
     return Reply(
         turn_id=turn.turn_id,
@@ -190,4 +197,6 @@ def reply_to(turn: Turn, message: Message, model: str = "default") -> Reply:
         finish_reason=turn.finish_reason,
         prompt_tokens=turn.prompt_tokens,
         completion_tokens=turn.completion_tokens,
+        cached_tokens=cached_tokens,
+        logprobs=logprobs,
     )

@@ -207,7 +207,8 @@ class Collector:
         if self._job.spec.deterministic and self._is_comparable and is_disturbed:
             self._is_comparable = False
             message = "a deadline or a retry happened: this run is not comparable to a repeat of it"
-            await self._append(EventDraft(kind=EventKind.LOG, body={"message": message}))
+            body = {"message": message}
+            await self._append(EventDraft(kind=EventKind.LOG, body=body, level=Level.WARNING))
 
     async def _append(self, draft: EventDraft) -> None:
         await self._sockets.store.append(self._job.account_id, self._job.job_id, [draft])

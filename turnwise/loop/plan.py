@@ -14,7 +14,6 @@ import numpy as np
 
 from turnwise import errors
 from turnwise.domain.job import JobSpec, ScheduleSpec
-from turnwise.domain.rollout import Group
 
 
 @dataclass(frozen=True)
@@ -76,11 +75,6 @@ class Plan:
             np.random.default_rng((self.seed % 2**64, epoch)).permutation(self.num_rows).tolist()
             for epoch in epochs
         ]
-
-
-def trained_until(groups: Collection[Group], step: int) -> frozenset[int]:
-    """Orders of the groups that steps up to and including `step` have trained."""
-    return frozenset(g.order for g in groups if g.step is not None and g.step <= step)
 
 
 def learning_rate(peak: float, schedule: ScheduleSpec, step: int, num_steps: int) -> float:

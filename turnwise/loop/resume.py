@@ -11,7 +11,7 @@ from turnwise.domain.rollout import Group, GroupStatus
 from turnwise.domain.training import Checkpoint
 from turnwise.loop.assemble import ClosedGroup
 from turnwise.loop.pace import Pace
-from turnwise.loop.plan import Plan, trained_until
+from turnwise.loop.plan import Plan
 from turnwise.loop.sockets import Sockets
 
 #: `Checkpoint.step` of the state before any training.
@@ -40,13 +40,20 @@ async def begin(job: Job, plan: Plan, sockets: Sockets) -> Start:
     Places whose groups were neither trained nor kept are planned again. Raises `Corrupted` when
     no checkpoint is sound.
     """
-    recorded = await sockets.store.checkpoints(job.account_id, job.job_id)
+    store = sockets.store
+    recorded = await store.checkpoints(job.account_id, job.job_id)
     checkpoint = await _restored(job, recorded, sockets) if recorded else await _first(job, sockets)
     await sockets.sampler.load(checkpoint.adapter.adapter_id, checkpoint.adapter.path)
-    groups = await sockets.store.groups(job.account_id, job.job_id)
+    has_fallen_back = bool(recorded) and checkpoint is not recorded[-1]
+    if has_fallen_back:
+        await store.rewind(job.account_id, job.job_id, checkpoint.step)
+    groups = await store.groups(job.account_id, job.job_id)
     # After a fall-back, closed groups may hold tokens of a policy that is not there any more.
-    is_newest = not recorded or checkpoint is recorded[-1]
-    closed = {g.order: g for g in groups if g.status is GroupStatus.CLOSED and is_newest}
+    closed = {
+        group.order: group
+        for group in groups
+        if group.status is GroupStatus.CLOSED and not has_fallen_back
+    }
     pace = Pace(
         max_steps_off_policy=job.spec.async_config.max_steps_off_policy,
         batch=plan.batch,
@@ -54,13 +61,13 @@ async def begin(job: Job, plan: Plan, sockets: Sockets) -> Start:
         step=checkpoint.step + 1,
     )
     kept = pace.resume({order: group.admitted_at_step for order, group in closed.items()})
-    done = trained_until(groups, checkpoint.step) | set(kept)
+    trained = {group.order for group in groups if group.status is GroupStatus.TRAINED}
     await _supersede(job, [closed[order] for order in kept], sockets)
     return Start(
         checkpoint=checkpoint,
         pace=pace,
         kept=tuple([await _read(closed[order], sockets) for order in kept]),
-        orders=tuple(plan.orders(done)),
+        orders=tuple(plan.orders(trained | set(kept))),
     )
 
 

@@ -1,1 +1,1 @@
-"""The mathematics: advantages, losses, rows, weights, pass@k. Pure functions."""
+"""The mathematics: advantages, losses, rows, weights, packing, pass@k. Pure functions."""

@@ -16,28 +16,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from enum import StrEnum
 
 from turnwise import errors
+from turnwise.domain.ledger import Bin
 from turnwise.domain.rollout import Fault, Purpose, Trajectory, Turn
 from turnwise.rl.advantages import GroupAdvantages
 from turnwise.rl.rows import is_greedy
-
-
-class Bin(StrEnum):
-    """The bins. Each is a metric, `ledger/{bin}`."""
-
-    TRAINED = "trained"
-    MASKED_GREEDY = "masked_greedy"  # sampled at temperature 0
-    MASKED_FIRST_POSITION = "masked_first_position"  # nothing precedes it, so nothing predicts it
-    DROPPED_FAILED = "dropped_failed"  # the rollout failed
-    DROPPED_DEADLINE = "dropped_deadline"  # the rollout or its group ran out of time
-    DROPPED_UNDELIVERED = "dropped_undelivered"  # the agent never got the reply
-    DROPPED_SUPERSEDED = "dropped_superseded"  # of an earlier incarnation, planned again
-    DROPPED_ZERO_ADVANTAGE = "dropped_zero_advantage"  # all advantages of the group are 0
-    DROPPED_UNPAIRED = "dropped_unpaired"  # fewer than two siblings were scored
-    NOT_FOR_TRAINING = "not_for_training"  # validation and evaluation
-
 
 _BY_FAULT = {
     "deadline": Bin.DROPPED_DEADLINE,

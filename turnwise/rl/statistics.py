@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from turnwise.domain.ledger import Bin
 from turnwise.domain.rollout import Trajectory
 from turnwise.domain.training import Mismatch, Sample
 from turnwise.rl.advantages import GroupAdvantages
-from turnwise.rl.ledger import Bin, of_fault
+from turnwise.rl.ledger import of_fault
 from turnwise.rl.passk import pass_at_k, pass_power_k
 
 Values = dict[str, float]

@@ -51,7 +51,7 @@ class Architecture:
         return self.num_heads * self.head_dim, kv, kv
 
     def rotary_order(self, weight: Tensor) -> Tensor:
-        """Rows [heads * dim, ...], each head's channels reordered: 0, dim / 2, 1, dim / 2 + 1 ..."""
+        """Rows [heads * dim, ...], each head's channels reordered: 0, dim/2, 1, dim/2 + 1 ..."""
         halves = torch.unflatten(weight, 0, (-1, 2, self.head_dim // 2))
         return halves.transpose(1, 2).flatten(0, 2)
 

@@ -209,16 +209,32 @@ def _decode_groups(
     if len(slots) == 0:
         return
     positions = table.kv[slots]
-    longest = int(positions.max()) + 1
-    # One group reads every slot up to the longest; where that is twice what is needed, split.
-    if not fixed and (longest <= 256 or longest * len(slots) <= 2 * int(positions.sum())):
-        keys = -(-longest // _ROUND_KEYS) * _ROUND_KEYS
-        yield Group(rows[:, None], slots, positions[:, None], keys)
-        return
-    sizes = np.array([bucket(length) for length in (positions + 1).tolist()])
-    for size in np.unique(sizes).tolist():
-        part = sizes == size
-        yield Group(rows[part, None], slots[part], positions[part, None], size)
+    for part in _by_length(positions + 1) if fixed else _by_place(slots, positions + 1):
+        longest = int(positions[part].max()) + 1
+        keys = bucket(longest) if fixed else -(-longest // _ROUND_KEYS) * _ROUND_KEYS
+        yield Group(rows[part, None], slots[part], positions[part, None], keys)
+
+
+def _by_length(lengths: Indices) -> list[Indices]:
+    """Those of one `bucket` together."""
+    sizes = np.array([bucket(length) for length in lengths.tolist()])
+    return [np.flatnonzero(sizes == size) for size in np.unique(sizes)]
+
+
+def _by_place(slots: Indices, lengths: Indices) -> list[Indices]:
+    """Runs of neighbouring slots, which are read where they are; if there are few such runs.
+
+    Otherwise all together: they are then gathered, up to the longest's length. If that would be
+    more than twice what they hold, those of similar length go together.
+    """
+    order = np.argsort(slots)
+    runs = np.split(order, np.flatnonzero(np.diff(slots[order]) != 1) + 1)
+    if len(runs) <= max(4, len(slots) // 16):
+        return runs
+    longest = int(lengths.max())
+    if longest > 256 and longest * len(slots) > 2 * int(lengths.sum()):
+        return _by_length(lengths)
+    return [order]
 
 
 def _span_groups(spans: Sequence[Span], firsts: Sequence[int]) -> list[Group]:

@@ -35,10 +35,10 @@ class Linear:
         """[N, in], [N, out] -> [N, out]."""
         if not self._block or len(x) == self._block:
             return self._product(x, residual)
-        parts = x.split(self._block)
+        parts = torch.split(x, self._block)
         if residual is None:
             return torch.cat([self._product(part, None) for part in parts])
-        pairs = zip(parts, residual.split(self._block), strict=True)
+        pairs = zip(parts, torch.split(residual, self._block), strict=True)
         return torch.cat([self._product(part, rest) for part, rest in pairs])
 
     def _product(self, x: Tensor, residual: Tensor | None) -> Tensor:

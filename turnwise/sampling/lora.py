@@ -75,7 +75,8 @@ class _Fitter:
         self._pairs = pairs
         self._shape = architecture
         self._scaling = scaling
-        self._to = {"dtype": dtype, "device": device}
+        self._dtype = dtype
+        self._device = device
 
     def layer(self, index: int) -> LayerLora:
         shape = self._shape
@@ -129,4 +130,4 @@ class _Fitter:
                 b[row : row + rank, column : column + size] = part[1].t() * self._scaling
                 row += rank
             column += size
-        return LowRank(a.to(**self._to).contiguous(), b.to(**self._to).contiguous())
+        return LowRank(*(x.to(self._device, self._dtype).contiguous() for x in (a, b)))

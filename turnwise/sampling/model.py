@@ -127,10 +127,11 @@ class Decoder:
         """[N, (H + 2K) d] -> [N, H d], writing keys and values to the layer's cache."""
         shape = self.architecture
         heads, kv_heads, dim = shape.num_heads, shape.num_kv_heads, shape.head_dim
-        qk, value = qkv.view(len(qkv), -1, dim).split([heads + kv_heads, kv_heads], 1)
+        qkv = qkv.view(len(qkv), -1, dim)
+        qk, value = qkv[:, : heads + kv_heads], qkv[:, heads + kv_heads :]
         if qk_norm is not None:
             qk = self._norm(qk, None).mul_(qk_norm)
-        turned = torch.view_as_complex(qk.float().unflatten(-1, (-1, 2))) * step.rotation
+        turned = torch.view_as_complex(torch.unflatten(qk.float(), -1, (-1, 2))) * step.rotation
         qk = torch.view_as_real(turned).flatten(-2).to(qkv.dtype)
         new = torch.cat([qk[:, heads:], value], 1)
         kv.view(-1, dim).index_copy_(0, step.kv_rows, new.view(-1, dim))
@@ -147,7 +148,7 @@ class Decoder:
         (count, width), kv_heads = group.size, self.architecture.num_kv_heads
         keys, values = _take(kv[0], group), _take(kv[1], group)
         # Queries that share a key head go one after the other: [b, K, G * w, d].
-        query = query.unflatten(0, (count, width)).unflatten(2, (kv_heads, -1))
+        query = query.reshape(count, width, kv_heads, -1, query.shape[-1])
         shared = query.shape[3]
         query = query.permute(0, 2, 3, 1, 4).flatten(2, 3)
         mask = group.mask
@@ -158,7 +159,7 @@ class Decoder:
         else:
             mask = mask.expand(count, 1, width, group.keys).repeat(1, 1, shared, 1)
             out = F.scaled_dot_product_attention(query, keys, values, mask, scale=1.0)
-        out = out.unflatten(2, (shared, width)).permute(0, 3, 1, 2, 4)
+        out = torch.unflatten(out, 2, (shared, width)).permute(0, 3, 1, 2, 4)
         return out.reshape(count * width, -1)
 
     def _norm(self, x: Tensor, weight: Tensor | None) -> Tensor:

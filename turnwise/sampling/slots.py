@@ -15,6 +15,8 @@ from turnwise.domain.rollout import Tokens
 
 #: Key of a slot that holds nothing.
 EMPTY = -1
+#: Fewer tokens than this are cheaper to compute again than to copy.
+MIN_REUSED = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,15 +61,13 @@ class SlotTable:
         self.prompt = np.zeros(num_slots, np.int64)
         self.key = np.full(num_slots, EMPTY, np.int64)
         self.busy = np.zeros(num_slots, np.bool_)
-        self.generation = np.zeros(
-            num_slots, np.int64
-        )  # counts owners, so that stale references show
+        self.generation = np.zeros(num_slots, np.int64)  # counts owners: stale references show
         self._used_at = np.zeros(num_slots, np.int64)
         self._now = 0
         self._reusable = self.exact if exact_only else self.kv
 
     def best_prefix(self, key: int, prompt: Tokens) -> Prefix:
-        """The longest cached prefix of `prompt`, short of its last token, whose logits are needed."""
+        """The longest cached prefix of `prompt` but for its last token, whose logits are needed."""
         usable = len(prompt) - 1
         rows = np.flatnonzero(self.key == key)
         if usable == 0 or len(rows) == 0:
@@ -82,7 +82,8 @@ class SlotTable:
         held = np.where(self.busy[rows], np.maximum(self.prompt[rows], reusable), reusable)
         coming = np.minimum(common, held)
         later = int(np.argmax(coming))
-        return Prefix(int(rows[best]), int(ready[best]), int(rows[later]), int(coming[later]))
+        found = int(ready[best]) if ready[best] >= MIN_REUSED else 0
+        return Prefix(int(rows[best]), found, int(rows[later]), int(coming[later]))
 
     def take(self, key: int, prompt: Tokens, prefix: Prefix) -> tuple[int, Copy | None] | None:
         """Give a slot to a request, with its prefix kept or to be copied. None: all are busy."""

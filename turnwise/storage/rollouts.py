@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy import Connection, and_, select, update
 
 from turnwise import errors
+from turnwise.domain.ledger import Bin
 from turnwise.domain.rollout import (
     Blame,
     Fault,
@@ -156,7 +157,7 @@ def _count_superseded(connection: Connection, job_id: str, step: int) -> None:
         connection.execute(
             update(rollouts)
             .where(rollouts.c.seq == row.seq)
-            .values(bins={"superseded": row.tokens}, ledger_step=step)
+            .values(bins={Bin.DROPPED_SUPERSEDED.value: row.tokens}, ledger_step=step)
         )
 
 

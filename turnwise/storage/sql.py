@@ -216,7 +216,7 @@ class SqlStore:
     ) -> int:
         """Close what earlier incarnations left, but for the groups in `keep`.
 
-        The tokens of superseded groups go to the ledger's bin `superseded`, at the next step.
+        The tokens of superseded groups go to the bin `dropped_superseded` of the next step.
         """
         return await self._write(
             rollouts.supersede, account_id, job_id, incarnation, keep, self._clock.now()
@@ -283,6 +283,10 @@ class SqlStore:
     async def finish_step(self, account_id: str, job_id: str, done: FinishedStep) -> None:
         """Keep a step's outcome, atomically; `Conflict` if a group was counted before."""
         await self._write_events(job_id, steps.finish, account_id, job_id, done, self._clock.now())
+
+    async def rewind(self, account_id: str, job_id: str, step: int) -> None:
+        """Take back the steps after `step`, whose checkpoints are lost."""
+        await self._write(steps.rewind, account_id, job_id, step)
 
     async def policy(self, account_id: str, job_id: str) -> Policy | None:
         """What the newest finished step published; None before the first."""

@@ -46,6 +46,24 @@ def finish(
     return jobs_of.append(connection, account_id, job_id, done.events, now)
 
 
+def rewind(connection: Connection, account_id: str, job_id: str, step: int) -> None:
+    """Take back the steps after `step`; their groups are superseded, their tokens uncounted."""
+    jobs_of.lock(connection, account_id, job_id)
+    connection.execute(
+        update(rollouts)
+        .where(rollouts.c.job_id == job_id, rollouts.c.ledger_step > step)
+        .values(bins=None, ledger_step=None)
+    )
+    connection.execute(
+        update(groups)
+        .where(groups.c.job_id == job_id, groups.c.step > step)
+        .values(status=GroupStatus.SUPERSEDED, step=None)
+    )
+    for table in (steps, checkpoints):
+        connection.execute(delete(table).where(table.c.job_id == job_id, table.c.step > step))
+    connection.execute(update(jobs).where(jobs.c.job_id == job_id).values(step=step + 1))
+
+
 def newest_policy(connection: Connection, account_id: str, job_id: str) -> Policy | None:
     """What the newest finished step published; None before the first."""
     query = select(steps.c.policy).where(steps.c.account_id == account_id, steps.c.job_id == job_id)

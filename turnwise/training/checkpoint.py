@@ -40,8 +40,9 @@ def write_atomically(folder: Path, write: Callable[[Path], None]) -> str:
         _sync(temporary)
         _move(temporary, folder)
     except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
         raise _named(error, folder) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
     return sha256
 
 
@@ -69,11 +70,7 @@ def verify(folder: Path, sha256: str) -> None:
 
 def _sync(folder: Path) -> None:
     for path in (*folder.rglob("*"), folder):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        _sync_one(path)
 
 
 def _move(temporary: Path, folder: Path) -> None:
@@ -85,11 +82,11 @@ def _move(temporary: Path, folder: Path) -> None:
         os.replace(folder, aside)
     os.replace(temporary, folder)
     shutil.rmtree(aside, ignore_errors=True)
-    _sync_entry(folder.parent)
+    _sync_one(folder.parent)
 
 
-def _sync_entry(parent: Path) -> None:
-    descriptor = os.open(parent, os.O_RDONLY)
+def _sync_one(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

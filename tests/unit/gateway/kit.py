@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import itertools
 import json
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -191,11 +192,7 @@ class HeldClock:
 
 @dataclass
 class Script:
-    """What the sampler answers, in order; it waits for `gate` where one is set.
-
-    Where `live` is given, the text goes out character by character, and after `pause_after`
-    characters the sampler waits for the gate.
-    """
+    """What the sampler answers, over and over, and what it was asked."""
 
     replies: list[str]
     asked: list[SampleRequest] = field(default_factory=list)
@@ -207,7 +204,7 @@ class Script:
 
 
 class GatedSampler(ScriptedSampler):
-    """A scripted sampler that stops before character `hold_at` until `gate` opens."""
+    """A scripted sampler that gives `hold_at` tokens and then waits for its gate to open."""
 
     def __init__(self, script: Callable[[SampleRequest], Completion], **options: Any) -> None:
         super().__init__(script, **options)
@@ -240,9 +237,10 @@ class World:
     script: Script
     clock: HeldClock
     principal: Principal
+    _attempts: Iterator[int] = field(default_factory=itertools.count)
 
     async def open(self, rollout_id: str = "rol_a", **changes: Any) -> Rollout:
-        fields = {"secret_sha256": SECRET_SHA256} | changes
+        fields = {"secret_sha256": SECRET_SHA256, "attempt": next(self._attempts)} | changes
         rollout = builders.rollout(rollout_id, **fields)
         await self.gateway.open([rollout])
         return rollout

@@ -6,9 +6,10 @@ from hypothesis import strategies as st
 
 from tests.unit.rl.graphs import Graph, chain, think_drop, trajectories
 from turnwise import errors
+from turnwise.domain.ledger import Bin
 from turnwise.domain.rollout import Blame, Delivery, Fault, Purpose, RolloutStatus, Trajectory
 from turnwise.rl.advantages import GroupAdvantages
-from turnwise.rl.ledger import Bin, account, of_group, total
+from turnwise.rl.ledger import account, of_group, total
 from turnwise.rl.rows import rows
 
 

@@ -6,10 +6,11 @@ import pytest
 from tests import builders
 from tests.unit.rl.graphs import Graph, chain
 from turnwise.domain import metrics
+from turnwise.domain.ledger import Bin
 from turnwise.domain.rollout import Blame, Delivery, Fault, RolloutStatus, Trajectory
 from turnwise.domain.training import AdvantageMethod, Mismatch
 from turnwise.rl.advantages import advantages
-from turnwise.rl.ledger import Bin, account, total
+from turnwise.rl.ledger import account, total
 from turnwise.rl.rows import rows
 from turnwise.rl.statistics import (
     ScoredGroup,

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import tarfile
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Depends, FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
 
 from turnwise import __version__, errors
 from turnwise.control.browse import PAGE, Browse
@@ -51,9 +53,13 @@ def native_app(jobs: Jobs, browse: Browse, authenticate: Authenticate) -> FastAP
 
     @app.exception_handler(RequestValidationError)
     async def _malformed(_: Request, error: RequestValidationError) -> Response:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"][1:]) or "body"
-        return answer(errors.InvalidInput(field, first.get("input"), f"is wrong: {first['msg']}"))
+        return answer(_refusal(error.errors()[0]))
+
+    @app.exception_handler(HTTPException)
+    async def _unrouted(request: Request, error: HTTPException) -> Response:
+        message = f"{request.method} {request.url.path}: {error.detail}"
+        body = {"error": {"type": "TurnwiseError", "message": message}}
+        return JSONResponse(body, error.status_code, error.headers)
 
     @app.get("/health")
     async def health() -> Json:
@@ -64,6 +70,15 @@ def native_app(jobs: Jobs, browse: Browse, authenticate: Authenticate) -> FastAP
     app.include_router(_reading_routes(browse, principal))
     app.include_router(_model_routes(browse, principal))
     return app
+
+
+def _refusal(problem: Mapping[str, Any]) -> errors.InvalidInput:
+    """FastAPI's first complaint about a request."""
+    if problem["type"] == "json_invalid":
+        reason = f"is not JSON: {problem['ctx']['error']} at character {problem['loc'][-1]}"
+        return errors.InvalidInput("body", "the request", reason)
+    field = ".".join(str(part) for part in problem["loc"][1:]) or "body"
+    return errors.InvalidInput(field, problem.get("input"), f"is wrong: {problem['msg']}")
 
 
 def _job_routes(jobs: Jobs, principal: Caller) -> APIRouter:
@@ -173,7 +188,8 @@ def _model_routes(browse: Browse, principal: Caller) -> APIRouter:
     async def archive(name: str, who: Principal = caller) -> Response:
         """The package's PEFT folder as a tar file."""
         package = await browse.package(who, name)
-        return Response(_tar(Path(adapter_folder(package))), media_type="application/x-tar")
+        packed = await asyncio.to_thread(_tar, Path(adapter_folder(package)))
+        return Response(packed, media_type="application/x-tar")
 
     @routes.get("/{name:path}")
     async def package(name: str, who: Principal = caller) -> Json:
@@ -183,6 +199,8 @@ def _model_routes(browse: Browse, principal: Caller) -> APIRouter:
 
 
 def _tar(folder: Path) -> bytes:
+    if not folder.is_dir():
+        raise errors.NotFound("model folder", str(folder), remedy="its files have been removed")
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w") as tar:
         for file in sorted(folder.iterdir()):

@@ -1,0 +1,146 @@
+import asyncio
+from typing import Any
+
+import pytest
+
+from tests import builders
+from tests.builders import ACCOUNT
+from tests.unit.control.kit import ADMIN
+from turnwise import errors
+from turnwise.control.browse import Browse, Point
+from turnwise.domain.access import Principal
+from turnwise.domain.event import EventDraft, EventKind
+from turnwise.domain.job import Job
+from turnwise.domain.rollout import Policy
+from turnwise.ports import FinishedStep, ModelPackage, RolloutQuery
+from turnwise.storage.sql import SqlStore
+
+STRANGER = Principal(account_id="acc_other")
+OF_OTHER_JOB = Principal(account_id=ACCOUNT, job_ids=frozenset({"job_run"}))
+
+
+@pytest.fixture
+async def job(store: SqlStore) -> Job:
+    return await store.create_job(builders.job())
+
+
+async def append(store: SqlStore, kind: EventKind, **body: Any) -> None:
+    await store.append(ACCOUNT, "job_walk", [EventDraft(kind=kind, body=body)])
+
+
+async def register(store: SqlStore) -> ModelPackage:
+    package = ModelPackage(
+        package_id="package_a",
+        account_id=ACCOUNT,
+        group="walk",
+        version=1,
+        kind="adapter",
+        path="/blobs/a",
+        sha256=builders.ZERO_SHA256,
+        base_model="/models/tiny",
+        job_id="job_walk",
+        step=0,
+        created_at=0.0,
+    )
+    done = FinishedStep(
+        step=0,
+        policy=Policy(),
+        groups=(),
+        bins={},
+        checkpoint=None,
+        packages=(package,),
+        events=(),
+    )
+    await store.finish_step(ACCOUNT, "job_walk", done)
+    return package
+
+
+async def test_a_waiting_reader_wakes_with_the_event(store: SqlStore, job: Job):
+    waiting = asyncio.create_task(Browse(store).events(ADMIN, "walk", wait_s=5))
+    await asyncio.sleep(0.02)
+    await append(store, EventKind.LOG, message="now")
+
+    (event,) = await asyncio.wait_for(waiting, 1)
+
+    assert (event.seq, event.body) == (1, {"message": "now"})
+
+
+async def test_a_reader_of_one_kind_sleeps_through_the_others(store: SqlStore, job: Job):
+    kinds = [EventKind.METRICS]
+    await append(store, EventKind.LOG, message="before")
+    waiting = asyncio.create_task(Browse(store).events(ADMIN, "walk", kinds=kinds, wait_s=5))
+    await asyncio.sleep(0.02)
+    await append(store, EventKind.LOG, message="between")
+    await asyncio.sleep(0.02)
+    assert not waiting.done()
+    await append(store, EventKind.METRICS, step=0, values={})
+
+    assert [event.seq for event in await asyncio.wait_for(waiting, 1)] == [3]
+
+
+async def test_a_reader_without_news_gets_nothing_after_its_wait(store: SqlStore, job: Job):
+    await append(store, EventKind.LOG, message="old")
+    assert await Browse(store).events(ADMIN, "walk", after=1, wait_s=0.02) == []
+
+
+async def test_curves_take_the_later_record_of_a_step_and_the_names_asked_for(
+    store: SqlStore, job: Job
+):
+    await append(store, EventKind.METRICS, step=0, values={"training/loss": 1.0})
+    await append(store, EventKind.METRICS, step=1, values={"training/loss": 0.5, "val/x": 3})
+    await append(store, EventKind.METRICS, step=1, values={"training/loss": 0.25})
+    browse = Browse(store)
+
+    assert await browse.metrics(ADMIN, "walk") == {
+        "training/loss": [Point(1, 0, 1.0), Point(3, 1, 0.25)],
+        "val/x": [Point(2, 1, 3.0)],
+    }
+    assert set(await browse.metrics(ADMIN, "walk", names=["val/"])) == {"val/x"}
+
+
+async def test_rollouts_and_trajectories_are_found_by_the_jobs_name(store: SqlStore, job: Job):
+    await store.open_group(builders.group())
+    await store.open_rollouts([builders.rollout()])
+    browse = Browse(store)
+
+    (summary,) = await browse.rollouts(ADMIN, RolloutQuery(job_id="walk"))
+
+    assert summary.rollout == builders.rollout()
+    assert (await browse.trajectory(ADMIN, "rol_a")).rollout == builders.rollout()
+    assert await browse.ledger(ADMIN, "walk") == {}
+
+
+async def test_models_are_found_by_id_version_and_group(store: SqlStore, job: Job):
+    package = await register(store)
+    browse = Browse(store)
+
+    assert await browse.packages(ADMIN) == [package]
+    for name in ("package_a", "walk/1", "walk"):
+        assert await browse.package(ADMIN, name) == package
+    with pytest.raises(errors.NotFound) as missing:
+        await browse.package(ADMIN, "walk/2")
+    assert str(missing.value) == (
+        "model 'walk/2' does not exist; `turnwise models list` shows what is registered"
+    )
+
+
+async def test_nothing_is_shown_to_another_account_or_to_a_key_of_another_job(
+    store: SqlStore, job: Job
+):
+    await store.open_group(builders.group())
+    await store.open_rollouts([builders.rollout()])
+    await register(store)
+    browse = Browse(store)
+
+    for principal, error in ((STRANGER, errors.NotFound), (OF_OTHER_JOB, errors.Denied)):
+        for read in (
+            browse.events(principal, "walk"),
+            browse.metrics(principal, "walk"),
+            browse.ledger(principal, "walk"),
+            browse.rollouts(principal, RolloutQuery(job_id="walk")),
+            browse.trajectory(principal, "rol_a"),
+            browse.package(principal, "walk"),
+        ):
+            with pytest.raises(error):
+                await read
+        assert await browse.packages(principal) == []

@@ -1,0 +1,258 @@
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests import builders
+from turnwise import errors
+from turnwise.control.job_file import as_mapping, parse_job, read_job
+from turnwise.domain.job import AgentKind, AgentSpec, JobSpec, ScheduleSpec
+from turnwise.domain.training import AdvantageMethod, LoraSpec
+
+SMALLEST = {
+    "name": "walk",
+    "model": "/models/tiny",
+    "dataset": "/data/train.jsonl",
+    "agent": {"url": "http://127.0.0.1:8430"},
+}
+
+
+def refusal(changes: dict[str, Any]) -> str:
+    with pytest.raises(errors.InvalidInput) as refused:
+        parse_job(SMALLEST | changes)
+    return str(refused.value)
+
+
+def test_what_is_left_out_has_its_default():
+    assert parse_job(SMALLEST) == builders.spec(
+        agent=AgentSpec(kind=AgentKind.HTTP, url="http://127.0.0.1:8430")
+    )
+
+
+def test_a_spec_is_the_spec_of_the_job_file_it_is_written_as():
+    spec = parse_job(SMALLEST | {"lora": {"rank": 8, "target_modules": ["q_proj"]}})
+    assert spec.lora == LoraSpec(rank=8, target_modules=("q_proj",))
+    assert parse_job(yaml.safe_load(yaml.safe_dump(as_mapping(spec)))) == spec
+
+
+def test_numbers_in_the_forms_that_yaml_gives_them_are_read():
+    spec = parse_job(
+        SMALLEST
+        | yaml.safe_load(
+            "optimizer: {learning_rate: 1e-4, beta1: 0}\n"  # YAML: a text, a whole number
+            "schedule: {max_steps: 3.0, max_epochs: '2'}\n"
+            "algorithm: {advantage_method: rloo}\n"
+            "validation: {pass_k_values: [1, 4]}\n"
+        )
+    )
+    assert (spec.optimizer.learning_rate, type(spec.optimizer.beta1)) == (1e-4, float)
+    assert spec.schedule == ScheduleSpec(max_steps=3, max_epochs=2)
+    assert spec.algorithm.advantage_method is AdvantageMethod.RLOO
+    assert spec.validation.pass_k_values == (1, 4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"datset": "x"},
+            "datset: 'x' is set, but there is no such setting; did you mean dataset?",
+        ),
+        (
+            {"batch": {"groupsize": 4}},
+            "batch.groupsize: 4 is set, but there is no such setting; "
+            "did you mean batch.group_size?",
+        ),
+        (
+            {"learning_rate": 0.1},
+            "learning_rate: 0.1 is set, but there is no such setting; "
+            "did you mean optimizer.learning_rate?",
+        ),
+        (
+            {"lora": {"zzz": 1}},
+            "lora.zzz: 1 is set, but there is no such setting; "
+            "known here: lora.alpha, lora.rank, lora.target_modules",
+        ),
+        ({1: 2}, "1: 2 is set, but there is no such setting; known here: "),
+    ],
+)
+def test_an_unknown_key_is_refused_with_the_nearest_known_one(
+    changes: dict[str, Any], message: str
+):
+    assert refusal(changes).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"batch": {"global_batch_size": 0}},
+            "batch.global_batch_size: 0 is out of range; must be at least 1",
+        ),
+        (
+            {"sampling_params": {"top_p": 0}},
+            "sampling_params.top_p: 0.0 is out of range; must be above 0 and at most 1",
+        ),
+        (
+            {"optimizer": {"beta2": 1}},
+            "optimizer.beta2: 1.0 is out of range; must be at least 0 and below 1",
+        ),
+        ({"seed": -1}, "seed: -1 is out of range; must be at least 0 and at most 4294967295"),
+        (
+            {"validation": {"pass_k_values": [1, 0]}},
+            "validation.pass_k_values[1]: 0 is out of range; must be at least 1",
+        ),
+        (
+            {"validation": {"pass_k_values": []}},
+            "validation.pass_k_values: [] is not a list with at least one entry",
+        ),
+        (
+            {"lora": {"target_modules": "q_proj"}},
+            "lora.target_modules: 'q_proj' is not a list with at least one entry",
+        ),
+        ({"seed": True}, "seed: True is not a whole number"),
+        ({"seed": 1.5}, "seed: 1.5 is not a whole number"),
+        ({"seed": "many"}, "seed: 'many' is not a whole number"),
+        ({"lora": {"alpha": None}}, "lora.alpha: None is not a number"),
+        ({"lora": {"alpha": "inf"}}, "lora.alpha: 'inf' is not a finite number"),
+        ({"lora": {"alpha": 10**400}}, "is not a finite number"),
+        ({"deterministic": "yes"}, "deterministic: 'yes' is not true or false"),
+        (
+            {"description": 7},
+            "description: 7 is not text (quote it, or leave the setting out)",
+        ),
+        ({"batch": None}, "batch: None is not a block of settings"),
+        ({"agent": "http://x"}, "agent: 'http://x' is not a block of settings"),
+        (
+            {"algorithm": {"loss_fn": "pppo"}},
+            "algorithm.loss_fn: 'pppo' is not a choice; "
+            "did you mean ppo? allowed: ppo, cispo, importance_sampling",
+        ),
+        ({"history": ["exact"]}, "history: ['exact'] is not a choice; "),
+    ],
+)
+def test_a_bad_value_is_refused_with_field_value_and_what_is_allowed(
+    changes: dict[str, Any], message: str
+):
+    assert message in refusal(changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"name": "my_job"},
+            "name: 'my_job' is not a job name; "
+            "use 1 to 63 letters, digits and, between them, hyphens",
+        ),
+        ({"name": "a" * 64}, "is not a job name"),
+        ({"name": "-walk"}, "is not a job name"),
+        ({"name": ""}, "is not a job name"),
+        ({"model": ""}, "model: '' is empty; it must be set"),
+        (
+            {"dataset": "train.jsonl"},
+            "dataset: 'train.jsonl' is a relative path; give its absolute path on the server",
+        ),
+        ({"agent": {}}, "agent.url: '' is no HTTP address; use http://host:port"),
+        (
+            {"agent": {"url": "localhost:80"}},
+            "agent.url: 'localhost:80' is no HTTP address; use http://host:port",
+        ),
+        (
+            {"agent": {"kind": "python", "target": "agent"}},
+            "agent.target: 'agent' names no function; use \"package.module:function\"",
+        ),
+        (
+            {"batch": {"group_size": 1}},
+            "batch.group_size: 1 leaves group_based nothing to compare; use at least 2",
+        ),
+        (
+            {"batch": {"global_batch_size": 1, "group_size": 2, "updates_per_step": 3}},
+            "batch.updates_per_step: 3 leaves updates without a rollout; "
+            "use at most 2, global_batch_size x group_size",
+        ),
+        (
+            {"sampling_params": {"temperature": 0}},
+            "sampling_params.temperature: 0 gives siblings that are all alike, so nothing can be "
+            "learned; use 1 for training; val_sampling_params may be 0",
+        ),
+        (
+            {"rollout": {"rollout_timeout": 60, "group_timeout": 30}},
+            "rollout.group_timeout: 30.0 ends a group before its rollouts may end (60); "
+            "use at least rollout.rollout_timeout, or 0",
+        ),
+    ],
+)
+def test_what_makes_no_sense_is_refused_with_the_reason(changes: dict[str, Any], message: str):
+    assert message in refusal(changes)
+
+
+def test_an_evaluation_may_be_greedy_and_take_one_rollout_per_row():
+    greedy = {"temperature": 0}
+    spec = parse_job(
+        SMALLEST
+        | {"kind": "evaluation", "batch": {"group_size": 1}}
+        | {"sampling_params": greedy, "val_sampling_params": greedy}
+    )
+    assert spec.val_sampling_params.temperature == 0
+
+
+@pytest.mark.parametrize("missing", ["name", "model", "dataset", "agent"])
+def test_what_must_be_given_is_asked_for(missing: str):
+    given = {key: value for key, value in SMALLEST.items() if key != missing}
+    with pytest.raises(errors.InvalidInput) as refused:
+        parse_job(given)
+    assert str(refused.value) == f"{missing}: None is not a value; the job file must set it"
+
+
+def test_paths_are_taken_from_the_folder_of_the_job_file(tmp_path: Path):
+    (tmp_path / "adapter").mkdir()
+    file = tmp_path / "job.yaml"
+    file.write_text(
+        "name: walk\n"
+        "model: ../base\n"
+        "dataset: ./train.jsonl\n"
+        "validation_dataset: /data/validation.csv\n"
+        "input_adapter: adapter\n"
+        "agent: {kind: scripted}\n"
+    )
+    assert read_job(file) == JobSpec(
+        name="walk",
+        model=str(tmp_path.parent / "base"),
+        dataset=str(tmp_path / "train.jsonl"),
+        validation_dataset="/data/validation.csv",
+        input_adapter=str(tmp_path / "adapter"),
+        agent=AgentSpec(kind=AgentKind.SCRIPTED),
+    )
+
+
+def test_an_input_adapter_that_is_no_folder_is_the_name_of_a_model(tmp_path: Path):
+    spec = parse_job(SMALLEST | {"input_adapter": "walk/3"}, folder=tmp_path)
+    assert spec == dataclasses.replace(parse_job(SMALLEST), input_adapter="walk/3")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"name: [", "is not YAML: while parsing a flow node"),
+        (b"name: \xff", "is not YAML: 'utf-8' codec can't decode byte 0xff in position 6"),
+        (b"", "job: None is not a mapping of settings"),
+        (b"- name: walk", "job: [{'name': 'walk'}] is not a mapping of settings"),
+    ],
+)
+def test_a_file_that_is_no_job_file_is_refused_in_one_line(
+    tmp_path: Path, content: bytes, message: str
+):
+    file = tmp_path / "job.yaml"
+    file.write_bytes(content)
+    with pytest.raises(errors.InvalidInput) as refused:
+        read_job(file)
+    assert message in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_job_file_that_is_not_there_is_named(tmp_path: Path):
+    with pytest.raises(errors.InvalidInput, match="cannot be read: .*No such file or directory"):
+        read_job(tmp_path / "job.yaml")

@@ -1,0 +1,300 @@
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from tests import builders
+from tests.builders import ACCOUNT
+from tests.unit.control.kit import ADMIN, World
+from turnwise import errors
+from turnwise.domain.access import Action, Principal
+from turnwise.domain.event import Event
+from turnwise.domain.job import JobStatus, Secondary
+from turnwise.domain.rollout import Policy
+from turnwise.ports import FinishedStep, ModelPackage
+from turnwise.storage.sql import SqlStore
+
+
+async def status_events(store: SqlStore, name: str) -> list[tuple[str, str]]:
+    job = await store.job(ACCOUNT, name)
+    events: list[Event] = await store.events(ACCOUNT, job.job_id)
+    return [(event.body["status"], event.body["secondary"]) for event in events]
+
+
+def package(world: World, job_id: str = "job_a") -> ModelPackage:
+    return ModelPackage(
+        package_id="package_a",
+        account_id=ACCOUNT,
+        group="walk",
+        version=1,
+        kind="checkpoint",
+        path=str(world.folder / "checkpoint"),
+        sha256=builders.ZERO_SHA256,
+        base_model=str(world.folder / "model"),
+        job_id=job_id,
+        step=0,
+        created_at=0.0,
+    )
+
+
+async def register(world: World, package: ModelPackage) -> None:
+    """Finish a step of the package's job, as its loop would, which registers the package."""
+    adapter = Path(package.path) / "adapter"
+    adapter.mkdir(parents=True)
+    (adapter / "adapter_config.json").write_text("{}")
+    done = FinishedStep(
+        step=0,
+        policy=Policy(adapter_id=builders.ZERO_SHA256, policy_step=1),
+        groups=(),
+        bins={},
+        checkpoint=None,
+        packages=(package,),
+        events=(),
+    )
+    await world.store.finish_step(ACCOUNT, package.job_id, done)
+
+
+async def test_a_job_runs_at_once_where_there_is_a_place_and_ends_with_its_loop(world: World):
+    created = await world.jobs.create(ADMIN, world.spec("walk"))
+    assert (created.job_id, created.status) == ("job_a", JobStatus.RUNNING)
+
+    (await world.running("walk")).end()
+
+    ended = await world.until("walk", JobStatus.COMPLETED)
+    assert ended.secondary is Secondary.COMPLETED
+    assert await status_events(world.store, "walk") == [
+        ("PENDING", "Pending"),
+        ("RUNNING", "Starting"),
+        ("COMPLETED", "Completed"),
+    ]
+
+
+async def test_waiting_jobs_show_their_place_and_run_oldest_first(world: World):
+    await world.create("first", "second", "third")
+    messages = {job.name: job.message for job in await world.jobs.list(ADMIN)}
+    assert messages == {
+        "first": "",
+        "second": "waiting for a place: 0 ahead of it, 1 running",
+        "third": "waiting for a place: 1 ahead of it, 1 running",
+    }
+
+    (await world.running("first")).end()
+    await world.running("second")
+
+    assert await world.statuses() == {
+        "first": "COMPLETED",
+        "second": "RUNNING",
+        "third": "PENDING",
+    }
+
+
+async def test_jobs_created_at_the_same_moment_never_take_more_than_the_places(
+    tmp_path: Path, store: SqlStore
+):
+    world = World(tmp_path, store, max_running=3)
+    names = [f"job{number}" for number in range(8)]
+    await asyncio.gather(*(world.create(name) for name in names))
+
+    statuses = list((await world.statuses()).values())
+    started = [await status_events(store, name) for name in names]
+    await world.jobs.close()
+
+    assert sorted(statuses) == ["PENDING"] * 5 + ["RUNNING"] * 3
+    assert max(events.count(("RUNNING", "Starting")) for events in started) == 1
+
+
+async def test_a_waiting_job_that_is_stopped_never_starts(world: World):
+    await world.create("first", "second")
+    stopped = await world.jobs.stop(ADMIN, "second")
+    assert (stopped.status, stopped.message) == (JobStatus.STOPPED, "")
+
+    (await world.running("first")).end()
+    await world.until("first", JobStatus.COMPLETED)
+
+    assert set(world.loops) == {"first"}
+
+
+async def test_a_job_that_is_stopped_while_it_starts_ends_as_soon_as_it_has(world: World):
+    world.may_start.clear()
+    await world.create("walk")
+    stopping = await world.jobs.stop(ADMIN, "walk")
+    assert stopping.status is JobStatus.STOPPING
+
+    world.may_start.set()
+
+    await world.until("walk", JobStatus.STOPPED)
+
+
+async def test_a_running_job_stops_and_frees_its_place(world: World):
+    await world.create("first", "second")
+    await world.running("first")
+
+    await world.jobs.stop(ADMIN, "first")
+
+    await world.until("first", JobStatus.STOPPED)
+    await world.running("second")
+    assert (await status_events(world.store, "first"))[-2:] == [
+        ("STOPPING", "Stopping"),
+        ("STOPPED", "Stopped"),
+    ]
+
+
+async def test_stopping_twice_is_one_stop_and_an_ended_job_cannot_be_stopped(world: World):
+    world.may_start.clear()
+    await world.create("walk")
+    await world.jobs.stop(ADMIN, "walk")
+    assert (await world.jobs.stop(ADMIN, "walk")).status is JobStatus.STOPPING
+    world.may_start.set()
+    await world.until("walk", JobStatus.STOPPED)
+
+    with pytest.raises(errors.Conflict, match="a job that is STOPPED cannot become STOPPING"):
+        await world.jobs.stop(ADMIN, "walk")
+
+
+async def test_stopped_and_failed_jobs_resume_and_others_do_not(world: World):
+    await world.create("walk")
+    with pytest.raises(errors.Conflict, match="job 'walk' is RUNNING; stop it first"):
+        await world.jobs.resume(ADMIN, "walk")
+    (await world.running("walk")).end(JobStatus.FAILED)
+    await world.until("walk", JobStatus.FAILED)
+
+    world.loops.clear()
+    await world.jobs.resume(ADMIN, "walk")
+    (await world.running("walk")).end(JobStatus.COMPLETED)
+    await world.until("walk", JobStatus.COMPLETED)
+
+    with pytest.raises(errors.Conflict, match="a job that is COMPLETED cannot become PENDING"):
+        await world.jobs.resume(ADMIN, "walk")
+
+
+async def test_a_start_that_fails_says_why_and_the_next_job_runs(world: World):
+    world.broken["first"] = errors.Unavailable("the engine did not start: no memory")
+    await world.create("first", "second")
+
+    failed = await world.until("first", JobStatus.FAILED)
+    await world.running("second")
+
+    assert (failed.secondary, failed.message) == (
+        Secondary.FAILED,
+        "the engine did not start: no memory",
+    )
+
+
+async def test_a_loop_that_breaks_fails_its_job_with_the_kind_of_error(world: World):
+    await world.create("walk")
+    (await world.running("walk")).break_down(ZeroDivisionError("no rows"))
+
+    failed = await world.until("walk", JobStatus.FAILED)
+
+    assert failed.message == "ZeroDivisionError: no rows"
+
+
+async def test_a_restarted_server_continues_what_ran_and_then_fills_its_places(
+    tmp_path: Path, store: SqlStore
+):
+    before = World(tmp_path, store, max_running=2)
+    await before.create("ran", "stopped", "waited")
+    await before.running("ran")
+    await before.running("stopped")
+    before.loops["stopped"].request_stop = lambda: None  # the server ends before it has
+    await before.jobs.stop(ADMIN, "stopped")
+    await before.jobs.close()
+    assert await before.statuses() == {
+        "ran": "RUNNING",
+        "stopped": "STOPPING",
+        "waited": "PENDING",
+    }
+
+    after = World(tmp_path, store, max_running=2)
+    await after.jobs.recover()
+    await after.running("ran")
+    await after.running("waited")
+    statuses = await after.statuses()
+    await after.jobs.close()
+
+    assert statuses == {"ran": "RUNNING", "stopped": "STOPPED", "waited": "RUNNING"}
+    assert (await status_events(store, "ran"))[-1] == ("RUNNING", "Restarting")
+
+
+async def test_a_job_is_deleted_once_it_has_ended_and_its_models_stay(world: World):
+    await world.create("walk")
+    loop = await world.running("walk")
+    await register(world, package(world))
+    with pytest.raises(errors.Conflict, match="job 'walk' is RUNNING and cannot be deleted"):
+        await world.jobs.delete(ADMIN, "walk")
+    loop.end()
+    await world.until("walk", JobStatus.COMPLETED)
+
+    deleted = await world.jobs.delete(ADMIN, "walk")
+
+    assert deleted.name == "walk"
+    with pytest.raises(errors.NotFound, match="job 'walk' does not exist"):
+        await world.jobs.describe(ADMIN, "walk")
+    again = await world.jobs.create(ADMIN, world.spec("walk", input_adapter="walk/1"))
+    assert again.spec.input_adapter == str(world.folder / "checkpoint" / "adapter")
+
+
+async def test_a_taken_name_is_refused(world: World):
+    await world.create("walk")
+    with pytest.raises(errors.Conflict, match="a job named 'walk' exists already"):
+        await world.create("walk")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"model": "/nowhere"},
+            "model: '/nowhere' is not a model folder; give a Hugging Face folder with "
+            "config.json and a tokenizer",
+        ),
+        (
+            {"dataset": "/nowhere.jsonl"},
+            "dataset: '/nowhere.jsonl' cannot be read: No such file or directory; check the path",
+        ),
+        (
+            {"validation_dataset": "/rows.xml"},
+            "validation_dataset: '/rows.xml' has an unknown format; use .jsonl, .json, .csv",
+        ),
+        (
+            {"input_adapter": "run/3"},
+            "input_adapter: 'run/3' is neither a PEFT folder nor a registered model; give a "
+            "folder's absolute path, or a name of `turnwise models list`",
+        ),
+        (
+            {"input_adapter": "/nowhere"},
+            "input_adapter: '/nowhere' is neither a PEFT folder nor a registered model; give a "
+            "folder's absolute path, or a name of `turnwise models list`",
+        ),
+    ],
+)
+async def test_files_that_cannot_be_used_are_refused_before_anything_is_stored(
+    world: World, changes: dict[str, str], message: str
+):
+    with pytest.raises(errors.InvalidInput) as refused:
+        await world.jobs.create(ADMIN, world.spec("walk", **changes))
+
+    assert str(refused.value) == message
+    assert await world.statuses() == {}
+
+
+READER = Principal(account_id=ACCOUNT, actions=frozenset({Action.READ}))
+OF_FIRST = Principal(account_id=ACCOUNT, job_ids=frozenset({"job_a"}))
+STRANGER = Principal(account_id="acc_other")
+
+
+async def test_a_key_does_only_what_it_allows(world: World):
+    await world.create("first", "second")
+    with pytest.raises(errors.Denied, match="this key may not manage"):
+        await world.jobs.create(READER, world.spec("third"))
+    with pytest.raises(errors.Denied, match="this key may not manage job 'job_a'"):
+        await world.jobs.stop(READER, "first")
+    with pytest.raises(errors.Denied, match="it may not create one"):
+        await world.jobs.create(OF_FIRST, world.spec("third"))
+    with pytest.raises(errors.Denied, match="this key may not read job 'job_b'"):
+        await world.jobs.describe(OF_FIRST, "second")
+    with pytest.raises(errors.NotFound, match="job 'first' does not exist"):
+        await world.jobs.delete(STRANGER, "first")
+
+    assert [job.name for job in await world.jobs.list(OF_FIRST)] == ["first"]
+    assert list(await world.jobs.list(STRANGER)) == []

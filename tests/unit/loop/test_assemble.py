@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from tests import builders
+from turnwise.domain.job import AlgorithmSpec, BatchSpec, JobSpec
+from turnwise.domain.rollout import Blame, Fault, RolloutStatus, Trajectory
+from turnwise.domain.training import LossName, LossSpec
+from turnwise.loop.assemble import ClosedGroup, assemble
+
+FAILED = Fault(blame=Blame.AGENT, code="http_error")
+
+
+def attempt(group: str, slot: int, reward: float | None, **changes: Any) -> Trajectory:
+    """A closed rollout of one turn with two sampled tokens; reward None is a failed one."""
+    nodes, turn = builders.turn_with_nodes()
+    ending: dict[str, Any] = {"status": RolloutStatus.FAILED, "fault": FAILED}
+    if reward is not None:
+        ending = {"status": RolloutStatus.REWARDED, "rewards": (reward,)}
+    rollout = builders.rollout(
+        f"rol_{group}{slot}{changes.get('attempt', 0)}",
+        group_id=f"grp_{group}",
+        slot=slot,
+        **(ending | changes),
+    )
+    return Trajectory(rollout=rollout, nodes=nodes, turns=(turn,))
+
+
+def closed(name: str, order: int, *rewards: float | None) -> ClosedGroup:
+    return ClosedGroup(
+        group=builders.group(f"grp_{name}", order=order, epoch=order // 2, size=len(rewards)),
+        attempts=tuple(attempt(name, slot, reward) for slot, reward in enumerate(rewards)),
+    )
+
+
+def spec(**changes: Any) -> JobSpec:
+    return builders.spec(batch=BatchSpec(global_batch_size=2, group_size=2), **changes)
+
+
+def trained(groups: list[ClosedGroup]) -> list[str]:
+    request = assemble(spec(), 0, groups, 1e-3).request
+    assert request is not None
+    return [w.sample.rollout_id for batch in request.mini_batches for w in batch.samples]
+
+
+def test_rollouts_are_ordered_by_the_plan_however_they_closed() -> None:
+    groups = [closed("b", 1, 0.0, 1.0), closed("a", 0, 1.0, 0.0)]
+    assert trained(groups) == trained(groups[::-1]) == ["rol_a00", "rol_a10", "rol_b00", "rol_b10"]
+
+
+def test_every_sampled_token_has_its_bin() -> None:
+    groups = [
+        closed("a", 0, 1.0, 0.0, None),
+        closed("b", 1, 1.0, 1.0),
+        closed("c", 2, 1.0, None),
+    ]
+    assembly = assemble(spec(), 0, groups, 1e-3)
+    assert assembly.bins == {
+        "rol_a00": {"trained": 2},
+        "rol_a10": {"trained": 2},
+        "rol_a20": {"dropped_failed": 2},
+        "rol_b00": {"dropped_zero_advantage": 2},
+        "rol_b10": {"dropped_zero_advantage": 2},
+        "rol_c00": {"dropped_unpaired": 2},
+        "rol_c10": {"dropped_failed": 2},
+    }
+    assert assembly.metrics["ledger/trained"] == 4
+    assert assembly.metrics["training/epoch"] == 1
+
+
+def test_the_request_carries_the_jobs_algorithm() -> None:
+    algorithm = AlgorithmSpec(
+        loss_fn=LossName.CISPO, clip_low_threshold=1.0, clip_high_threshold=6.0
+    )
+    assembly = assemble(spec(algorithm=algorithm), 3, [closed("a", 0, 1.0, 0.0)], 2e-3)
+    request = assembly.request
+    assert request is not None
+    assert (request.step, request.learning_rate, request.parity_limit) == (3, 2e-3, 1e-5)
+    assert request.loss == LossSpec(name=LossName.CISPO, clip_low=1.0, clip_high=6.0)
+    [batch] = request.mini_batches
+    weights = np.concatenate([w.weights for w in batch.samples])
+    assert weights.sum() == np.float32(1.0)
+
+
+def test_a_retried_slot_counts_its_last_attempt_and_keeps_the_first_ones_tokens() -> None:
+    group = closed("a", 0, 1.0, 0.0)
+    first = attempt("a", 1, None)
+    retried = ClosedGroup(
+        group=group.group,
+        attempts=(group.attempts[0], first, attempt("a", 1, 0.0, attempt=1)),
+    )
+    assembly = assemble(spec(), 0, [retried], 1e-3)
+    assert assembly.bins["rol_a10"] == {"dropped_failed": 2}
+    assert assembly.bins["rol_a11"] == {"trained": 2}
+    assert assembly.metrics["rollout/retried"] == 1
+
+
+def test_without_a_difference_in_reward_there_is_nothing_to_train() -> None:
+    assembly = assemble(spec(), 0, [closed("a", 0, 1.0, 1.0), closed("b", 1, None, None)], 1e-3)
+    assert assembly.request is None
+    assert assembly.metrics["ledger/trained"] == 0

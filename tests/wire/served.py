@@ -1,0 +1,80 @@
+"""The data plane on a real HTTP server, on a free loopback port."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import uvicorn
+from openai import AsyncOpenAI, DefaultAsyncHttpxClient
+
+from tests.unit.gateway.kit import KEY, SECRET, World
+from turnwise import errors
+from turnwise.domain.access import Principal
+from turnwise.wire.dataplane import DataPlane
+
+NUMBER = "000000000001"
+ARN = f"arn:aws:sagemaker:us-west-2:{NUMBER}:job/AgentRFT/walk"
+HEADERS = {"X-Amzn-SageMaker-Job-Arn": ARN, "X-Amzn-SageMaker-Trajectory-Id": "rol_a"}
+
+
+def data_plane(world: World) -> DataPlane:
+    async def authenticate(bearer: str) -> Principal:
+        if bearer != KEY:
+            raise errors.Unauthenticated("this key does not exist")
+        return world.principal
+
+    return DataPlane(world.gateway, authenticate, lambda account_id: NUMBER)
+
+
+@contextlib.asynccontextmanager
+async def served(world: World) -> AsyncIterator[str]:
+    """The server's base URL."""
+    # With the protocol named: asyncio sets TCP_NODELAY only then, and head and body of an answer
+    # are two writes, between which the client would wait 40 ms.
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener.bind(("127.0.0.1", 0))
+    config = uvicorn.Config(
+        data_plane(world),
+        lifespan="off",
+        ws="none",
+        http="httptools",
+        log_config=None,
+        timeout_graceful_shutdown=1,
+    )
+    config.load()
+    server = uvicorn.Server(config)
+    server.lifespan = config.lifespan_class(config)
+    # Not `serve()`: its loop looks for the end ten times a second, which every test would wait.
+    await server.startup(sockets=[listener])
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        await server.shutdown(sockets=[listener])
+
+
+def a_browser() -> httpx.AsyncClient:
+    """A plain HTTP client, without the cost of loading certificates."""
+    return httpx.AsyncClient(verify=False)
+
+
+@contextlib.asynccontextmanager
+async def a_client(
+    url: str, *, by_headers: bool = False, **options: Any
+) -> AsyncIterator[AsyncOpenAI]:
+    """The public client, addressing rol_a by headers and key, or by its own base URL."""
+    if by_headers:
+        place: dict[str, Any] = {
+            "base_url": f"{url}/v1",
+            "api_key": KEY,
+            "default_headers": HEADERS,
+        }
+    else:
+        place = {"base_url": f"{url}/r/rol_a.{SECRET}/v1", "api_key": "anything"}
+    http = DefaultAsyncHttpxClient(verify=False)
+    place |= {"max_retries": 0, "timeout": 10, "http_client": http}
+    async with AsyncOpenAI(**(place | options)) as client:
+        yield client

@@ -1,0 +1,20 @@
+"""Where sampled tokens end: the bins of the ledger. `rl.ledger` says which token ends where."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Bin(StrEnum):
+    """The bins. Each is a metric, `ledger/{bin}`."""
+
+    TRAINED = "trained"
+    MASKED_GREEDY = "masked_greedy"  # sampled at temperature 0
+    MASKED_FIRST_POSITION = "masked_first_position"  # nothing precedes it, so nothing predicts it
+    DROPPED_FAILED = "dropped_failed"  # the rollout failed
+    DROPPED_DEADLINE = "dropped_deadline"  # the rollout or its group ran out of time
+    DROPPED_UNDELIVERED = "dropped_undelivered"  # the agent never got the reply
+    DROPPED_SUPERSEDED = "dropped_superseded"  # of an earlier incarnation, planned again
+    DROPPED_ZERO_ADVANTAGE = "dropped_zero_advantage"  # all advantages of the group are 0
+    DROPPED_UNPAIRED = "dropped_unpaired"  # fewer than two siblings were scored
+    NOT_FOR_TRAINING = "not_for_training"  # validation and evaluation
