@@ -70,11 +70,12 @@ class Server:
         """A client with the admin key."""
         return connect(self.url, data_dir=self.data_dir)
 
-    def children(self) -> list[int]:
-        """Process ids of engines and learners."""
+    def children(self, kind: str = "") -> list[int]:
+        """Process ids of engines and learners, or of one kind of them."""
         tasks = Path(f"/proc/{self.process.pid}/task")
         found = [(task / "children").read_text().split() for task in tasks.iterdir()]
-        return [int(pid) for pids in found for pid in pids]
+        pids = [int(pid) for pids in found for pid in pids]
+        return [p for p in pids if not kind or kind in arguments(p)]
 
     def kill(self) -> None:
         """SIGKILL, as a crash would."""
@@ -98,6 +99,26 @@ class Server:
         self.process.stdout.close()
 
 
+def arguments(pid: int) -> list[str]:
+    """A process's command line; empty once it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
+    except FileNotFoundError:
+        return []
+
+
+def listening_addresses(pid: int) -> set[str]:
+    """The IP addresses that a process listens on, as the kernel writes them (hex)."""
+    links = [os.readlink(file) for file in Path(f"/proc/{pid}/fd").iterdir() if file.is_symlink()]
+    tables = [Path(f"/proc/{pid}/net/{name}").read_text() for name in ("tcp", "tcp6")]
+    sockets = [line.split() for table in tables for line in table.splitlines()[1:]]
+    return {
+        local.partition(":")[0]
+        for _, local, _, state, *rest in sockets
+        if state == "0A" and f"socket:[{rest[5]}]" in links
+    }
+
+
 @contextlib.contextmanager
 def serving(data_dir: Path, **env: str) -> Iterator[Server]:
     """A server that is ended at the end."""
@@ -113,6 +134,8 @@ def serving(data_dir: Path, **env: str) -> Iterator[Server]:
 def agent(behave: Behaviour, *, health: int = 200) -> Iterator[str]:
     """An agent that answers POST /rollout by `behave`; its URL."""
     app = FastAPI()
+    # One client for all rollouts: making one costs more than ten of these rollouts' turns.
+    client = AsyncOpenAI(base_url="http://per-rollout", api_key="unused", max_retries=2)
 
     @app.get("/health")
     async def _health() -> Any:
@@ -121,16 +144,13 @@ def agent(behave: Behaviour, *, health: int = 200) -> Iterator[str]:
     @app.post("/rollout")
     async def _rollout(payload: Json) -> Json:
         metadata = payload["metadata"]
-        async with AsyncOpenAI(
-            base_url=metadata["endpoint"] + "/v1", api_key="unused", max_retries=2
-        ) as model:
-            reward = await behave(model, payload)
+        reward = await behave(client.with_options(base_url=metadata["endpoint"] + "/v1"), payload)
         if reward is not None:
             await asyncio.to_thread(RolloutFeedbackClient(metadata).report_complete, reward)
         return {"metrics": {"completion": 1.0}}
 
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        config = uvicorn.Config(app, log_level="error", lifespan="off")
+        config = uvicorn.Config(app, log_level="critical", lifespan="off", loop="asyncio")
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, args=([listening],))
         thread.start()

@@ -152,7 +152,7 @@ class Connection:
         self._writer = _Writer(writer)
         self._waiting: dict[int, asyncio.Queue[_Message | None]] = {}
         self._next_id = 0
-        self._lost = False
+        self._lost = asyncio.Event()
         self._reading = asyncio.create_task(self._read_all(reader), name="channel.read")
 
     @classmethod
@@ -214,6 +214,10 @@ class Connection:
             if not ended:
                 await self._cancel(request_id)
 
+    async def lost(self) -> None:
+        """Wait until the other end has closed."""
+        await self._lost.wait()
+
     async def close(self) -> None:
         """Close the socket; the process at the far end then ends itself."""
         self._reading.cancel()
@@ -221,7 +225,7 @@ class Connection:
         self._lose()
 
     async def _send(self, method: str, args: object) -> tuple[int, asyncio.Queue[_Message | None]]:
-        if self._lost:
+        if self._lost.is_set():
             raise errors.ProcessDied(f"the process that serves {method!r} has ended")
         self._next_id += 1
         replies: asyncio.Queue[_Message | None] = asyncio.Queue()
@@ -233,7 +237,7 @@ class Connection:
         return request_id, replies
 
     async def _cancel(self, request_id: int) -> None:
-        if not self._lost:
+        if not self._lost.is_set():
             await self._writer.send(_Message(id=request_id, kind="cancel"))
 
     @staticmethod
@@ -255,7 +259,7 @@ class Connection:
             self._lose()
 
     def _lose(self) -> None:
-        self._lost = True
+        self._lost.set()
         for replies in self._waiting.values():
             replies.put_nowait(None)
 

@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import io
 import json
+import re
 import sys
 import tarfile
 import time
@@ -79,11 +80,12 @@ def main(args: Sequence[str] | None = None) -> None:
     try:
         app(args)
     except errors.TurnwiseError as error:
+        message = " ".join(str(error).split())
         if "--json" in args:
-            said = {"error": {"type": type(error).__name__, "message": str(error)}}
+            said = {"error": {"type": type(error).__name__, "message": message}}
             print(json.dumps(said), file=sys.stderr)
         else:
-            err.print(f"error: {error}", style="red", soft_wrap=True)
+            err.print(_harmless(f"error: {message}"), style="red", soft_wrap=True)
         sys.exit(1)
 
 
@@ -95,14 +97,26 @@ def _show(value: object, as_json: bool, text: Callable[[], str | Table]) -> None
         print(json.dumps(value))
         return
     shown = text()
-    out.print(shown, soft_wrap=isinstance(shown, str))
+    if isinstance(shown, str):
+        out.print(_harmless(shown), soft_wrap=True)
+    else:
+        out.print(shown)
 
 
 def _show_event(event: Json, as_json: bool) -> None:
     if as_json:
         print(json.dumps(event), flush=True)
     else:
-        out.print(_event_text(event), soft_wrap=True)
+        out.print(_harmless(_event_text(event)), soft_wrap=True)
+
+
+#: What a terminal would obey, but for tab and newline.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def _harmless(text: str) -> str:
+    """Text of models and agents, with control characters spelled out."""
+    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
 def _table(rows: Iterable[Mapping[str, Any]], columns: Iterable[str]) -> Table:
@@ -383,8 +397,9 @@ def _conversation(rollout: Json) -> str:
         if node["fork_cause"]:
             lines.append(f"── fork: {node['fork_cause']}")
         for message in node["messages"]:
-            said = message.get("content") or json.dumps(message.get("tool_calls", ""))
-            lines.append(f"[{message['role']}] {said}")
+            said = [message[part] for part in ("content", "tool_calls") if message.get(part)]
+            texts = [part if isinstance(part, str) else json.dumps(part) for part in said]
+            lines.append(f"[{message['role']}] {' '.join(texts)}")
     return "\n".join(lines)
 
 

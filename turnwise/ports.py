@@ -152,6 +152,10 @@ class Sampler(Protocol):
         """A snapshot."""
         ...
 
+    async def lost(self) -> None:
+        """Return when the sampler has ended without being asked to; one in-process never does."""
+        ...
+
     async def close(self) -> None:
         """End it; requests under way end with `abort`."""
         ...

@@ -30,7 +30,7 @@ class Settings(BaseSettings):
     """What an operator may set. Each field is documented in docs/settings.md."""
 
     model_config = SettingsConfigDict(
-        env_prefix=PREFIX, toml_file=TOML, frozen=True, extra="forbid"
+        env_prefix=PREFIX, toml_file=TOML, env_ignore_empty=True, frozen=True, extra="forbid"
     )
 
     data_dir: Path = Field(Path("data"), description="Where everything is kept; mode 0700.")

@@ -136,9 +136,10 @@ def test_a_job_survives_a_stop_and_the_death_of_its_engine_and_of_its_learner(
         wait_for_step(client, 1)
         client.stop("flow")
         assert client.wait("flow")["status"] == "STOPPED"
-        for victim in ("engine", "learner"):
+        for incarnation, victim in ((2, "engine"), (3, "learner")):
             client.resume("flow")
-            os.kill(wait_for_child(server, victim), signal.SIGKILL)
+            wait_for_training(client, incarnation)
+            os.kill(child(server, victim), signal.SIGKILL)
             job = client.wait("flow")
             assert job["status"] == "FAILED"
             assert "process" in job["message"], job["message"]
@@ -147,15 +148,21 @@ def test_a_job_survives_a_stop_and_the_death_of_its_engine_and_of_its_learner(
         assert (curve(client), adapters(client)) == undisturbed
 
 
-def wait_for_child(server: Server, kind: str) -> int:
-    """The process id of the engine or the learner, once it runs."""
+def wait_for_training(client: Client, incarnation: int) -> None:
+    """Wait until that start of the job's loop has rollouts under way."""
     deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        for pid in server.children():
-            if kind in Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0"):
-                return pid
-        time.sleep(0.02)
-    raise AssertionError(f"no {kind} process")
+    while True:
+        job = client.job("flow")
+        if job["incarnation"] == incarnation and job["secondary_status"] == "Training":
+            return
+        assert time.monotonic() < deadline, job
+        time.sleep(0.01)
+
+
+def child(server: Server, kind: str) -> int:
+    """The process id of the engine or the learner."""
+    commands = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in server.children()}
+    return next(pid for pid, command in commands.items() if kind.encode() in command.split(b"\0"))
 
 
 def assert_gone(pids: list[int]) -> None:

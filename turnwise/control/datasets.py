@@ -128,5 +128,5 @@ def _csv(text: str, field: str) -> Records:
             yield f"line {reader.line_num}", record
     except csv.Error as error:
         raise errors.InvalidInput(
-            f"{field} line {reader.line_num}", str(error), "is why this is not CSV"
+            f"{field} line {reader.reader.line_num}", str(error), "is why this is not CSV"
         ) from None

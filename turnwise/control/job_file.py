@@ -27,13 +27,27 @@ def read_job(file: Path) -> JobSpec:
     Raises `InvalidInput` naming the field, the value and what is allowed.
     """
     try:
-        data = yaml.safe_load(file.read_text(encoding="utf-8"))
+        data = yaml.load(file.read_text(encoding="utf-8"), _Loader)
     except OSError as error:
         raise errors.InvalidInput("job file", str(file), f"cannot be read: {error}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
         raise errors.InvalidInput("job file", str(file), f"is not YAML: {reason}") from None
     return parse_job(data, folder=file.resolve().parent)
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that is set twice, where YAML's own loader would take the last silently."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[object] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(
+                    problem=f"{key.value!r} is set twice", problem_mark=key.start_mark
+                )
+            seen.add(key.value if isinstance(key, yaml.ScalarNode) else id(key))
+        return super().construct_mapping(node, deep)
 
 
 def parse_job(data: object, *, folder: Path | None = None) -> JobSpec:
@@ -114,14 +128,14 @@ def _build(cls: type[Any], data: object, prefix: str) -> Any:
 
 def _unknown(prefix: str, key: str, value: object, fields: Iterable[str]) -> errors.InvalidInput:
     """Suggests the nearest name of the same block, else one of the whole job file."""
-    elsewhere = {leaf.path.rpartition(".")[2]: leaf.path for leaf in leaves()}
     here = {name: prefix + name for name in fields}
+    elsewhere = {leaf.path.rpartition(".")[2]: leaf.path for leaf in reversed([*leaves()])}
     for known in (here, elsewhere):
         if near := difflib.get_close_matches(key, known, n=1):
             remedy = f"did you mean {known[near[0]]}?"
             break
     else:
-        remedy = "known here: " + ", ".join(sorted(here))
+        remedy = "known here: " + ", ".join(here.values())
     return errors.InvalidInput(
         prefix + key, value, "is set, but there is no such setting", remedy=remedy
     )

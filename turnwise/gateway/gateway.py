@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import hmac
-import logging
 import math
-from collections.abc import AsyncGenerator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 
 from turnwise import errors
@@ -17,49 +14,23 @@ from turnwise.domain.access import Action, Principal
 from turnwise.domain.job import Job
 from turnwise.domain.rollout import (
     Blame,
-    Delivery,
     Fault,
-    FinishReason,
-    Message,
     Policy,
     Rollout,
     RolloutStatus,
     Trajectory,
-    Turn,
 )
 from turnwise.gateway.chat import ChatRequest, Reply
 from turnwise.gateway.exchange import Exchange
-from turnwise.gateway.graph import turn_seed
-from turnwise.gateway.record import Record, reply_to
-from turnwise.gateway.turns import Call, Completion, Prompt, build_prompt
-from turnwise.ports import Chunk, Clock, NewId, Renderer, Sampler, SampleRequest, Store
-
-log = logging.getLogger(__name__)
+from turnwise.gateway.record import Record
+from turnwise.gateway.runner import Attached, TurnRunner, not_in_valid_status
+from turnwise.ports import Clock, NewId, Renderer, Sampler, Store
 
 #: How long a turn whose client has gone waits for it to ask again. The openai client comes back
 #: after 0.5 to 1 second, at most 8.
 RETRY_GRACE_S = 8.0
 
-#: Bodies above this are rendered in a thread: at about 1 MB/s of tokenising it costs 16 ms.
-RENDER_INLINE_BYTES = 16_384
-
 _AGENT_ACTIONS = frozenset({Action.SAMPLE, Action.REPORT})
-
-
-@dataclass(slots=True, kw_only=True)
-class _Attached:
-    """A job that agents can be answered for."""
-
-    job: Job
-    sampler: Sampler
-    renderer: Renderer
-    policy: Policy
-    max_length: int = 0  # known once the sampler serves
-
-    @property
-    def models(self) -> tuple[str, ...]:
-        """Names by which agents may ask for the job's model."""
-        return tuple(dict.fromkeys(("default", self.job.name, PurePath(self.job.spec.model).name)))
 
 
 class Gateway:
@@ -76,8 +47,9 @@ class Gateway:
         self._store = store
         self._clock = clock
         self._new_id = new_id
+        self._runner = TurnRunner(store, clock)
         self._retry_grace_s = retry_grace_s
-        self._attached: dict[str, _Attached] = {}
+        self._attached: dict[str, Attached] = {}
         self._records: dict[str, Record] = {}  # open rollouts
         self._loading: dict[str, asyncio.Task[Record]] = {}
         self._turns: set[asyncio.Task[None]] = set()
@@ -86,8 +58,13 @@ class Gateway:
 
     def attach(self, job: Job, sampler: Sampler, renderer: Renderer) -> None:
         """From now on the job's agents are answered, by the base until something is published."""
-        self._attached[job.job_id] = _Attached(
-            job=job, sampler=sampler, renderer=renderer, policy=Policy()
+        names = ("default", job.name, PurePath(job.spec.model).name)
+        self._attached[job.job_id] = Attached(
+            job=job,
+            sampler=sampler,
+            renderer=renderer,
+            policy=Policy(),
+            models=tuple(dict.fromkeys(names)),
         )
 
     def detach(self, job_id: str) -> None:
@@ -225,7 +202,7 @@ class Gateway:
             grace_s=self._retry_grace_s,
         )
         record.begin(exchange)
-        run = self._run(record, exchange, attached, request, len(body))
+        run = self._runner.run(record, exchange, attached, request, len(body))
         exchange.task = asyncio.create_task(run)
         self._turns.add(exchange.task)
         exchange.task.add_done_callback(self._turns.discard)
@@ -234,157 +211,9 @@ class Gateway:
     def _check_can_sample(self, record: Record) -> None:
         rollout = record.rollout
         if rollout.status is not RolloutStatus.PENDING or record.is_settling:
-            raise _not_in_valid_status(rollout, "is closed to model calls")
+            raise not_in_valid_status(rollout, "is closed to model calls")
         if self._clock.now() >= rollout.deadline_at:
-            raise _not_in_valid_status(rollout, "is past its deadline")
-
-    async def _run(
-        self,
-        record: Record,
-        exchange: Exchange,
-        attached: _Attached,
-        request: ChatRequest,
-        body_bytes: int,
-    ) -> None:
-        """One turn, from prompt to delivery. The only place where its errors end."""
-        try:
-            call = await self._prepare(record, exchange, attached, request, body_bytes)
-            said = Completion(attached.renderer, call)
-            try:
-                await self._sample(record, exchange, attached, call, said)
-            except Exception:
-                await self._keep_undelivered(record, call, said)
-                raise
-            await self._deliver(record, exchange, call, said)
-        except errors.TurnwiseError as error:
-            exchange.fail(error)
-        except Exception as error:
-            log.exception("a turn of rollout %s broke", record.rollout.rollout_id)
-            exchange.fail(error)
-        finally:
-            record.end(exchange)
-
-    async def _prepare(
-        self,
-        record: Record,
-        exchange: Exchange,
-        attached: _Attached,
-        request: ChatRequest,
-        body_bytes: int,
-    ) -> Call:
-        if not attached.max_length:
-            attached.max_length = (await attached.sampler.info()).max_length
-        if body_bytes <= RENDER_INLINE_BYTES:
-            prompt = build_prompt(record.graph, attached.renderer, request)
-        else:
-            prompt = await asyncio.to_thread(build_prompt, record.graph, attached.renderer, request)
-        room = _room(prompt, attached.max_length)
-        rollout = record.rollout
-        place = (rollout.seed, rollout.step, rollout.row_index, rollout.slot, rollout.attempt)
-        nth = record.count(prompt.tokens)
-        return Call(
-            request=request,
-            request_sha256=exchange.sha256,
-            prompt=prompt,
-            policy=rollout.policy or attached.policy,
-            sampling=request.params(rollout.sampling, room=room),
-            seed=turn_seed(place, prompt.tokens, nth, request.seed),
-            started_at=exchange.created_at,
-            turn_id=exchange.turn_id,
-        )
-
-    async def _sample(
-        self,
-        record: Record,
-        exchange: Exchange,
-        attached: _Attached,
-        call: Call,
-        said: Completion,
-    ) -> None:
-        """Sample until the model or a stop string ends it. Raises what ended it before."""
-        rollout, limit_s = record.rollout, attached.job.spec.rollout.turn_timeout
-        left_s = min(limit_s, rollout.deadline_at - self._clock.now())
-        ask = SampleRequest(
-            request_id=call.turn_id,
-            claimant=f"{rollout.job_id}/{rollout.purpose.value}",
-            prompt=call.prompt.tokens,
-            adapter_id=call.policy.adapter_id,
-            sampling=call.sampling,
-            seed=call.seed,
-            stop_ids=attached.renderer.stop_ids,
-            stream=said.is_streamed,
-        )
-        try:
-            async with (
-                exchange.limited(left_s),
-                contextlib.aclosing(_generate(attached.sampler, ask)) as chunks,
-            ):
-                async for chunk in chunks:
-                    exchange.publish(said.feed(chunk))
-                    if said.is_stopped:
-                        break
-        except TimeoutError:
-            if exchange.expired:
-                raise _not_in_valid_status(rollout, "was closed during the call") from None
-            raise errors.TooSlow(
-                f"the turn took longer than its limit of {left_s:g} s; "
-                "raise rollout.turn_timeout or lower max_tokens"
-            ) from None
-        if said.finish_reason in (None, FinishReason.ABORT) and not said.is_stopped:
-            raise errors.Unavailable("the sampler ended the call early", retry_after_s=1.0)
-
-    async def _deliver(
-        self, record: Record, exchange: Exchange, call: Call, said: Completion
-    ) -> None:
-        """Commit the turn, then let its clients have the reply."""
-        message, rest = said.close()
-        if not await exchange.wanted():
-            await self._commit(record, call, said, message, Delivery.UNDELIVERED)
-            raise _not_in_valid_status(record.rollout, "was closed during the call")
-        turn = await self._commit(record, call, said, message, Delivery.DELIVERED)
-        exchange.publish(rest)
-        reply = reply_to(
-            turn,
-            message,
-            model=call.request.model,
-            cached_tokens=said.cached_tokens,
-            logprobs=said.token_logprobs() if call.request.logprobs else None,
-        )
-        exchange.succeed(reply)
-        if not await exchange.taken():
-            account, rollout_id = record.rollout.account_id, record.rollout.rollout_id
-            async with record.commits:
-                await self._store.mark_undelivered(account, rollout_id, turn.turn_id)
-                record.conceal(turn)
-
-    async def _keep_undelivered(self, record: Record, call: Call, said: Completion) -> None:
-        """Record what was sampled of a turn that did not get to its end."""
-        if not len(said.tokens):
-            return
-        said.finish_reason = FinishReason.ABORT
-        message, _ = said.close()
-        await self._commit(record, call, said, message, Delivery.UNDELIVERED)
-
-    async def _commit(
-        self, record: Record, call: Call, said: Completion, message: Message, delivery: Delivery
-    ) -> Turn:
-        rollout = record.rollout
-        async with record.commits:
-            nodes, turn = record.draft(
-                call,
-                said.tokens,
-                said.logprobs,
-                message,
-                finish_reason=said.finish_reason or FinishReason.ABORT,
-                delivery=delivery,
-                ended_at=self._clock.now(),
-            )
-            try:
-                await self._store.commit_turn(rollout.account_id, rollout.rollout_id, nodes, turn)
-            except errors.Conflict as error:
-                raise _not_in_valid_status(rollout, "was closed during the call") from error
-            record.add(nodes, turn)
-        return turn
+            raise not_in_valid_status(rollout, "is past its deadline")
 
     # ── completion and rewards ────────────────────────────────────────────────────────────────
 
@@ -429,7 +258,7 @@ class Gateway:
         async with record.moves:
             rollout = record.rollout
             if rollout.status is RolloutStatus.PENDING:
-                raise _not_in_valid_status(rollout, "has not been completed")
+                raise not_in_valid_status(rollout, "has not been completed")
             _check_rewards(given, record.delivered_turns)
             _check_metrics(metrics or {})
             if rollout.rewards is not None:
@@ -527,7 +356,7 @@ class Gateway:
         except errors.NotFound:
             raise errors.NotFound("trajectory", rollout_id) from None
 
-    def _job(self, job_id: str) -> _Attached:
+    def _job(self, job_id: str) -> Attached:
         attached = self._attached.get(job_id)
         if attached is None:
             raise errors.Unavailable(
@@ -547,31 +376,6 @@ _AGENT_FAILED = Fault(
 )
 
 
-async def _generate(sampler: Sampler, ask: SampleRequest) -> AsyncGenerator[Chunk, None]:
-    """The sampler's stream as a generator, whose closing closes it."""
-    stream = sampler.generate(ask)
-    try:
-        async for chunk in stream:
-            yield chunk
-    finally:
-        close = getattr(stream, "aclose", None)
-        if close is not None:
-            await close()
-
-
-def _room(prompt: Prompt, max_length: int) -> int:
-    """How many tokens the reply may have."""
-    used = len(prompt.tokens)
-    if used >= max_length:
-        raise errors.PromptTooLong(
-            "messages",
-            used,
-            f"tokens do not fit this model's context of {max_length} tokens",
-            remedy="shorten the conversation",
-        )
-    return max_length - used
-
-
 def _check_rewards(rewards: tuple[float, ...], turns: int) -> None:
     for reward in rewards:
         if not math.isfinite(reward):
@@ -589,10 +393,3 @@ def _check_metrics(metrics: Mapping[str, float]) -> None:
     for name, value in metrics.items():
         if not math.isfinite(value):
             raise errors.InvalidInput(f"Metrics.{name}", value, "must be a finite number")
-
-
-def _not_in_valid_status(rollout: Rollout, what: str) -> errors.NotInValidStatus:
-    which, status = rollout.rollout_id, rollout.status.value
-    return errors.NotInValidStatus(
-        f"Trajectory {which} is not in valid status ({status}): it {what}"
-    )

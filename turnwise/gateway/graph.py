@@ -156,21 +156,25 @@ def tools_sha256(tools: Sequence[Mapping[str, Any]]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def turn_seed(place: Sequence[int], prompt: Tokens, nth: int, asked: int | None) -> int:
-    """Seed of a turn: a hash of the rollout's place, what the model sees, and the repetition.
+def path_sha256(prompt: Tokens) -> bytes:
+    """Identity of a place in the graph: of all tokens that the model sees there."""
+    return hashlib.sha256(prompt.astype("<i4", copy=False).tobytes()).digest()
+
+
+def turn_seed(place: Sequence[int], path: bytes, nth: int, asked: int | None) -> int:
+    """Seed of a turn: a hash of the rollout's place, the path in its graph, and the repetition.
 
     63 bits, so that it fits a signed 64-bit column. `place` is (job seed, step, row, slot,
-    attempt); the tokens stand for the path in the graph, so that the order in which parallel
-    requests arrive does not matter. `asked` is the request's own seed.
+    attempt); `path` is a `path_sha256`, so that the order in which parallel requests arrive does
+    not matter; `asked` is the request's own seed.
     """
-    digest = hashlib.sha256(json.dumps([list(place), nth, asked]).encode())
-    digest.update(prompt.astype("<i4").tobytes())
+    digest = hashlib.sha256(json.dumps([list(place), nth, asked]).encode() + path)
     return int.from_bytes(digest.digest()[:8], "big") >> 1
 
 
 def same_message(known: Message, sent: Message) -> bool:
     """Whether an echoed message is the known one: assistants by meaning, others to the letter."""
-    if known is sent:
+    if known == sent:  # the common case, and quick
         return True
     if known.get("role") != sent.get("role"):
         return False

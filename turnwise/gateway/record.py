@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections import Counter
 from dataclasses import replace
 
@@ -20,7 +19,7 @@ from turnwise.domain.rollout import (
 )
 from turnwise.gateway.chat import Reply, TokenLogprob
 from turnwise.gateway.exchange import Exchange
-from turnwise.gateway.graph import Graph
+from turnwise.gateway.graph import Graph, path_sha256
 from turnwise.gateway.turns import Call, Prompt
 
 
@@ -47,7 +46,7 @@ class Record:
             self.graph.add(node, delivered=node.node_id not in undelivered)
         self.turns.extend(trajectory.turns)
         for turn in trajectory.turns:
-            self.count(self.graph.path_tokens(self.graph.nodes[turn.leaf].parent))
+            self.count(path_sha256(self.graph.path_tokens(self.graph.nodes[turn.leaf].parent)))
         if self.turns and self.turns[-1].is_delivered:
             last = self.turns[-1]
             self._latest = Exchange.finished(
@@ -103,11 +102,10 @@ class Record:
         """How many turns count."""
         return sum(turn.is_delivered for turn in self.turns)
 
-    def count(self, prompt: Tokens) -> int:
-        """How often exactly this prompt was sampled before; counts this time."""
-        key = hashlib.sha256(prompt.tobytes()).digest()
-        self._asked[key] += 1
-        return self._asked[key] - 1
+    def count(self, path: bytes) -> int:
+        """How often this place in the graph was sampled before; counts this time."""
+        self._asked[path] += 1
+        return self._asked[path] - 1
 
     def draft(
         self,

@@ -171,7 +171,8 @@ class Collector:
             prompt=assignment.row.prompt,
             fields=assignment.row.fields,
             sampling=rollout.sampling,
-            timeout_s=rollout.deadline_at - rollout.created_at,
+            # The alarm judges the deadline; the response to a reward in time has its grace.
+            timeout_s=rollout.deadline_at - rollout.created_at + RESPONSE_GRACE_S,
         )
 
     async def _dispatch(self, request: AgentRequest) -> Mapping[str, float]:

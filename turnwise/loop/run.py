@@ -66,18 +66,30 @@ class JobLoop:
         """
         work = asyncio.create_task(self._work(), name=f"work {self._job.name}")
         stop = asyncio.create_task(self._stop.wait(), name=f"stop {self._job.name}")
+        engine = asyncio.create_task(self._engine_ends(), name=f"engine {self._job.name}")
+        tasks = (work, stop, engine)
         try:
-            await asyncio.wait({work, stop}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            work.cancel()
-            stop.cancel()
-            await asyncio.gather(work, stop, return_exceptions=True)
-        if work.cancelled():
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        failed = [t.exception() for t in (work, engine) if not t.cancelled() and t.exception()]
+        if failed and failed[0] is not None:
+            await self._say(JobStatus.FAILED, Secondary.FAILED, _reason(failed[0]), Level.ERROR)
+        elif work.cancelled():
             await self._say(JobStatus.STOPPED, Secondary.STOPPED)
-        elif error := work.exception():
-            await self._say(JobStatus.FAILED, Secondary.FAILED, _reason(error), Level.ERROR)
         else:
             await self._say(JobStatus.COMPLETED, Secondary.COMPLETED)
+
+    async def _engine_ends(self) -> None:
+        """Fail the job as soon as its engine is gone.
+
+        Its agents would fail one by one, and their groups would close without them, for which
+        the agents are not to blame.
+        """
+        await self._sockets.sampler.lost()
+        raise errors.ProcessDied("the engine's process has ended; resume the job to go on")
 
     async def _work(self) -> None:
         job, sockets = self._job, self._sockets

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Self
 
@@ -11,6 +12,10 @@ from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
 from turnwise.errors import InvalidInput
+
+#: Texts whose ids are remembered. Chat families encode message by message, so the system prompt
+#: with its tools, the siblings' shared prompt and the scaffolding are encoded once.
+ENCODE_CACHE_TEXTS = 1024
 
 
 def _byte_of_character() -> dict[str, int]:
@@ -38,6 +43,7 @@ class Tokenizer:
         self.name_or_path = name
         self._backend = backend
         self._bytes: dict[int, bytes] = {}
+        self._encoded = lru_cache(ENCODE_CACHE_TEXTS)(self._encode)
         self.eos_token_id: int | None = backend.token_to_id(eos) if eos else None
         self.unk_token_id: int | None = backend.token_to_id(unk) if unk else None
         self.byte_ids: dict[int, int] = {  # the token of each single byte
@@ -75,8 +81,10 @@ class Tokenizer:
 
     def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
         """Token ids of a text; special tokens written out in it become their single ids."""
-        ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
-        return ids
+        return list(self._encoded(text, add_special_tokens))
+
+    def _encode(self, text: str, add_special_tokens: bool) -> tuple[int, ...]:
+        return tuple(self._backend.encode(text, add_special_tokens=add_special_tokens).ids)
 
     def decode(self, token_ids: Iterable[int], skip_special_tokens: bool = False) -> str:
         """The text of tokens. Bytes that are not UTF-8 become U+FFFD.

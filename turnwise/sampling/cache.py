@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-#: The slab's length grows in steps of this. Growing copies what is cached, so steps are not tiny;
-#: room that nobody uses spreads the rows that are read over more memory, so they are not huge.
-_GROWTH = 64
+#: The slab's length is a multiple of this, and grows by an eighth at least. Growing copies what is
+#: cached, so steps are not tiny; room that nobody uses slows attention down, so they are not huge.
+_GROWTH = 32
 
 
 class KvCache:
@@ -41,6 +41,7 @@ class KvCache:
         if length <= self.length:
             return
         shape = list(self._slab.shape)
+        length = max(length, self.length * 9 // 8)
         shape[4] = -(-length // _GROWTH) * _GROWTH
         grown = self._slab.new_zeros(shape)
         grown[..., : self.length, :] = self._slab

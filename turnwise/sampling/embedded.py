@@ -84,6 +84,10 @@ class EmbeddedSampler:
         """A snapshot."""
         return self._engine.stats()
 
+    async def lost(self) -> None:
+        """Never: it lives in this process."""
+        await asyncio.Event().wait()
+
     async def close(self) -> None:
         """End the thread; requests under way end with "abort"."""
         self._closing = True

@@ -54,6 +54,10 @@ class RemoteSampler:
         """A snapshot."""
         return await self._connection.call("stats", None, SamplerStats)
 
+    async def lost(self) -> None:
+        """Return when the engine's process has ended."""
+        await self._connection.lost()
+
     async def close(self) -> None:
         """End the engine, then the connection."""
         await self._connection.close()

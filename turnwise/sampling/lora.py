@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from turnwise import errors
 from turnwise.modeling.adapters import AdapterFiles
@@ -17,14 +18,17 @@ _Pairs = Mapping[str, tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True, slots=True)
 class LowRank:
-    """y += (x a) b, with a [in, r], b [r, out]; b carries alpha / rank."""
+    """y += (x a^T) b, with a [r, in], b [r, out]; b carries alpha / rank.
+
+    Each is stored as its product reads it fastest on a CPU (rank 8: a half of the time).
+    """
 
     a: Tensor
     b: Tensor
 
     def add_to(self, y: Tensor, x: Tensor) -> None:
         """In place; [N, out], [N, in]."""
-        y.addmm_(x @ self.a, self.b)
+        y.addmm_(F.linear(x, self.a), self.b)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,12 +121,12 @@ class _Fitter:
     def _fused(
         self, parts: Sequence[tuple[Tensor, Tensor] | None], sizes: Sequence[int]
     ) -> LowRank | None:
-        """A's side by side, B's on the block diagonal: two products for all parts."""
+        """A's stacked, B's on the block diagonal: two products for all parts."""
         present = [part for part in parts if part is not None]
         if not present:
             return None
-        a = torch.cat([part[0] for part in present]).t()
-        b = a.new_zeros(a.shape[1], sum(sizes))
+        a = torch.cat([part[0] for part in present])
+        b = a.new_zeros(len(a), sum(sizes))
         row = column = 0
         for part, size in zip(parts, sizes, strict=True):
             if part is not None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -17,6 +18,10 @@ from turnwise.sampling.cache import KvCache
 from turnwise.sampling.layout import BLOCK, Group, Layout
 from turnwise.sampling.linear import Linear, packing_works
 from turnwise.sampling.lora import Lora, LowRank
+
+#: Neighbouring slots are read to their very end if that is at most this many times what is needed:
+#: one unbroken stretch of memory is read twice as fast as pieces of it.
+_FULL_READ = 1.75
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +37,7 @@ class _Layer:
 
 @dataclass(frozen=True, slots=True)
 class _Attend:
-    """A `Group` as tensors. `span` replaces `slots` where they are neighbours in order."""
+    """A `Group` as tensors; its slots as a slice where they are neighbours in order."""
 
     rows: Tensor  # [b * w]
     slots: Tensor | slice
@@ -136,6 +141,8 @@ class Decoder:
         new = torch.cat([qk[:, heads:], value], 1)
         kv.view(-1, dim).index_copy_(0, step.kv_rows, new.view(-1, dim))
         query = qk[:, :heads]
+        if len(step.groups) == 1 and step.groups[0].leading and len(step.groups[0].rows) == len(qk):
+            return self._attend(query, kv, step.groups[0])
         out = qkv.new_zeros(len(qkv), heads * dim)
         for group in step.groups:
             count = len(group.rows)
@@ -177,7 +184,7 @@ class Decoder:
         return _Step(
             rotation=self._rotations[positions],
             kv_rows=cache.rows(self._tensor(layout.slots), positions),
-            groups=tuple(self._group(group) for group in layout.groups),
+            groups=tuple(self._group(group, cache) for group in layout.groups),
             segments=tuple(
                 (part.start, part.end, loras[part.key])
                 for part in layout.segments
@@ -185,20 +192,23 @@ class Decoder:
             ),
         )
 
-    def _group(self, group: Group) -> _Attend:
+    def _group(self, group: Group, cache: KvCache) -> _Attend:
         positions = self._tensor(group.positions)
-        hidden = torch.arange(group.keys, device=self.device) > positions[:, None, :, None]
+        first, count = int(group.slots[0]), len(group.slots)
+        neighbours = not self._fixed and bool((np.diff(group.slots) == 1).all())
+        keys = group.keys
+        if neighbours and keys * _FULL_READ >= cache.length:
+            keys = cache.length
+        hidden = torch.arange(keys, device=self.device) > positions[:, None, :, None]
         mask = torch.zeros(hidden.shape, dtype=self.dtype, device=self.device)
         rows = group.rows.reshape(-1)
-        first, count = int(group.slots[0]), len(group.slots)
-        neighbours = not self._fixed and (group.slots[1:] - group.slots[:-1] == 1).all()
         return _Attend(
             rows=self._tensor(rows),
             slots=slice(first, first + count) if neighbours else self._tensor(group.slots),
             mask=mask.masked_fill_(hidden, float("-inf")),
             size=(group.rows.shape[0], group.rows.shape[1]),
-            keys=group.keys,
-            leading=bool(rows[0] == 0 and (rows[1:] - rows[:-1] == 1).all()),
+            keys=keys,
+            leading=bool(rows[0] == 0 and (np.diff(rows) == 1).all()),
         )
 
     def _make_rotations(self, length: int) -> Tensor:

@@ -122,6 +122,10 @@ class ScriptedSampler:
             adapters=len(self._adapters),
         )
 
+    async def lost(self) -> None:
+        """Never: it lives in this process."""
+        await asyncio.Event().wait()
+
     async def close(self) -> None:
         """End it; requests that wait for their next token end with "abort"."""
         self._closed.set()

@@ -63,6 +63,10 @@ class ClaimedSampler:
         """See `ports.Sampler`."""
         return await self._sampler.stats()
 
+    async def lost(self) -> None:
+        """See `ports.Sampler`."""
+        await self._sampler.lost()
+
     async def close(self) -> None:
         """Give up the job's adapters."""
         for adapter_id in tuple(self._loaded):

@@ -18,9 +18,10 @@ def test_each_format_gives_the_same_rows(tmp_path: Path):
         Row(index=0, prompt="go left", fields={"prompt": "go left", "answer": "1"}, label="1"),
         Row(index=1, prompt='say "é"', fields={"prompt": 'say "é"', "answer": "2"}, label="2"),
     ]
+    left, say = '{"prompt": "go left", "answer": "1"}', '{"prompt": "say \\"é\\"", "answer": "2"}'
     files = {
-        "rows.jsonl": '{"prompt": "go left", "answer": "1"}\n\n{"prompt": "say \\"é\\"", "answer": "2"}',
-        "rows.JSON": '[{"prompt": "go left", "answer": "1"},\n {"prompt": "say \\"é\\"", "answer": "2"}]',
+        "rows.jsonl": f"{left}\n\n{say}",
+        "rows.JSON": f"[{left},\n {say}]",
         "rows.csv": 'prompt,answer\r\ngo left,1\r\n"say ""é""",2\r\n',
     }
     for name, content in files.items():

@@ -11,6 +11,8 @@ from turnwise.control.job_file import as_mapping, parse_job, read_job
 from turnwise.domain.job import AgentKind, AgentSpec, JobSpec, ScheduleSpec
 from turnwise.domain.training import AdvantageMethod, LoraSpec
 
+EXAMPLES = Path(__file__).parents[3] / "examples"
+
 SMALLEST = {
     "name": "walk",
     "model": "/models/tiny",
@@ -73,7 +75,12 @@ def test_numbers_in_the_forms_that_yaml_gives_them_are_read():
         (
             {"lora": {"zzz": 1}},
             "lora.zzz: 1 is set, but there is no such setting; "
-            "known here: lora.alpha, lora.rank, lora.target_modules",
+            "known here: lora.rank, lora.alpha, lora.target_modules",
+        ),
+        (
+            {"temperature": 0.5},
+            "temperature: 0.5 is set, but there is no such setting; "
+            "did you mean sampling_params.temperature?",
         ),
         ({1: 2}, "1: 2 is set, but there is no such setting; known here: "),
     ],
@@ -238,6 +245,8 @@ def test_an_input_adapter_that_is_no_folder_is_the_name_of_a_model(tmp_path: Pat
     [
         (b"name: [", "is not YAML: while parsing a flow node"),
         (b"name: \xff", "is not YAML: 'utf-8' codec can't decode byte 0xff in position 6"),
+        (b"seed: 1\nname: a\nseed: 2\n", "is not YAML: 'seed' is set twice in"),
+        (b"batch: {group_size: 2, group_size: 4}", "is not YAML: 'group_size' is set twice in"),
         (b"", "job: None is not a mapping of settings"),
         (b"- name: walk", "job: [{'name': 'walk'}] is not a mapping of settings"),
     ],
@@ -254,5 +263,10 @@ def test_a_file_that_is_no_job_file_is_refused_in_one_line(
 
 
 def test_a_job_file_that_is_not_there_is_named(tmp_path: Path):
-    with pytest.raises(errors.InvalidInput, match="cannot be read: .*No such file or directory"):
+    with pytest.raises(errors.InvalidInput, match=r"cannot be read: .*No such file or directory"):
         read_job(tmp_path / "job.yaml")
+
+
+@pytest.mark.parametrize("file", sorted(EXAMPLES.glob("*/*.yaml")), ids=str)
+def test_the_job_files_of_the_examples_are_valid(file: Path):
+    assert read_job(file).name

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.unit.gateway.kit import assistant, call, ids, tool, user
 from turnwise.domain.rollout import ForkCause, Message, Node, NodeKind
-from turnwise.gateway.graph import Graph, Match, same_message, tools_sha256, turn_seed
+from turnwise.gateway.graph import Graph, Match, path_sha256, same_message, tools_sha256, turn_seed
 
 SYSTEM = {"role": "system", "content": "be brief"}
 
@@ -256,14 +256,14 @@ def test_a_path_holds_every_token_from_the_root():
 
 
 def test_turn_seeds_differ_by_place_prompt_repetition_and_wish():
-    place, prompt = (7, 0, 1, 2, 0), ids("hi")
+    place, path = (7, 0, 1, 2, 0), path_sha256(ids("hi"))
     seeds = {
-        turn_seed(place, prompt, 0, None),
-        turn_seed((7, 0, 1, 3, 0), prompt, 0, None),
-        turn_seed(place, ids("ho"), 0, None),
-        turn_seed(place, prompt, 1, None),
-        turn_seed(place, prompt, 0, 5),
+        turn_seed(place, path, 0, None),
+        turn_seed((7, 0, 1, 3, 0), path, 0, None),
+        turn_seed(place, path_sha256(ids("ho")), 0, None),
+        turn_seed(place, path, 1, None),
+        turn_seed(place, path, 0, 5),
     }
     assert len(seeds) == 5
     assert all(0 <= seed < 1 << 63 for seed in seeds)
-    assert turn_seed(place, prompt, 0, None) in seeds
+    assert turn_seed(place, path, 0, None) in seeds

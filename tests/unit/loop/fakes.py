@@ -219,6 +219,9 @@ class FakeSampler:
         self.is_stale = False
         self.error = 0.0
 
+    async def lost(self) -> None:
+        await asyncio.Event().wait()
+
     async def info(self) -> SamplerInfo:
         return SamplerInfo(
             model="tiny",

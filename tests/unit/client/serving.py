@@ -1,0 +1,90 @@
+"""The native API on a free loopback port, in a thread: what a client or the CLI talks to."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any, TypeVar
+
+import uvicorn
+
+from tests.builders import ACCOUNT
+from tests.unit.control.kit import Loop, World
+from turnwise.access.keys import Keyring
+from turnwise.control.browse import Browse
+from turnwise.domain.event import EventDraft, EventKind
+from turnwise.domain.job import Job, JobStatus
+from turnwise.storage.sql import SqlStore
+from turnwise.wire.native.routes import native_app
+
+T = TypeVar("T")
+
+
+class PlayedWorld(World):
+    """Each job records a log line and a step's metrics, and then ends as `outcome` says."""
+
+    outcome: JobStatus | None = JobStatus.COMPLETED  # None: it goes on until it is stopped
+
+    async def _start(self, job: Job) -> Loop:
+        loop = await super()._start(job)
+        body = {"step": 0, "values": {"rollout/reward/mean": 0.25, "training/loss": 0.5}}
+        drafts = [
+            EventDraft(kind=EventKind.LOG, body={"message": "the agent [http] answers"}),
+            EventDraft(kind=EventKind.METRICS, body=body),
+        ]
+        await self.store.append(ACCOUNT, job.job_id, drafts)
+        if self.outcome is not None:
+            loop.end(self.outcome)
+        return loop
+
+
+class Serving:
+    """A server; `call` runs a coroutine on its loop. `data` is its data folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.data = folder / "data"
+        self.data.mkdir()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever)
+        self._thread.start()
+        self.call(self._open(folder))
+
+    def call(self, work: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(10)
+
+    def later(self, seconds: float, function: Callable[[], object]) -> None:
+        """Call it on the server's loop, then."""
+        self._loop.call_soon_threadsafe(self._loop.call_later, seconds, function)
+
+    async def _open(self, folder: Path) -> None:
+        self._store = SqlStore.in_memory()
+        self.world = PlayedWorld(folder, self._store)
+        keyring = Keyring(self._store)
+        self.key = await keyring.admin_key(self.data / "admin.key")
+        # With the protocol named, asyncio sets TCP_NODELAY.
+        self._listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+        self._listener.bind(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        (self.data / "server.url").write_text(self.url + "\n")
+        app = native_app(self.world.jobs, Browse(self._store), keyring.authenticate)
+        config = uvicorn.Config(
+            app, lifespan="off", ws="none", log_config=None, timeout_graceful_shutdown=1
+        )
+        config.load()
+        self._server = uvicorn.Server(config)
+        self._server.lifespan = config.lifespan_class(config)
+        await self._server.startup(sockets=[self._listener])
+
+    def close(self) -> None:
+        self.call(self._close())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    async def _close(self) -> None:
+        await self._server.shutdown(sockets=[self._listener])
+        await self.world.jobs.close()
+        await self._store.close()

@@ -1,0 +1,330 @@
+"""The commands against a real server; `main` is what the `turnwise` script calls."""
+
+import dataclasses
+import json
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+import yaml
+
+from tests import builders
+from tests.builders import ACCOUNT
+from tests.unit.client.serving import Serving
+from tests.unit.control.test_jobs import package, register
+from turnwise import __version__, cli
+from turnwise.domain.job import JobStatus
+from turnwise.domain.rollout import Blame, Fault, ForkCause, RolloutStatus
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclasses.dataclass
+class Said:
+    status: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+    @property
+    def lines(self) -> list[str]:
+        return self.out.splitlines()
+
+
+Run = Callable[..., Said]
+
+
+@pytest.fixture(autouse=True)
+def _no_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("TURNWISE_URL", "TURNWISE_API_KEY", "TURNWISE_DATA_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def turnwise(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs one command."""
+
+    def run(*args: str) -> Said:
+        with pytest.raises(SystemExit) as ended:
+            cli.main(args)
+        status = ended.value.code or 0
+        assert isinstance(status, int)
+        said = capsys.readouterr()
+        return Said(status, said.out, said.err)
+
+    return run
+
+
+@pytest.fixture
+def serving(tmp_path: Path) -> Iterator[Serving]:
+    server = Serving(tmp_path)  # its data folder is "data", the CLI's default
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def job_yaml(serving: Serving, tmp_path: Path) -> str:
+    """A job file with relative paths."""
+    file = tmp_path / "job.yaml"
+    files = {"model": "model", "dataset": "train.jsonl"}
+    file.write_text(yaml.safe_dump(serving.world.job_file("walk", **files)))
+    return str(file)
+
+
+def test_the_version_is_text_or_json(turnwise: Run):
+    assert turnwise("version").out == f"{__version__}\n"
+    assert turnwise("version", "--json").json == {"version": __version__}
+
+
+def test_training_shows_events_and_ends_with_the_job(turnwise: Run, job_yaml: str):
+    said = turnwise("train", job_yaml)
+    assert (said.status, said.err) == (0, "")
+    shown = [line[20:] for line in said.lines[:5]]  # after the time
+    assert shown == [
+        "info    status     PENDING (Pending)",
+        "info    status     RUNNING (Starting)",
+        "info    log        the agent [http] answers",
+        "info    metrics    step 0 rollout/reward/mean=0.25 training/loss=0.5",
+        "info    status     COMPLETED (Completed)",
+    ]
+    assert said.lines[-1].split() == ["walk", "train", "COMPLETED", "Completed", "0", "50"]
+
+
+def test_training_with_json_gives_a_line_per_event_and_then_the_job(turnwise: Run, job_yaml: str):
+    lines = [json.loads(line) for line in turnwise("train", job_yaml, "--json").lines]
+    assert [line.get("seq") for line in lines] == [1, 2, 3, 4, 5, None]
+    assert (lines[-1]["name"], lines[-1]["status"]) == ("walk", "COMPLETED")
+
+
+def test_training_that_fails_exits_with_1(turnwise: Run, serving: Serving, job_yaml: str):
+    serving.world.broken["walk"] = RuntimeError("no more memory")
+    said = turnwise("train", job_yaml)
+    assert (said.status, said.err) == (1, "")
+    assert "RuntimeError: no more memory" in said.out
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("batch: {group_size: 0}", "batch.group_size: 0 is out of range; must be at least 1"),
+        (
+            "modle: x",
+            "modle: 'x' is set, but there is no such setting; did you mean model?",
+        ),
+    ],
+)
+def test_a_bad_job_file_is_refused_before_any_server_is_asked(
+    turnwise: Run, tmp_path: Path, line: str, message: str
+):
+    file = tmp_path / "job.yaml"
+    file.write_text(f"name: walk\nmodel: /m\ndataset: /d.csv\nagent: {{kind: scripted}}\n{line}\n")
+    for command in ("train", "eval"):
+        said = turnwise("--url", "http://127.0.0.1:9", command, str(file))
+        assert (said.status, said.out, said.err) == (1, "", f"error: {message}\n")
+
+
+def test_an_error_is_one_line_on_stderr_or_json(turnwise: Run, serving: Serving):
+    message = "job 'walk' does not exist"
+    said = turnwise("jobs", "describe", "walk")
+    assert (said.status, said.out, said.err) == (1, "", f"error: {message}\n")
+    said = turnwise("jobs", "describe", "walk", "--json")
+    assert (said.status, said.out) == (1, "")
+    assert json.loads(said.err) == {"error": {"type": "NotFound", "message": message}}
+
+
+def test_a_long_error_stays_on_one_line(turnwise: Run, tmp_path: Path):
+    said = turnwise("jobs", "list")
+    assert said.err == (
+        "error: no API key for http://127.0.0.1:8420: set TURNWISE_API_KEY, or name the data "
+        "folder of a server on this machine with --data-dir (looked in data)\n"
+    )
+
+
+def test_jobs_are_listed_described_stopped_resumed_and_deleted(
+    turnwise: Run, serving: Serving, job_yaml: str
+):
+    serving.world.outcome = None
+    assert turnwise("train", job_yaml, "--detach", "--json").json["name"] == "walk"
+    serving.call(serving.world.running("walk"))
+
+    (listed,) = turnwise("jobs", "list", "--json").json
+    assert (listed["name"], listed["status"]) == ("walk", "RUNNING")
+    assert turnwise("jobs", "list", "--status", "RUNNING").lines[1].split()[:3] == [
+        *("walk", "train", "RUNNING")
+    ]
+    assert turnwise("jobs", "describe", "walk", "--json").json == listed
+    assert yaml.safe_load(turnwise("jobs", "describe", "walk").out) == listed
+
+    assert turnwise("jobs", "stop", "walk").lines[1].split()[2].startswith("STOPP")
+    serving.call(serving.world.until("walk", JobStatus.STOPPED))
+    assert turnwise("jobs", "resume", "walk", "--json").json["name"] == "walk"
+    assert turnwise("jobs", "delete", "walk").err == (
+        "error: job 'walk' is RUNNING and cannot be deleted; stop it first\n"
+    )
+    turnwise("jobs", "stop", "walk")
+    serving.call(serving.world.until("walk", JobStatus.STOPPED))
+    assert turnwise("jobs", "delete", "walk").out == "deleted walk\n"
+    assert turnwise("jobs", "list", "--json").json == []
+
+
+def test_logs_are_followed_until_the_job_ends(turnwise: Run, serving: Serving, job_yaml: str):
+    serving.world.outcome = None
+    turnwise("train", job_yaml, "--detach")
+    serving.call(serving.world.running("walk"))
+    assert len(turnwise("jobs", "logs", "walk").lines) == 4
+    serving.later(0.1, serving.world.loops["walk"].request_stop)
+
+    said = turnwise("jobs", "logs", "walk", "-f", "--after", "2", "--json")
+
+    assert [json.loads(line)["kind"] for line in said.lines] == ["log", "metrics", "status"]
+    assert turnwise("jobs", "logs", "walk", "--kind", "log").lines[0].endswith("[http] answers")
+
+
+def test_metrics_show_the_latest_values_and_every_point_as_json(
+    turnwise: Run, serving: Serving, job_yaml: str
+):
+    turnwise("train", job_yaml)
+    assert turnwise("jobs", "metrics", "walk", "--json").json["training/loss"] == [
+        {"step": 0, "value": 0.5, "seq": 4}
+    ]
+    said = turnwise("jobs", "metrics", "walk", "--metric", "training/")
+    assert [line.split() for line in said.lines] == [
+        ["metric", "step", "value"],
+        ["training/loss", "0", "0.5"],
+    ]
+
+
+async def record_rollout(serving: Serving) -> None:
+    """A failed rollout of job_a with two turns, the second a fork."""
+    store = serving.world.store
+    await store.open_group(builders.group(job_id="job_a"))
+    await store.open_rollouts([builders.rollout(job_id="job_a")])
+    (prompt, completion), turn = builders.turn_with_nodes()
+    reply = {"role": "assistant", "content": "\x1b[2Jgone", "tool_calls": [{"id": "call_a"}]}
+    completion = dataclasses.replace(completion, messages=(reply,))
+    await store.commit_turn(ACCOUNT, "rol_a", (prompt, completion), turn)
+    (prompt, completion), turn = builders.turn_with_nodes(1, parent=-1)
+    prompt = dataclasses.replace(prompt, fork_cause=ForkCause.REWRITTEN_HISTORY)
+    await store.commit_turn(ACCOUNT, "rol_a", (prompt, completion), turn)
+    await store.move_rollout(
+        ACCOUNT,
+        "rol_a",
+        [RolloutStatus.PENDING],
+        status=RolloutStatus.FAILED,
+        fault=Fault(blame=Blame.AGENT, code="http_error", message="the agent answered 500"),
+    )
+
+
+def test_rollouts_are_listed_and_shown(turnwise: Run, serving: Serving, job_yaml: str):
+    turnwise("train", job_yaml)
+    serving.call(record_rollout(serving))
+
+    (listed,) = turnwise("rollouts", "list", "walk", "--json").json["rollouts"]
+    assert (listed["rollout_id"], listed["turns"], listed["tokens"]) == ("rol_a", 2, 4)
+    said = turnwise("rollouts", "list", "walk", "--limit", "1", "--purpose", "train")
+    assert said.lines[1].split() == ["rol_a", "train", *"0000", "FAILED", "-", "2", "4"]
+    assert said.lines[2] == f"more: --after {listed['seq']}"
+
+    assert turnwise("rollouts", "show", "rol_a").lines == [
+        "rollout_id: rol_a",
+        "status: FAILED",
+        "reward: -",
+        "fault: http_error: the agent answered 500",
+        "[user] question 0",
+        '[assistant] \\x1b[2Jgone [{"id": "call_a"}]',
+        "── fork: rewritten_history",
+        "[user] question 1",
+        "[assistant] answer 1",
+    ]
+    assert turnwise("rollouts", "show", "rol_a", "--json").json["sampled_tokens"] == 4
+
+
+def test_the_ledger_is_shown_per_step(turnwise: Run, serving: Serving, job_yaml: str):
+    turnwise("train", job_yaml)
+    assert turnwise("jobs", "ledger", "walk").lines == ["step"]
+    assert turnwise("jobs", "ledger", "walk", "--json").json == []
+
+
+def test_models_are_listed_and_exported_to_a_new_folder(
+    turnwise: Run, serving: Serving, job_yaml: str, tmp_path: Path
+):
+    turnwise("train", job_yaml)
+    serving.call(register(serving.world, package(serving.world)))
+
+    assert turnwise("models", "list", "--json").json[0]["name"] == "walk/1"
+    assert turnwise("models", "list").lines[1].split()[:3] == ["walk/1", "checkpoint", "0"]
+    assert turnwise("models", "export", "walk", "tuned").out == "wrote tuned\n"
+    assert (tmp_path / "tuned" / "adapter_config.json").read_text() == "{}"
+    assert turnwise("models", "export", "walk", "tuned").err == (
+        "error: folder: 'tuned' exists; name a new folder\n"
+    )
+    assert turnwise("models", "export", "run", "other").err == (
+        "error: model 'run' does not exist; `turnwise models list` shows what is registered\n"
+    )
+
+
+def test_an_evaluation_is_a_job_of_its_own(
+    turnwise: Run, serving: Serving, job_yaml: str, tmp_path: Path
+):
+    (tmp_path / "test.jsonl").write_text('{"prompt": "a"}\n')
+    (tmp_path / "tuned").mkdir()
+    (tmp_path / "tuned" / "adapter_config.json").write_text("{}")
+
+    said = turnwise(
+        *("eval", job_yaml, "--model", "tuned", "--dataset", "test.jsonl", "--rows", "5"),
+        *("--temperature", "0", "--group-size", "2", "--name", "walk-test", "--detach", "--json"),
+    )
+
+    job = said.json
+    assert (job["name"], job["kind"]) == ("walk-test", "evaluation")
+    spec = job["spec"]
+    assert spec["input_adapter"] == str(tmp_path / "tuned")
+    assert spec["dataset"] == str(tmp_path / "test.jsonl")
+    assert (spec["validation"]["max_rows"], spec["validation"]["group_size"]) == (5, 2)
+    assert spec["val_sampling_params"]["temperature"] == 0
+    named = turnwise("eval", job_yaml, "--detach", "--json").json
+    assert named["name"].startswith("walk-eval-")
+    assert (named["spec"]["dataset"], named["spec"]["input_adapter"]) == (
+        str(tmp_path / "train.jsonl"),
+        "",
+    )
+    assert turnwise("eval", job_yaml, "--temperature", "-1").err == (
+        "error: val_sampling_params.temperature: -1.0 is out of range; "
+        "must be at least 0 and at most 100\n"
+    )
+
+
+def test_serve_says_what_is_wrong_with_a_setting_or_an_address(
+    turnwise: Run, monkeypatch: pytest.MonkeyPatch
+):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        assert turnwise("serve", "--port", port).err == (
+            f"error: port: {port} is in use; choose another one, or 0, with --port\n"
+        )
+    monkeypatch.setenv("TURNWISE_PORT", "http")
+    assert turnwise("serve").err == (
+        "error: TURNWISE_PORT: 'http' is not allowed; must be a whole number, 0 to 65535\n"
+    )
+
+
+def commands(app: typer.Typer, prefix: str = "turnwise") -> Iterator[str]:
+    for command in app.registered_commands:
+        assert command.callback is not None
+        yield f"{prefix} {command.name or command.callback.__name__}"
+    for group in app.registered_groups:
+        assert group.typer_instance is not None
+        yield from commands(group.typer_instance, f"{prefix} {group.name}")
+
+
+@pytest.mark.parametrize("command", list(commands(cli.app)))
+def test_every_command_has_json_and_stands_in_the_manual(turnwise: Run, command: str):
+    assert "--json" in turnwise(*command.split()[1:], "--help").out
+    assert f"`{command}" in (ROOT / "docs" / "cli.md").read_text()

@@ -1,0 +1,3 @@
+from tests.unit.control.conftest import store, world
+
+__all__ = ["store", "world"]

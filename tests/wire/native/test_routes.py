@@ -1,0 +1,420 @@
+import asyncio
+import io
+import tarfile
+from collections.abc import AsyncIterator, Collection
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests import builders
+from tests.builders import ACCOUNT
+from tests.unit.control.kit import World
+from turnwise.access.keys import Keyring
+from turnwise.control.browse import Browse
+from turnwise.control.jobs import status_event
+from turnwise.domain.access import ALL_ACTIONS, Action
+from turnwise.domain.event import EventDraft, EventKind
+from turnwise.domain.job import JobStatus, Secondary
+from turnwise.domain.rollout import Blame, Fault, Policy, RolloutStatus
+from turnwise.ports import FinishedStep, ModelPackage
+from turnwise.wire.native.routes import native_app
+
+OTHER = "acc_other"
+
+
+class Door:
+    """The native API over one world, and keys for it."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self._keyring = Keyring(world.store)
+        self._app = native_app(world.jobs, Browse(world.store), self._keyring.authenticate)
+
+    async def key(
+        self,
+        account: str = ACCOUNT,
+        *,
+        actions: Collection[Action] = ALL_ACTIONS,
+        job_ids: Collection[str] | None = None,
+    ) -> str:
+        secret, _ = await self._keyring.create(account, "test", actions=actions, job_ids=job_ids)
+        return secret
+
+    def client(self, key: str = "") -> httpx.AsyncClient:
+        return httpx.AsyncClient(
+            transport=httpx.ASGITransport(self._app),
+            base_url="http://server",
+            headers={"Authorization": f"Bearer {key}"} if key else {},
+        )
+
+
+@pytest.fixture
+async def door(world: World) -> Door:
+    return Door(world)
+
+
+@pytest.fixture
+async def api(door: Door) -> AsyncIterator[httpx.AsyncClient]:
+    async with door.client(await door.key()) as client:
+        yield client
+
+
+async def create(api: httpx.AsyncClient, world: World, name: str = "walk") -> dict[str, Any]:
+    reply = await api.post("/api/v1/jobs", json=world.job_file(name))
+    assert reply.status_code == 201, reply.text
+    job: dict[str, Any] = reply.json()
+    return job
+
+
+def error_of(reply: httpx.Response) -> tuple[int, str, str]:
+    error = reply.json()["error"]
+    return reply.status_code, error["type"], error["message"]
+
+
+async def test_a_job_is_created_described_listed_stopped_resumed_and_deleted(
+    api: httpx.AsyncClient, world: World
+):
+    created = await create(api, world)
+    shown = {key: value for key, value in created.items() if key not in ("spec", "started_at")}
+    assert shown == {
+        "job_id": "job_a",
+        "name": "walk",
+        "kind": "train",
+        "status": "RUNNING",
+        "secondary_status": "Starting",
+        "message": "",
+        "step": 0,
+        "max_steps": 50,
+        "incarnation": 0,
+        "created_at": 1000.0,
+        "ended_at": None,
+    }
+    assert created["spec"]["batch"]["group_size"] == 8
+    assert (await api.get("/api/v1/jobs/job_a")).json() == created
+    assert (await api.get("/api/v1/jobs")).json() == {"jobs": [created]}
+    assert (await api.get("/api/v1/jobs?status=FAILED")).json() == {"jobs": []}
+
+    stopping = (await api.post("/api/v1/jobs/walk/stop")).json()
+    assert stopping["status"] in ("STOPPING", "STOPPED")
+    await world.until("walk", JobStatus.STOPPED)
+    assert (await api.post("/api/v1/jobs/walk/resume")).json()["status"] in ("PENDING", "RUNNING")
+    (await world.running("walk")).end(JobStatus.FAILED)
+    await world.until("walk", JobStatus.FAILED)
+
+    assert (await api.delete("/api/v1/jobs/walk")).json()["status"] == "FAILED"
+    assert error_of(await api.get("/api/v1/jobs/walk")) == (
+        404,
+        "NotFound",
+        "job 'walk' does not exist",
+    )
+
+
+async def test_validation_writes_every_default_out_and_stores_nothing(
+    api: httpx.AsyncClient, world: World
+):
+    checked = (await api.post("/api/v1/jobs/validate", json=world.job_file("walk"))).json()
+    assert (checked["name"], checked["schedule"]["max_steps"]) == ("walk", 50)
+    assert (await api.get("/api/v1/jobs")).json() == {"jobs": []}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"batch": {"group_size": 0}},
+            "batch.group_size: 0 is out of range; must be at least 1",
+        ),
+        (
+            {"modle": "x"},
+            "modle: 'x' is set, but there is no such setting; did you mean model?",
+        ),
+    ],
+)
+async def test_a_bad_job_file_is_refused_with_its_field(
+    api: httpx.AsyncClient, world: World, changes: dict[str, Any], message: str
+):
+    reply = await api.post("/api/v1/jobs", json=world.job_file("walk", **changes))
+    assert error_of(reply) == (400, "InvalidInput", message)
+    assert reply.json()["error"]["field"] == message.split(":")[0]
+
+
+async def test_what_is_not_even_a_request_is_refused_in_the_same_shape(
+    api: httpx.AsyncClient, world: World
+):
+    await create(api, world)
+    json_type = {"Content-Type": "application/json"}
+    for reply, expected in (
+        (
+            await api.post("/api/v1/jobs", content=b'{"name": walk}', headers=json_type),
+            (400, "body: 'the request' is not JSON: Expecting value at character 9"),
+        ),
+        (
+            await api.post("/api/v1/jobs"),
+            (400, "body: None is wrong: Field required"),
+        ),
+        (
+            await api.get("/api/v1/jobs?status=RUNING"),
+            (400, "status: 'RUNING' is wrong: Input should be 'PENDING', 'RUNNING', "),
+        ),
+        (
+            await api.get("/api/v1/jobs/walk/events?wait_s=1000"),
+            (400, "wait_s: '1000' is wrong: Input should be less than or equal to 25"),
+        ),
+        (
+            await api.get("/api/v1/job"),
+            (404, "GET /api/v1/job: Not Found"),
+        ),
+        (
+            await api.put("/api/v1/jobs/walk"),
+            (405, "PUT /api/v1/jobs/walk: Method Not Allowed"),
+        ),
+    ):
+        status, _, message = error_of(reply)
+        assert status == expected[0]
+        assert message.startswith(expected[1])
+
+
+async def test_without_a_valid_key_there_is_only_health(door: Door):
+    async with door.client() as nobody, door.client("tw_guess") as guesser:
+        assert (await nobody.get("/health")).json()["status"] == "ok"
+        refused = await nobody.get("/api/v1/jobs")
+        assert refused.headers["www-authenticate"] == "Bearer"
+        assert error_of(refused) == (
+            401,
+            "Unauthenticated",
+            "no key was sent; send 'Authorization: Bearer <key>'",
+        )
+        assert (await guesser.post("/api/v1/jobs/validate", json={})).status_code == 401
+
+
+READS = (
+    "/api/v1/jobs/walk",
+    "/api/v1/jobs/walk/events",
+    "/api/v1/jobs/walk/metrics",
+    "/api/v1/jobs/walk/ledger",
+    "/api/v1/jobs/walk/rollouts",
+    "/api/v1/rollouts/rol_a",
+    "/api/v1/models/walk/1",
+    "/api/v1/models/walk/1/archive",
+)
+CHANGES = ("/api/v1/jobs/walk/stop", "/api/v1/jobs/walk/resume")
+
+
+async def record(world: World, path: Path) -> None:
+    """A rollout and a model of job_a."""
+    await world.store.open_group(builders.group(job_id="job_a"))
+    await world.store.open_rollouts([builders.rollout(job_id="job_a")])
+    package = ModelPackage(
+        package_id="package_a",
+        account_id=ACCOUNT,
+        group="walk",
+        version=1,
+        kind="adapter",
+        path=str(path),
+        sha256=builders.ZERO_SHA256,
+        base_model="/models/tiny",
+        job_id="job_a",
+        step=0,
+        created_at=5.0,
+    )
+    metrics = EventDraft(kind=EventKind.METRICS, body={"step": 0, "values": {"training/loss": 1}})
+    done = FinishedStep(
+        step=0,
+        policy=Policy(),
+        groups=(),
+        bins={"rol_a": {"failed": 2}},
+        checkpoint=None,
+        packages=(package,),
+        events=(metrics,),
+    )
+    await world.store.finish_step(ACCOUNT, "job_a", done)
+
+
+async def test_another_account_sees_nothing_of_a_job(
+    door: Door, api: httpx.AsyncClient, world: World, tmp_path: Path
+):
+    await create(api, world)
+    await record(world, tmp_path)
+    async with door.client(await door.key(OTHER)) as stranger:
+        statuses = [(await stranger.get(path)).status_code for path in READS]
+        statuses += [(await stranger.post(path)).status_code for path in CHANGES]
+        statuses.append((await stranger.delete("/api/v1/jobs/walk")).status_code)
+        lists = [(await stranger.get(f"/api/v1/{kind}")).json() for kind in ("jobs", "models")]
+    assert statuses == [404] * len(statuses)
+    assert lists == [{"jobs": []}, {"models": []}]
+
+
+async def test_a_limited_key_is_refused_what_it_does_not_allow(
+    door: Door, api: httpx.AsyncClient, world: World, tmp_path: Path
+):
+    await create(api, world)
+    await record(world, tmp_path)
+    reader = await door.key(actions=[Action.READ])
+    agent = await door.key(actions=[Action.SAMPLE, Action.REPORT])
+    other_job = await door.key(job_ids=["job_other"])
+    async with (
+        door.client(reader) as reading,
+        door.client(agent) as sampling,
+        door.client(other_job) as elsewhere,
+    ):
+        assert [(await reading.get(path)).status_code for path in READS] == [200] * len(READS)
+        for client in (sampling, elsewhere):
+            assert [(await client.get(path)).status_code for path in READS] == [403] * len(READS)
+        for client in (reading, sampling, elsewhere):
+            for path in CHANGES:
+                assert (await client.post(path)).status_code == 403
+            created = await client.post("/api/v1/jobs", json=world.job_file("run"))
+            assert created.status_code == 403
+        refused = await reading.post("/api/v1/jobs/walk/stop")
+    assert error_of(refused) == (403, "Denied", "this key may not manage job 'job_a'")
+
+
+async def test_a_waiting_reader_is_answered_by_the_next_event(api: httpx.AsyncClient, world: World):
+    await create(api, world)
+    page = (await api.get("/api/v1/jobs/walk/events")).json()["events"]
+    assert [event["body"]["status"] for event in page] == ["PENDING", "RUNNING"]
+
+    after = {"after": page[-1]["seq"], "wait_s": 5}
+    waiting = asyncio.create_task(api.get("/api/v1/jobs/walk/events", params=after))
+    await asyncio.sleep(0.02)
+    event = status_event(JobStatus.RUNNING, Secondary.TRAINING)
+    await world.store.append(ACCOUNT, "job_a", [event])
+
+    (event_body,) = (await asyncio.wait_for(waiting, 1)).json()["events"]
+    del event_body["at"]
+    assert event_body == {
+        "seq": 3,
+        "kind": "status",
+        "level": "info",
+        "body": {"status": "RUNNING", "secondary": "Training", "message": ""},
+    }
+
+
+async def test_metrics_ledger_and_rollouts_are_read_back(
+    api: httpx.AsyncClient, world: World, tmp_path: Path
+):
+    await create(api, world)
+    await record(world, tmp_path)
+    fault = Fault(blame=Blame.AGENT, code="http_error", message="500")
+    await world.store.move_rollout(
+        ACCOUNT,
+        "rol_a",
+        [RolloutStatus.PENDING],
+        status=RolloutStatus.FAILED,
+        fault=fault,
+        ended_at=1002.0,
+    )
+
+    curves = (await api.get("/api/v1/jobs/walk/metrics?metric=training/")).json()
+    ledger = (await api.get("/api/v1/jobs/walk/ledger")).json()
+    rollouts = (await api.get("/api/v1/jobs/walk/rollouts?status=FAILED&limit=1")).json()
+
+    assert curves == {"metrics": {"training/loss": [{"step": 0, "value": 1.0, "seq": 3}]}}
+    assert ledger == {"steps": [{"step": 0, "bins": {"failed": 2}}]}
+    assert rollouts["next_after"] == rollouts["rollouts"][0]["seq"]
+    assert rollouts["rollouts"][0] | {"seq": 1} == {
+        "rollout_id": "rol_a",
+        "job_id": "job_a",
+        "group_id": "grp_a",
+        "slot": 0,
+        "attempt": 0,
+        "incarnation": 1,
+        "purpose": "train",
+        "row_index": 0,
+        "step": 0,
+        "status": "FAILED",
+        "reward": None,
+        "rewards": None,
+        "metrics": {},
+        "fault": {"blame": "agent", "code": "http_error", "message": "500", "retryable": True},
+        "created_at": 1000.0,
+        "ended_at": 1002.0,
+        "seq": 1,
+        "turns": 0,
+        "tokens": 0,
+    }
+
+
+async def test_a_rollout_is_shown_with_its_messages_tokens_and_turns(
+    api: httpx.AsyncClient, world: World, tmp_path: Path
+):
+    await create(api, world)
+    await world.store.open_group(builders.group(job_id="job_a"))
+    await world.store.open_rollouts([builders.rollout(job_id="job_a")])
+    nodes, turn = builders.turn_with_nodes(prompt=(1, 2), completion=(7, 8))
+    await world.store.commit_turn(ACCOUNT, "rol_a", nodes, turn)
+
+    shown = (await api.get("/api/v1/rollouts/rol_a")).json()
+
+    assert "secret" not in str(shown)
+    assert (shown["sampled_tokens"], shown["nodes"]) == (
+        2,
+        [
+            {
+                "node_id": 0,
+                "parent": None,
+                "kind": "prompt",
+                "messages": [{"role": "user", "content": "question 0"}],
+                "tokens": [1, 2],
+                "logprobs": None,
+                "fork_cause": None,
+            },
+            {
+                "node_id": 1,
+                "parent": 0,
+                "kind": "completion",
+                "messages": [{"role": "assistant", "content": "answer 0"}],
+                "tokens": [7, 8],
+                "logprobs": [-0.5, -0.5],
+                "fork_cause": None,
+            },
+        ],
+    )
+    assert shown["turns"] == [
+        {
+            "turn_id": "trn_0",
+            "index": 0,
+            "leaf": 1,
+            "adapter_id": None,
+            "policy_step": 0,
+            "sampling": {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "max_tokens": 64},
+            "seed": 11,
+            "finish_reason": "stop",
+            "delivery": "delivered",
+            "prompt_tokens": 2,
+            "completion_tokens": 2,
+            "seconds": 0.5,
+        }
+    ]
+
+
+async def test_a_model_is_listed_and_packed(api: httpx.AsyncClient, world: World, tmp_path: Path):
+    folder = tmp_path / "checkpoint"
+    (folder / "adapter").mkdir(parents=True)
+    (folder / "adapter" / "adapter_config.json").write_text("{}")
+    (folder / "optimizer.pt").write_text("large")
+    await create(api, world)
+    await record(world, folder)
+
+    models = (await api.get("/api/v1/models")).json()["models"]
+    archive = await api.get("/api/v1/models/walk/archive")
+
+    assert [(model["name"], model["path"], model["job_id"]) for model in models] == [
+        ("walk/1", str(folder), "job_a")
+    ]
+    assert (await api.get("/api/v1/models/walk")).json() == models[0]
+    assert archive.headers["content-type"] == "application/x-tar"
+    with tarfile.open(fileobj=io.BytesIO(archive.content)) as tar:
+        assert tar.getnames() == ["adapter_config.json"]
+
+
+async def test_a_model_whose_files_are_gone_is_said_to_be(
+    api: httpx.AsyncClient, world: World, tmp_path: Path
+):
+    await create(api, world)
+    await record(world, tmp_path / "gone")
+    status, _, message = error_of(await api.get("/api/v1/models/walk/archive"))
+    assert status == 404
+    assert message.endswith("/gone' does not exist; its files have been removed")

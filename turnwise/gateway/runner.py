@@ -1,0 +1,225 @@
+"""A turn's task: render, sample, commit, and only then let the clients have the reply."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+
+from turnwise import errors
+from turnwise.domain.job import Job
+from turnwise.domain.rollout import Delivery, FinishReason, Message, Policy, Rollout, Turn
+from turnwise.gateway.chat import ChatRequest
+from turnwise.gateway.exchange import Exchange
+from turnwise.gateway.graph import path_sha256, turn_seed
+from turnwise.gateway.record import Record, reply_to
+from turnwise.gateway.turns import Call, Completion, Prompt, build_prompt
+from turnwise.ports import Chunk, Clock, Renderer, Sampler, SampleRequest, Store
+
+log = logging.getLogger(__name__)
+
+#: Bodies above this are rendered in a thread: measured at 0.2 to 0.3 ms per KB, this is 4 ms.
+RENDER_INLINE_BYTES = 16_384
+
+
+@dataclass(slots=True, kw_only=True)
+class Attached:
+    """A job that agents can be answered for."""
+
+    job: Job
+    sampler: Sampler
+    renderer: Renderer
+    policy: Policy
+    models: tuple[str, ...]  # names by which agents may ask for its model
+    max_length: int = 0  # known once the sampler serves
+
+
+class TurnRunner:
+    """Runs turns; the store is told before any client."""
+
+    def __init__(self, store: Store, clock: Clock) -> None:
+        self._store = store
+        self._clock = clock
+
+    async def run(
+        self,
+        record: Record,
+        exchange: Exchange,
+        attached: Attached,
+        request: ChatRequest,
+        body_bytes: int,
+    ) -> None:
+        """One turn, from prompt to delivery. The only place where its errors end."""
+        try:
+            call = await self._prepare(record, exchange, attached, request, body_bytes)
+            said = Completion(attached.renderer, call)
+            try:
+                await self._sample(record, exchange, attached, call, said)
+            except Exception:
+                await self._keep_undelivered(record, call, said)
+                raise
+            await self._deliver(record, exchange, call, said)
+        except errors.TurnwiseError as error:
+            exchange.fail(error)
+        except Exception as error:
+            log.exception("a turn of rollout %s broke", record.rollout.rollout_id)
+            exchange.fail(error)
+        finally:
+            record.end(exchange)
+
+    async def _prepare(
+        self,
+        record: Record,
+        exchange: Exchange,
+        attached: Attached,
+        request: ChatRequest,
+        body_bytes: int,
+    ) -> Call:
+        if not attached.max_length:
+            attached.max_length = (await attached.sampler.info()).max_length
+        if body_bytes <= RENDER_INLINE_BYTES:
+            prompt = build_prompt(record.graph, attached.renderer, request)
+        else:
+            prompt = await asyncio.to_thread(build_prompt, record.graph, attached.renderer, request)
+        room = _room(prompt, attached.max_length)
+        rollout = record.rollout
+        place = (rollout.seed, rollout.step, rollout.row_index, rollout.slot, rollout.attempt)
+        path = path_sha256(prompt.tokens)
+        return Call(
+            request=request,
+            request_sha256=exchange.sha256,
+            prompt=prompt,
+            policy=rollout.policy or attached.policy,
+            sampling=request.params(rollout.sampling, room=room),
+            seed=turn_seed(place, path, record.count(path), request.seed),
+            started_at=exchange.created_at,
+            turn_id=exchange.turn_id,
+        )
+
+    async def _sample(
+        self,
+        record: Record,
+        exchange: Exchange,
+        attached: Attached,
+        call: Call,
+        said: Completion,
+    ) -> None:
+        """Sample until the model or a stop string ends it. Raises what ended it before."""
+        rollout, limit_s = record.rollout, attached.job.spec.rollout.turn_timeout
+        left_s = min(limit_s, rollout.deadline_at - self._clock.now())
+        ask = SampleRequest(
+            request_id=call.turn_id,
+            claimant=f"{rollout.job_id}/{rollout.purpose.value}",
+            prompt=call.prompt.tokens,
+            adapter_id=call.policy.adapter_id,
+            sampling=call.sampling,
+            seed=call.seed,
+            stop_ids=attached.renderer.stop_ids,
+            stream=said.is_streamed,
+        )
+        try:
+            async with (
+                exchange.limited(left_s),
+                contextlib.aclosing(_generate(attached.sampler, ask)) as chunks,
+            ):
+                async for chunk in chunks:
+                    exchange.publish(said.feed(chunk))
+                    if said.is_stopped:
+                        break
+        except TimeoutError:
+            if exchange.expired:
+                raise not_in_valid_status(rollout, "was closed during the call") from None
+            raise errors.TooSlow(
+                f"the turn took longer than its limit of {left_s:g} s; "
+                "raise rollout.turn_timeout or lower max_tokens"
+            ) from None
+        if said.finish_reason in (None, FinishReason.ABORT) and not said.is_stopped:
+            raise errors.Unavailable("the sampler ended the call early", retry_after_s=1.0)
+
+    async def _deliver(
+        self, record: Record, exchange: Exchange, call: Call, said: Completion
+    ) -> None:
+        """Commit the turn, then let its clients have the reply."""
+        message, rest = said.close()
+        if not await exchange.wanted():
+            await self._commit(record, call, said, message, Delivery.UNDELIVERED)
+            raise not_in_valid_status(record.rollout, "was closed during the call")
+        turn = await self._commit(record, call, said, message, Delivery.DELIVERED)
+        exchange.publish(rest)
+        reply = reply_to(
+            turn,
+            message,
+            model=call.request.model,
+            cached_tokens=said.cached_tokens,
+            logprobs=said.token_logprobs() if call.request.logprobs else None,
+        )
+        exchange.succeed(reply)
+        if not await exchange.taken():
+            account, rollout_id = record.rollout.account_id, record.rollout.rollout_id
+            async with record.commits:
+                await self._store.mark_undelivered(account, rollout_id, turn.turn_id)
+                record.conceal(turn)
+
+    async def _keep_undelivered(self, record: Record, call: Call, said: Completion) -> None:
+        """Record what was sampled of a turn that did not get to its end."""
+        if not len(said.tokens):
+            return
+        said.finish_reason = FinishReason.ABORT
+        message, _ = said.close()
+        await self._commit(record, call, said, message, Delivery.UNDELIVERED)
+
+    async def _commit(
+        self, record: Record, call: Call, said: Completion, message: Message, delivery: Delivery
+    ) -> Turn:
+        rollout = record.rollout
+        async with record.commits:
+            nodes, turn = record.draft(
+                call,
+                said.tokens,
+                said.logprobs,
+                message,
+                finish_reason=said.finish_reason or FinishReason.ABORT,
+                delivery=delivery,
+                ended_at=self._clock.now(),
+            )
+            try:
+                await self._store.commit_turn(rollout.account_id, rollout.rollout_id, nodes, turn)
+            except errors.Conflict as error:
+                raise not_in_valid_status(rollout, "was closed during the call") from error
+            record.add(nodes, turn)
+        return turn
+
+
+async def _generate(sampler: Sampler, ask: SampleRequest) -> AsyncGenerator[Chunk, None]:
+    """The sampler's stream as a generator, whose closing closes it."""
+    stream = sampler.generate(ask)
+    try:
+        async for chunk in stream:
+            yield chunk
+    finally:
+        close = getattr(stream, "aclose", None)
+        if close is not None:
+            await close()
+
+
+def _room(prompt: Prompt, max_length: int) -> int:
+    """How many tokens the reply may have."""
+    used = len(prompt.tokens)
+    if used >= max_length:
+        raise errors.PromptTooLong(
+            "messages",
+            used,
+            f"tokens do not fit this model's context of {max_length} tokens",
+            remedy="shorten the conversation",
+        )
+    return max_length - used
+
+
+def not_in_valid_status(rollout: Rollout, what: str) -> errors.NotInValidStatus:
+    """The refusal, in the words that agents look for."""
+    which, status = rollout.rollout_id, rollout.status.value
+    return errors.NotInValidStatus(
+        f"Trajectory {which} is not in valid status ({status}): it {what}"
+    )
