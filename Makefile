@@ -43,6 +43,8 @@ bench: setup  ## measure beside the peers; writes benchmarks/latest.json
 
 docs: setup  ## write the generated pages
 	$(BIN)/python -m turnwise.domain.metrics > docs/metrics.md
+	$(BIN)/python -m turnwise.settings > docs/settings.md
+	$(BIN)/python -m turnwise.control.job_settings > docs/job-file.md
 
 serve: setup  ## start a server on this machine
 	$(BIN)/turnwise serve

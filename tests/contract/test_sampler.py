@@ -241,6 +241,9 @@ async def test_scores_line_up_with_the_tokens(sampler: Sampler) -> None:
     assert (scores[1:] < 0).all()
     with pytest.raises(errors.NotFound):
         await sampler.score(tokens, "unknown")
+    with pytest.raises(errors.InvalidInput, match="is no token of a vocabulary"):
+        await sampler.score(np.array([1, VOCAB], np.int32), None)
+    assert (await complete(sampler, request())).finish_reason == "length"
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,9 @@ class Running(Protocol):
         ...
 
 
+#: Wait between two tries to record a job's failure while the disk is full.
+RECORD_AGAIN_S = 1.0
+
 #: More jobs than a server ever has waiting or running.
 MAX_JOBS = 10_000
 
@@ -216,12 +219,20 @@ class Jobs:
         await self._fill_places()
 
     async def _fail(self, job: Job, error: Exception) -> None:
+        """Record why a job failed; on a full disk, as soon as there is room again."""
         is_expected = isinstance(error, errors.TurnwiseError)
-        if not is_expected:
-            log.error("job %s broke", job.name, exc_info=error)
+        log.error("job %s broke: %s", job.name, error, exc_info=None if is_expected else error)
+        message = str(error) if is_expected else f"{type(error).__name__}: {error}"
+        while True:
+            try:
+                await self._record_failure(job, message)
+                return
+            except errors.StorageFull:
+                await self._clock.sleep(RECORD_AGAIN_S)
+
+    async def _record_failure(self, job: Job, message: str) -> None:
         job = await self._store.job(job.account_id, job.job_id)
         if not job.status.is_final:
-            message = str(error) if is_expected else f"{type(error).__name__}: {error}"
             await self._move(job, JobStatus.FAILED, Secondary.FAILED, message, level=Level.ERROR)
 
     async def _move(

@@ -74,11 +74,13 @@ class JobLoop:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-        failed = [t.exception() for t in (work, engine) if not t.cancelled() and t.exception()]
-        if failed and failed[0] is not None:
+        failed = [e for t in (work, engine) if not t.cancelled() and (e := t.exception())]
+        if self._stop.is_set() and (failed or work.cancelled()):
+            # What fails while the job is being stopped is told, but the stop was asked for.
+            message = _reason(failed[0]) if failed else ""
+            await self._say(JobStatus.STOPPED, Secondary.STOPPED, message)
+        elif failed:
             await self._say(JobStatus.FAILED, Secondary.FAILED, _reason(failed[0]), Level.ERROR)
-        elif work.cancelled():
-            await self._say(JobStatus.STOPPED, Secondary.STOPPED)
         else:
             await self._say(JobStatus.COMPLETED, Secondary.COMPLETED)
 

@@ -20,6 +20,9 @@ TIMEOUT_S = 120.0
 #: The service's words for a rollout that is over; nothing is left to report then.
 OVER_MARKERS = ("not in valid status", "Cannot transition trajectory")
 
+#: Its words for a reward that comes before the completion: a mistake to show, not a late report.
+_TOO_EARLY = "has not been completed"
+
 
 class FeedbackError(Exception):
     """The service refused a report (`status`, its text), or could not be reached (status 0)."""
@@ -31,7 +34,7 @@ class FeedbackError(Exception):
     @property
     def means_over(self) -> bool:
         """Whether the rollout is unknown or over, so that there is nothing left to report."""
-        return self.status == 404 or is_over(self)
+        return self.status == 404 or (is_over(self) and _TOO_EARLY not in str(self))
 
 
 def is_over(error: BaseException) -> bool:

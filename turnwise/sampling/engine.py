@@ -21,7 +21,7 @@ from turnwise.sampling.layout import BLOCK, Layout, lay_out, lay_out_sequence
 from turnwise.sampling.lora import Lora, fit
 from turnwise.sampling.model import Decoder
 from turnwise.sampling.random import as_seed
-from turnwise.sampling.requests import check_request, max_new_tokens
+from turnwise.sampling.requests import check_request, check_scored, max_new_tokens
 from turnwise.sampling.scheduler import Entry, Plan, Scheduler
 from turnwise.sampling.slots import SlotTable
 
@@ -229,6 +229,7 @@ class Engine:
     @torch.inference_mode()
     def score(self, tokens: Tokens, adapter_id: str | None, temperature: float = 1.0) -> Floats:
         """As `Sampler.score`; between two steps, on the thread that steps."""
+        check_scored(tokens, self.info)
         with self._lock:
             adapter = self._adapter(adapter_id)
         loras = {} if adapter is None else {adapter.key: adapter.lora}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from turnwise import errors
+from turnwise.domain.rollout import Tokens
 from turnwise.ports import SampleRequest, SamplerInfo
 
 
@@ -36,9 +37,21 @@ def _check_prompt(request: SampleRequest, info: SamplerInfo) -> None:
             f"leaves no room for a reply in a context of {info.max_length} tokens",
             remedy="shorten the messages or serve the model with a larger max_length",
         )
-    low, high = int(prompt.min()), int(prompt.max())
+    _check_vocabulary("prompt", prompt, info)
+
+
+def check_scored(tokens: Tokens, info: SamplerInfo) -> None:
+    """Raise `InvalidInput` for tokens that cannot be scored."""
+    if len(tokens) > info.max_length:
+        raise errors.InvalidInput(
+            "tokens", f"{len(tokens)} tokens", f"exceed a context of {info.max_length} tokens"
+        )
+    if len(tokens):
+        _check_vocabulary("tokens", tokens, info)
+
+
+def _check_vocabulary(field: str, tokens: Tokens, info: SamplerInfo) -> None:
+    low, high = int(tokens.min()), int(tokens.max())
     if low < 0 or high >= info.vocab_size:
         token = low if low < 0 else high
-        raise errors.InvalidInput(
-            "prompt", token, f"is no token of a vocabulary of {info.vocab_size}"
-        )
+        raise errors.InvalidInput(field, token, f"is no token of a vocabulary of {info.vocab_size}")

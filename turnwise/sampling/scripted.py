@@ -12,7 +12,7 @@ import numpy as np
 from turnwise import errors
 from turnwise.domain.rollout import Floats, Tokens
 from turnwise.ports import Chunk, SampleRequest, SamplerInfo, SamplerStats
-from turnwise.sampling.requests import check_request, max_new_tokens
+from turnwise.sampling.requests import check_request, check_scored, max_new_tokens
 
 #: Logprob of every token of a script that gives none: a fair coin.
 DEFAULT_LOGPROB = float(np.log(0.5))
@@ -107,6 +107,7 @@ class ScriptedSampler:
         self, tokens: Tokens, adapter_id: str | None, temperature: float = 1.0
     ) -> Floats:
         """`DEFAULT_LOGPROB` for each token but the first."""
+        check_scored(tokens, self._info)
         self._check_adapter(adapter_id)
         scores = np.full(len(tokens), DEFAULT_LOGPROB, np.float32)
         scores[:1] = 0.0

@@ -52,10 +52,11 @@ class World:
         self.broken: dict[str, Exception] = {}  # what starting that job raises
         self.may_start = asyncio.Event()
         self.may_start.set()
+        self.clock = SetClock()
         self._names = iter("abcdefghijklmnopqrstuvwxyz")
         self.jobs = Jobs(
             store=store,
-            clock=SetClock(),
+            clock=self.clock,
             new_id=lambda prefix: f"{prefix}_{next(self._names)}",
             start=self._start,
             max_running=max_running,

@@ -1,18 +1,23 @@
 import asyncio
+import sqlite3
 from pathlib import Path
 
 import pytest
+from sqlalchemy import event
 
 from tests import builders
 from tests.builders import ACCOUNT
 from tests.unit.control.kit import ADMIN, World
 from turnwise import errors
+from turnwise.control.jobs import RECORD_AGAIN_S
 from turnwise.domain.access import Action, Principal
 from turnwise.domain.event import Event
 from turnwise.domain.job import JobStatus, Secondary
 from turnwise.domain.rollout import Policy
 from turnwise.ports import FinishedStep, ModelPackage
+from turnwise.storage.database import open_engine
 from turnwise.storage.sql import SqlStore
+from turnwise.system import SYSTEM_CLOCK
 
 
 async def status_events(store: SqlStore, name: str) -> list[tuple[str, str]]:
@@ -187,6 +192,35 @@ async def test_a_loop_that_breaks_fails_its_job_with_the_kind_of_error(world: Wo
     failed = await world.until("walk", JobStatus.FAILED)
 
     assert failed.message == "ZeroDivisionError: no rows"
+
+
+async def test_a_failure_that_a_full_disk_keeps_from_being_recorded_is_once_there_is_room(
+    tmp_path: Path,
+):
+    engine = open_engine(tmp_path / "turnwise.db")
+    engine.dispose()
+    connections: list[sqlite3.Connection] = []
+    event.listen(engine, "connect", lambda connection, _: connections.append(connection))
+    store = SqlStore(engine, SYSTEM_CLOCK, readers=1)
+    world = World(tmp_path, store)
+    await world.create("walk")
+    loop = await world.running("walk")
+    for connection in connections:
+        connection.execute("PRAGMA max_page_count = 1")  # it may not grow
+    loop.break_down(errors.StorageFull("no room for checkpoint ".ljust(100_000)))
+    tried_until = world.clock.at + 2 * RECORD_AGAIN_S
+    async with asyncio.timeout(5):
+        while world.clock.at < tried_until:
+            await asyncio.sleep(0)
+    assert await world.statuses() == {"walk": "RUNNING"}
+
+    for connection in connections:
+        connection.execute("PRAGMA max_page_count = 1000000")
+    failed = await world.until("walk", JobStatus.FAILED)
+
+    assert failed.message.startswith("no room for checkpoint")
+    await world.jobs.close()
+    await store.close()
 
 
 async def test_a_restarted_server_continues_what_ran_and_then_fills_its_places(
