@@ -55,23 +55,31 @@ REGION = "us-west-2"
 
 
 class Engines:
-    """One engine process per base model and mode, started when first needed."""
+    """One engine process per base model and mode; started when needed, forgotten when dead."""
 
     def __init__(self, launcher: Launcher, settings: Settings) -> None:
         self._launcher = launcher
         self._settings = settings
         self._running: dict[tuple[str, bool], SharedSampler] = {}
+        self._watches: set[asyncio.Task[None]] = set()
         self._starting = asyncio.Lock()
 
     async def claim(self, spec: JobSpec) -> ClaimedSampler:
-        """A job's view of its engine; a new engine if the former process has died."""
+        """A job's view of its engine, which may still be loading its model."""
         key = (spec.model, spec.deterministic)
         async with self._starting:
             engine = self._running.get(key)
-            if engine is None or not await _answers(engine.sampler):
+            if engine is None:
                 engine = SharedSampler(await self._launcher.engine(self._spec(spec)))
                 self._running[key] = engine
+                watch = asyncio.create_task(self._forget(key, engine.sampler))
+                self._watches.add(watch)
+                watch.add_done_callback(self._watches.discard)
             return engine.claim()
+
+    async def _forget(self, key: tuple[str, bool], engine: Sampler) -> None:
+        await engine.lost()
+        del self._running[key]
 
     def _spec(self, spec: JobSpec) -> EngineSpec:
         settings = self._settings
@@ -84,14 +92,6 @@ class Engines:
             max_length=settings.engine_max_length,
             max_queue=settings.engine_queue,
         )
-
-
-async def _answers(engine: Sampler) -> bool:
-    try:
-        await engine.stats()
-    except errors.ProcessDied:
-        return False
-    return True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -247,7 +247,7 @@ def _summary(demo: Demo, loaded: data.Task, base: Measured, tuned: Measured, ada
             "A model this tiny cannot do these tasks: about 0 is what it should score. The run "
             "shows that the folder goes through the whole pipeline."
         )
-    console.print(f"adapter: {adapter}")
+    console.print(f"adapter: {adapter}", soft_wrap=True)
     console.print(
         f"look at the job: start `{_turnwise(demo)} serve`, then `{_turnwise(demo)} jobs logs "
         f"aircraft`, `... jobs metrics aircraft`, `... rollouts list aircraft`",

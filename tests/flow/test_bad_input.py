@@ -565,7 +565,9 @@ def test_everything_but_the_failed_rollouts_is_trained_and_all_tokens_are_accoun
 ):
     rollouts = [rollout for group in mixed.values() for rollout in group]
     trained = sum(r["tokens"] for r in rollouts if r["status"] == "REWARD_RECEIVED")
-    late = mixed["never completes"][0]["tokens"]
+    late = sum(
+        mixed[row][0]["tokens"] for row in ("hangs", "never completes", "never reports a reward")
+    )
     failed = sum(r["tokens"] for r in rollouts if r["status"] == "FAILED")
     assert late
     assert world.bins("mixed") == {

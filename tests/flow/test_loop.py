@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,7 @@ from turnwise.domain.job import (
     ScheduleSpec,
     ValidationSpec,
 )
+from turnwise.domain.ledger import Bin
 from turnwise.domain.rollout import Group, GroupStatus, Policy, Purpose, Rollout, Trajectory
 from turnwise.loop.run import JobLoop
 from turnwise.loop.sockets import Sockets
@@ -175,6 +176,18 @@ async def assert_ledger_is_complete(world: World) -> None:
     bins = await world.store.ledger(builders.ACCOUNT, "job_walk")
     sampled = sum(t.sampled_tokens for t in await world.trajectories())
     assert sum(tokens for step in bins.values() for tokens in step.values()) == sampled
+    logged: dict[int, dict[str, int]] = {}
+    for event in await world.events(EventKind.METRICS):
+        values = event.body["values"]
+        # What was trained again after a fall-back counts as it was at last.
+        ended = {bin.value: values[name] for bin in Bin if (name := f"ledger/{bin}") in values}
+        logged[event.body["step"]] = logged.get(event.body["step"], {}) | ended
+    assert _without_zeros(logged) == _without_zeros(bins)
+
+
+def _without_zeros(bins: Mapping[int, Mapping[str, int]]) -> dict[int, dict[str, int]]:
+    counted = {step: {name: n for name, n in each.items() if n} for step, each in bins.items()}
+    return {step: each for step, each in counted.items() if each}
 
 
 async def test_a_two_step_job_trains_every_row_once_and_completes(world: World) -> None:
@@ -329,6 +342,22 @@ async def test_a_step_without_a_reward_that_differs_makes_no_update_and_warns(
         for step in (0, 1)
     ]
     assert {policy.adapter_id for policy in world.gateway.policies} == {"adapter-0"}
+
+
+async def test_a_step_of_which_nothing_was_scored_warns_with_the_commonest_fault(
+    world: World,
+) -> None:
+    world.behave = lambda rollout: Behaviour.ANSWER_500
+    limits = replace(LIMITS, rollout_max_retries=0)
+    one_step = replace(TWO_STEPS, max_steps=1)
+    batch = BatchSpec(global_batch_size=2, group_size=2)
+    await run(world, make_job(schedule=one_step, rollout=limits, batch=batch))
+
+    assert await world.warnings() == [
+        "step 0 made no update: none of its 4 attempts was scored; "
+        "4 failed so: the agent answered 500: scripted"
+    ]
+    await assert_ledger_is_complete(world)
 
 
 # ── agents that are not there ─────────────────────────────────────────────────────────────────

@@ -83,9 +83,8 @@ def test_reward_rises_on_a_task_that_is_easy_to_learn(model, rows, tmp_path):
                 model,
                 rows,
                 url,
-                batch={"global_batch_size": 8, "group_size": 8, "updates_per_step": 2},
+                batch={"global_batch_size": 8, "group_size": 8, "updates_per_step": 4},
                 schedule={"max_steps": 8, "max_epochs": 9, "val_every": 0},
-                optimizer={"learning_rate": 0.05},
             )
         )
         assert client.wait("flow")["status"] == "COMPLETED"

@@ -178,7 +178,7 @@ _ANALYSIS = _metrics(
 _EXACTNESS = (
     *_metrics(
         "ledger",
-        ("{bin}", "tokens", "Sampled tokens of the step's rollouts that ended in this bin."),
+        ("{bin}", "tokens", "Sampled tokens that ended in this bin, as of the step."),
     ),
     *_metrics(
         "mismatch/age_{age}",

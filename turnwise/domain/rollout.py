@@ -59,6 +59,11 @@ class Fault:
     message: str = ""
     retryable: bool = True
 
+    @property
+    def is_late(self) -> bool:
+        """Whether a deadline passed; the code says what the rollout lacked then."""
+        return self.code in ("deadline", "no_reward", "no_turns")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:

@@ -139,16 +139,14 @@ class Exchange:
             finally:
                 self._limit = None
 
-    async def wanted(self) -> bool:
-        """Wait until somebody waits for the reply (True) or it has expired (False)."""
-        while not self.expired and self._clients == 0:
-            await self._changed.wait()
-        return not self.expired
-
     async def taken(self) -> bool:
-        """Wait until somebody has got the reply (True) or nobody will (False)."""
+        """Wait until somebody has got the reply (True) or it has expired, and is taken back.
+
+        A client that is connected but does not read may never come for it: nobody waits for it.
+        """
         while not self._taken:
-            if self.expired and self._clients == 0:
+            if self.expired:
+                self._reply = None
                 return False
             await self._changed.wait()
         return True

@@ -57,7 +57,11 @@ class Gateway:
     # ── jobs ──────────────────────────────────────────────────────────────────────────────────
 
     def attach(self, job: Job, sampler: Sampler, renderer: Renderer) -> None:
-        """From now on the job's agents are answered, by the base until something is published."""
+        """From now on the job's agents are answered, by the base until something is published.
+
+        `job` is as it was before this start: rollouts of the incarnations that it has had by
+        then will be superseded, so late calls of their agents are refused.
+        """
         names = ("default", job.name, PurePath(job.spec.model).name)
         self._attached[job.job_id] = Attached(
             job=job,
@@ -117,7 +121,8 @@ class Gateway:
 
     async def rollout(self, rollout_id: str) -> Rollout:
         """A rollout of any account, for the doors. Raises `NotFound`."""
-        return (await self._record(rollout_id)).rollout
+        record = self._records.get(rollout_id)
+        return await self._find(rollout_id) if record is None else record.rollout
 
     async def job_of(self, rollout: Rollout) -> Job:
         """The rollout's job, attached or not."""
@@ -144,7 +149,8 @@ class Gateway:
         names: dict[str, None] = {}
         for attached in self._attached.values():
             job = attached.job
-            if job_id in (None, job.job_id) and job.account_id == principal.account_id:
+            is_asked = job_id in (None, job.job_id) and job.account_id == principal.account_id
+            if is_asked and (principal.job_ids is None or job.job_id in principal.job_ids):
                 names |= dict.fromkeys(attached.models)
         return tuple(names)
 
@@ -188,6 +194,8 @@ class Gateway:
         record = await self._record_for(principal, Action.SAMPLE, rollout_id)
         self._check_can_sample(record)
         attached = self._job(record.rollout.job_id)
+        if record.rollout.incarnation <= attached.job.incarnation:
+            raise not_in_valid_status(record.rollout, "is of an earlier start of its job")
         if request.model not in attached.models:
             known = ", ".join(attached.models)
             raise errors.NotFound("model", request.model, remedy=f"known models: {known}")

@@ -50,11 +50,12 @@ class Graph:
         """Append the next node. The agent has not seen an undelivered completion."""
         if node.node_id != len(self.nodes):
             raise ValueError(f"node {node.node_id} added where {len(self.nodes)} is next")
-        self.nodes.append(node)
-        self._children[node.node_id] = []
-        self._children[node.parent].append(node.node_id)
         if not delivered:
             self._unseen.add(node.node_id)
+        self.nodes.append(node)
+        self._children[node.node_id] = []
+        # Last, because a thread may be matching a large request: it finds nodes by their parents.
+        self._children[node.parent].append(node.node_id)
 
     def conceal(self, node_id: int) -> None:
         """A completion turned out not to have reached the agent."""
@@ -161,12 +162,12 @@ def path_sha256(prompt: Tokens) -> bytes:
     return hashlib.sha256(prompt.astype("<i4", copy=False).tobytes()).digest()
 
 
-def turn_seed(place: Sequence[int], path: bytes, nth: int, asked: int | None) -> int:
+def turn_seed(place: Sequence[int | str], path: bytes, nth: int, asked: int | None) -> int:
     """Seed of a turn: a hash of the rollout's place, the path in its graph, and the repetition.
 
-    63 bits, so that it fits a signed 64-bit column. `place` is (job seed, step, row, slot,
-    attempt); `path` is a `path_sha256`, so that the order in which parallel requests arrive does
-    not matter; `asked` is the request's own seed.
+    63 bits, so that it fits a signed 64-bit column. `place` is (job seed, purpose, step, row,
+    slot, attempt); `path` is a `path_sha256`, so that the order in which parallel requests arrive
+    does not matter; `asked` is the request's own seed.
     """
     digest = hashlib.sha256(json.dumps([list(place), nth, asked]).encode() + path)
     return int.from_bytes(digest.digest()[:8], "big") >> 1
@@ -217,7 +218,7 @@ def _arguments(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value)
     try:
         read = json.loads(text or "{}", parse_float=_number)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text.strip()
     return json.dumps(read or {}, sort_keys=True)
 

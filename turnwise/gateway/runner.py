@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 
 from turnwise import errors
 from turnwise.domain.job import Job
 from turnwise.domain.rollout import Delivery, FinishReason, Message, Policy, Rollout, Turn
-from turnwise.gateway.chat import ChatRequest
+from turnwise.gateway.chat import ChatRequest, Delta
 from turnwise.gateway.exchange import Exchange
 from turnwise.gateway.graph import path_sha256, turn_seed
 from turnwise.gateway.record import Record, reply_to
@@ -22,6 +22,10 @@ log = logging.getLogger(__name__)
 
 #: Bodies above this are rendered in a thread: measured at 0.2 to 0.3 ms per KB, this is 4 ms.
 RENDER_INLINE_BYTES = 16_384
+
+#: Completions above this are read in a thread, unless they were read as they came: measured at
+#: 2 us per token, this is 4 ms.
+READ_INLINE_TOKENS = 2048
 
 
 @dataclass(slots=True, kw_only=True)
@@ -57,10 +61,11 @@ class TurnRunner:
             said = Completion(attached.renderer, call)
             try:
                 await self._sample(record, exchange, attached, call, said)
+                message, rest = await _read(said)
             except Exception:
                 await self._keep_undelivered(record, call, said)
                 raise
-            await self._deliver(record, exchange, call, said)
+            await self._deliver(record, exchange, call, said, message, rest)
         except errors.TurnwiseError as error:
             exchange.fail(error)
         except Exception as error:
@@ -85,7 +90,6 @@ class TurnRunner:
             prompt = await asyncio.to_thread(build_prompt, record.graph, attached.renderer, request)
         room = _room(prompt, attached.max_length)
         rollout = record.rollout
-        place = (rollout.seed, rollout.step, rollout.row_index, rollout.slot, rollout.attempt)
         path = path_sha256(prompt.tokens)
         return Call(
             request=request,
@@ -93,7 +97,7 @@ class TurnRunner:
             prompt=prompt,
             policy=rollout.policy or attached.policy,
             sampling=request.params(rollout.sampling, room=room),
-            seed=turn_seed(place, path, record.count(path), request.seed),
+            seed=turn_seed(_place(rollout), path, record.count(path), request.seed),
             started_at=exchange.created_at,
             turn_id=exchange.turn_id,
         )
@@ -139,13 +143,15 @@ class TurnRunner:
             raise errors.Unavailable("the sampler ended the call early", retry_after_s=1.0)
 
     async def _deliver(
-        self, record: Record, exchange: Exchange, call: Call, said: Completion
+        self,
+        record: Record,
+        exchange: Exchange,
+        call: Call,
+        said: Completion,
+        message: Message,
+        rest: Sequence[Delta],
     ) -> None:
-        """Commit the turn, then let its clients have the reply."""
-        message, rest = said.close()
-        if not await exchange.wanted():
-            await self._commit(record, call, said, message, Delivery.UNDELIVERED)
-            raise not_in_valid_status(record.rollout, "was closed during the call")
+        """Commit the turn, then let its clients have the reply; take it back if none comes."""
         turn = await self._commit(record, call, said, message, Delivery.DELIVERED)
         exchange.publish(rest)
         reply = reply_to(
@@ -161,14 +167,14 @@ class TurnRunner:
             async with record.commits:
                 await self._store.mark_undelivered(account, rollout_id, turn.turn_id)
                 record.conceal(turn)
+            raise not_in_valid_status(record.rollout, "was closed during the call")
 
     async def _keep_undelivered(self, record: Record, call: Call, said: Completion) -> None:
         """Record what was sampled of a turn that did not get to its end."""
         if not len(said.tokens):
             return
         said.finish_reason = FinishReason.ABORT
-        message, _ = said.close()
-        await self._commit(record, call, said, message, Delivery.UNDELIVERED)
+        await self._commit(record, call, said, said.unread(), Delivery.UNDELIVERED)
 
     async def _commit(
         self, record: Record, call: Call, said: Completion, message: Message, delivery: Delivery
@@ -192,6 +198,13 @@ class TurnRunner:
         return turn
 
 
+async def _read(said: Completion) -> tuple[Message, Sequence[Delta]]:
+    """The whole message and what of it was still held back; a long one is read in a thread."""
+    if said.is_streamed or len(said.tokens) <= READ_INLINE_TOKENS:
+        return said.close()
+    return await asyncio.to_thread(said.close)
+
+
 async def _generate(sampler: Sampler, ask: SampleRequest) -> AsyncGenerator[Chunk, None]:
     """The sampler's stream as a generator, whose closing closes it."""
     stream = sampler.generate(ask)
@@ -202,6 +215,18 @@ async def _generate(sampler: Sampler, ask: SampleRequest) -> AsyncGenerator[Chun
         close = getattr(stream, "aclose", None)
         if close is not None:
             await close()
+
+
+def _place(rollout: Rollout) -> tuple[int | str, ...]:
+    """What distinguishes a rollout from all others of its job, in a repeat of the job too."""
+    return (
+        rollout.seed,
+        rollout.purpose.value,
+        rollout.step,
+        rollout.row_index,
+        rollout.slot,
+        rollout.attempt,
+    )
 
 
 def _room(prompt: Prompt, max_length: int) -> int:

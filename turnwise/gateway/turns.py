@@ -151,10 +151,15 @@ class Completion:
             self.finish_reason = FinishReason.TOOL_CALLS
         return message, rest
 
+    def unread(self) -> Message:
+        """What was sampled as its bare text: for a reply that is not, or cannot be, read."""
+        return {"role": "assistant", "content": self._renderer.decode(self.tokens)}
+
     def token_logprobs(self) -> tuple[TokenLogprob, ...]:
         """Each token's text and logprob."""
+        tokens = self.tokens
         return tuple(
-            TokenLogprob(text=self._renderer.decode(self.tokens[i : i + 1]), logprob=float(value))
+            TokenLogprob(text=self._renderer.decode(tokens[i : i + 1]), logprob=float(value))
             for i, value in enumerate(self.logprobs)
         )
 

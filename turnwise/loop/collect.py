@@ -248,7 +248,7 @@ def overdue(trajectory: Trajectory) -> Fault:
 
 def _ran_out_of_time(trajectory: Trajectory) -> bool:
     fault = trajectory.rollout.fault
-    return fault is not None and fault.code in ("deadline", "no_reward", "no_turns")
+    return fault is not None and fault.is_late
 
 
 def _with_metrics(trajectory: Trajectory, metrics: Mapping[str, float]) -> Trajectory:

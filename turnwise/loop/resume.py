@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from turnwise import errors
 from turnwise.domain.event import EventDraft, EventKind, Level
 from turnwise.domain.job import Job
+from turnwise.domain.ledger import Bin
 from turnwise.domain.rollout import Group, GroupStatus
 from turnwise.domain.training import Checkpoint
 from turnwise.loop.assemble import ClosedGroup
@@ -26,6 +27,7 @@ class Start:
     pace: Pace
     kept: tuple[ClosedGroup, ...]  # of the incarnation before, still young enough
     orders: tuple[int, ...]  # places in the plan to admit, in order
+    superseded_tokens: int  # sampled for what was not kept; the first step's ledger has them
 
 
 def checkpoint_key(job_id: str, step: int) -> str:
@@ -68,6 +70,7 @@ async def begin(job: Job, plan: Plan, sockets: Sockets) -> Start:
         pace=pace,
         kept=tuple([await _read(closed[order], sockets) for order in kept]),
         orders=tuple(plan.orders(trained | set(kept))),
+        superseded_tokens=await _superseded_tokens(job, pace.step, sockets),
     )
 
 
@@ -103,6 +106,12 @@ async def _supersede(job: Job, kept: list[Group], sockets: Sockets) -> None:
         f"closed {closed} open rollouts as superseded"
     )
     await _log(job, message, sockets)
+
+
+async def _superseded_tokens(job: Job, step: int, sockets: Sockets) -> int:
+    """Tokens that the store already counts for `step`, which is still to be trained."""
+    bins = await sockets.store.ledger(job.account_id, job.job_id)
+    return bins.get(step, {}).get(Bin.DROPPED_SUPERSEDED.value, 0)
 
 
 async def _read(group: Group, sockets: Sockets) -> ClosedGroup:

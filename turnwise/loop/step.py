@@ -10,7 +10,7 @@ adapter: a crash in between repeats the step or finds it finished, and never hal
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 
@@ -43,6 +43,7 @@ class Stepper:
         self._sockets = sockets
         self._version = next_version
         self._ended_at = sockets.clock.now()
+        self._superseded_tokens = start.superseded_tokens
         adapter_id = start.checkpoint.adapter.adapter_id
         self._adapters = deque([adapter_id])
         self.policy = Policy(adapter_id=adapter_id, policy_step=start.pace.step)
@@ -78,8 +79,10 @@ class Stepper:
             **result.metrics,
             **mismatch_metrics(result.mismatch),
             **timing,
+            "ledger/dropped_superseded": self._superseded_tokens,
         }
         await self._finish(closed, assembly, result, checkpoint, values)
+        self._superseded_tokens = 0
 
     async def retire_all(self) -> None:
         """Free the job's adapters in the sampler, if it is still there."""
@@ -130,7 +133,10 @@ class Stepper:
                 bins=assembly.bins,
                 checkpoint=checkpoint,
                 packages=self._packages(checkpoint),
-                events=_events(groups, policy, result, checkpoint, values),
+                events=(
+                    *_events(groups, policy, result, checkpoint, values),
+                    *([] if result.updates else [_no_update(step, closed, assembly)]),
+                ),
             ),
         )
         self._version += 1
@@ -201,7 +207,7 @@ def _events(
     values: Mapping[str, float],
 ) -> tuple[EventDraft, ...]:
     step = result.step
-    drafts = [
+    return (
         EventDraft(kind=EventKind.METRICS, body={"step": step, "values": dict(values)}),
         EventDraft(
             kind=EventKind.CHECKPOINT,
@@ -222,12 +228,16 @@ def _events(
                 "trained_tokens": result.trained_tokens,
             },
         ),
-    ]
-    if not result.updates:
-        message = (
-            f"step {step} made no update: none of its {len(groups)} groups "
-            "has rewards that differ between siblings"
-        )
-        body = {"message": message, "step": step}
-        drafts.append(EventDraft(kind=EventKind.LOG, body=body, level=Level.WARNING))
-    return tuple(drafts)
+    )
+
+
+def _no_update(step: int, closed: Sequence[ClosedGroup], assembly: Assembly) -> EventDraft:
+    """A warning that says why a step taught nothing."""
+    why = f"none of its {len(closed)} groups has rewards that differ between siblings"
+    attempts = [attempt.rollout for each in closed for attempt in each.attempts]
+    faults = Counter(rollout.fault.message for rollout in attempts if rollout.fault)
+    if faults and not assembly.num_scored:
+        [(fault, count)] = faults.most_common(1)
+        why = f"none of its {len(attempts)} attempts was scored; {count} failed so: {fault}"
+    body = {"message": f"step {step} made no update: {why}", "step": step}
+    return EventDraft(kind=EventKind.LOG, body=body, level=Level.WARNING)

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import logging as transformers_logging
 
 from turnwise import errors
 
@@ -26,6 +27,8 @@ def load_base(folder: str | Path, device: str = "cpu") -> PreTrainedModel:
     """
     path = Path(folder)
     _check_folder(path)
+    # Progress bars would draw in the server's log.
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             path, dtype=dtype_of(device), attn_implementation="sdpa", local_files_only=True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import http.client
 import json
 import logging
@@ -114,6 +115,13 @@ _Service = tuple[str, str]  # scheme, host:port
 
 #: Open connections that nobody uses now. A list's append and pop are atomic between threads.
 _idle: defaultdict[_Service, list[http.client.HTTPConnection]] = defaultdict(list)
+
+
+@atexit.register
+def _close_idle() -> None:
+    for connections in _idle.values():
+        for connection in connections:
+            connection.close()
 
 
 def _post_json(url: str, body: Mapping[str, Any]) -> None:

@@ -4,8 +4,8 @@ A token's bin is the first of these that applies to it:
 
 1. its rollout was made for validation or evaluation: `not_for_training`
 2. its reply did not reach the agent: `dropped_undelivered`
-3. its rollout failed: by the fault's code, `dropped_deadline`, `dropped_superseded`, else
-   `dropped_failed`
+3. its rollout failed: `dropped_deadline` where a deadline passed, whatever it lacked then (its
+   reward, say), `dropped_superseded` by the fault's code, else `dropped_failed`
 4. its rollout was scored, but nothing of it is trained: `dropped_unpaired`,
    `dropped_zero_advantage` or `dropped_superseded`, as its group's fate says
 5. a rule masks it: `masked_greedy`, `masked_first_position` (see `turnwise.rl.rows`)
@@ -23,15 +23,11 @@ from turnwise.domain.rollout import Fault, Purpose, Trajectory, Turn
 from turnwise.rl.advantages import GroupAdvantages
 from turnwise.rl.rows import is_greedy
 
-_BY_FAULT = {
-    "deadline": Bin.DROPPED_DEADLINE,
-    "superseded": Bin.DROPPED_SUPERSEDED,
-}
-
-
 def of_fault(fault: Fault) -> Bin:
     """The bin of a failed rollout's tokens."""
-    return _BY_FAULT.get(fault.code, Bin.DROPPED_FAILED)
+    if fault.is_late:
+        return Bin.DROPPED_DEADLINE
+    return Bin.DROPPED_SUPERSEDED if fault.code == "superseded" else Bin.DROPPED_FAILED
 
 
 def of_group(group: GroupAdvantages) -> Bin:

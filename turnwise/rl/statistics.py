@@ -16,7 +16,6 @@ from turnwise.domain.ledger import Bin
 from turnwise.domain.rollout import Trajectory
 from turnwise.domain.training import Mismatch, Sample
 from turnwise.rl.advantages import GroupAdvantages
-from turnwise.rl.ledger import of_fault
 from turnwise.rl.passk import pass_at_k, pass_power_k
 
 Values = dict[str, float]
@@ -60,11 +59,7 @@ def rollout_metrics(groups: Sequence[ScoredGroup], *, per_turn: bool = False) ->
     attempts = [t for group in groups for t in group.trajectories]
     counted = scored(attempts)
     last = [t for group in groups for t in _last_attempts(group.trajectories)]
-    expired = [
-        t
-        for t in last
-        if t.rollout.fault is not None and of_fault(t.rollout.fault) is Bin.DROPPED_DEADLINE
-    ]
+    expired = [t for t in last if (fault := t.rollout.fault) is not None and fault.is_late]
     valid = [reward for group in groups if group.is_valid for reward in group.rewards]
     values = {
         **_reward_metrics("rollout", _totals(counted)),

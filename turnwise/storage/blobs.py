@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import shutil
 from pathlib import Path, PurePosixPath
 
@@ -16,9 +17,14 @@ class FolderBlobs:
         self._root = root.resolve()
 
     def path(self, key: str) -> Path:
-        """The file or folder of a key; its parents exist. Raises `InvalidInput`."""
+        """The file or folder of a key; its parents exist. Raises `InvalidInput`, `StorageFull`."""
         path = self._checked(key)
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            raise errors.StorageFull(f"no room for {key}: {error.strerror}") from error
         return path
 
     async def delete(self, prefix: str) -> None:

@@ -126,7 +126,7 @@ def _commit(connection: Connection, batch: Sequence[Call]) -> None:
         with translated_errors(), connection.begin():
             for call in batch:
                 _run_in_savepoint(connection, call)
-    except errors.TurnwiseError:
+    except Exception:  # supervised: each call is told by itself what is wrong
         for call in batch:
             _commit_alone(connection, call)
 

@@ -40,7 +40,7 @@ class HttpCall:
     async def body(self) -> bytes:
         """The whole request body. Raises `InvalidInput` if it is too large."""
         message = await self._receive()
-        body: bytes = message.get("body", b"")
+        body = bytearray(message.get("body", b""))
         while message.get("more_body"):
             message = await self._receive()
             body += message.get("body", b"")
@@ -50,7 +50,7 @@ class HttpCall:
                 )
         if message["type"] == "http.disconnect":
             raise ClientGone
-        return body
+        return bytes(body)
 
     @contextlib.asynccontextmanager
     async def while_connected(self) -> AsyncIterator[None]:

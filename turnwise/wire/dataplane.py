@@ -175,6 +175,8 @@ class DataPlane:
         else:
             principal = await self._bearer_of_rollout(_bearer(http), rollout_id)
         rollout = await self._gateway.rollout(rollout_id)
+        if rollout.account_id != principal.account_id:
+            raise errors.NotFound("trajectory", rollout_id)
         if job_arn:
             await self._check_job(rollout, job_arn)
         return principal, rollout

@@ -3,6 +3,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import threading
+import time
 from typing import Any
 
 import numpy as np
@@ -131,6 +133,15 @@ async def test_seeds_follow_from_place_and_path_and_not_from_the_order_of_arriva
                 await chat(world, user(text))
             seeds.append({text_of(np.asarray(r.prompt)): r.seed for r in world.script.asked})
     assert seeds[0] == seeds[1]
+
+
+async def test_validation_does_not_share_the_randomness_of_training():
+    async with a_world("x") as world:
+        await world.open("rol_b", attempt=0, slot=5)
+        await world.open("rol_c", attempt=0, slot=5, group_id="gr_c", purpose=Purpose.VALIDATION)
+        for rollout_id in ("rol_b", "rol_c"):
+            await chat(world, user("hi"), rollout_id=rollout_id)
+    assert len({asked.seed for asked in world.script.asked}) == 2
 
 
 async def test_seeds_go_on_counting_after_a_restart():
@@ -434,8 +445,9 @@ async def test_a_retry_that_comes_when_the_turn_is_over_still_gets_it():
         await until(lambda: world.script.asked)
         await leave(asking)
         world.sampler.gate.set()
-        await asyncio.sleep(0.01)
-        assert (await world.trajectory()).turns == ()  # nobody has got it yet
+        async with asyncio.timeout(5):
+            while not (await world.trajectory()).turns:  # on record although nobody has got it
+                await asyncio.sleep(0)
         reply = await chat(world, user("hi"), retry_count=1)
         trajectory = await world.trajectory()
     assert reply.message == assistant("hello")
@@ -488,11 +500,13 @@ async def test_a_finished_turn_that_nobody_fetches_is_undelivered():
         await leave(asking)
         world.sampler.gate.set()
         async with asyncio.timeout(5):
-            while not (turns := (await world.trajectory()).turns):
+            while not (turns := (await world.trajectory()).turns) or turns[0].is_delivered:
                 await asyncio.sleep(0.005)
+        again = await chat(world, user("hi"), retry_count=1)
     assert [(t.delivery, t.finish_reason) for t in turns] == [
         (Delivery.UNDELIVERED, FinishReason.STOP)
     ]
+    assert again.turn_id != turns[0].turn_id
 
 
 async def test_a_client_that_leaves_during_the_commit_takes_its_turn_back():
@@ -511,6 +525,84 @@ async def test_a_client_that_leaves_during_the_commit_takes_its_turn_back():
             while (turns := (await world.trajectory()).turns)[0].is_delivered:
                 await asyncio.sleep(0.005)
     assert len(turns) == 1
+
+
+async def test_a_client_that_stays_but_does_not_read_holds_up_no_deadline():
+    async with a_world("hello") as world:
+        request = ask(user("hi"), stream=True)
+        exchange = await world.gateway.ask(world.principal, "rol_a", request, body=b"")
+        async with contextlib.aclosing(exchange.events()) as events:
+            await anext(events)  # and then it reads nothing more
+            async with asyncio.timeout(5):
+                while not (await world.trajectory()).turns:
+                    await asyncio.sleep(0)
+                await world.gateway.fail("rol_a", LOST)
+                trajectory = await world.gateway.closed("rol_a")
+            with pytest.raises(errors.NotInValidStatus, match="it was closed during the call"):
+                [event async for event in events]
+    assert [t.delivery for t in trajectory.turns] == [Delivery.UNDELIVERED]
+
+
+class BrokenReading:
+    def feed(self, tokens: Any) -> Any:
+        raise KeyError("feed")
+
+    def finish(self) -> Any:
+        raise KeyError("finish")
+
+
+class BrokenRenderer(PlainRenderer):
+    """A family whose package fails on what the model said."""
+
+    def parse(self, prompt: Any, completion: Any, tools: Any) -> Any:
+        raise KeyError("parse")
+
+    def stream(self, prompt: Any, tools: Any) -> Any:
+        return BrokenReading()
+
+
+@pytest.mark.parametrize(("is_streamed", "broken"), [(False, "parse"), (True, "feed")])
+async def test_a_reply_that_cannot_be_read_is_kept_as_what_was_sampled(
+    is_streamed: bool, broken: str
+):
+    async with a_world("hello", renderer=BrokenRenderer()) as world:
+        with pytest.raises(KeyError, match=broken):
+            await chat(world, user("hi"), stream=is_streamed)
+        trajectory = await world.trajectory()
+    (turn,) = trajectory.turns
+    assert (turn.delivery, turn.finish_reason) == (Delivery.UNDELIVERED, FinishReason.ABORT)
+    said = "h" if is_streamed else "hello¶"
+    assert text_of(trajectory.nodes[1].tokens) == said
+    assert trajectory.nodes[1].messages == (assistant(said),)
+
+
+class ThreadNoting(PlainRenderer):
+    def __init__(self) -> None:
+        super().__init__()
+        self.threads: list[threading.Thread] = []
+
+    def parse(self, prompt: Any, completion: Any, tools: Any) -> Any:
+        self.threads.append(threading.current_thread())
+        return super().parse(prompt, completion, tools)
+
+
+async def test_a_long_reply_is_read_off_the_event_loop():
+    renderer, sampling = ThreadNoting(), SamplingParams(max_tokens=3000)
+    async with a_world("x" * 2999, "x", renderer=renderer, opened=False) as world:
+        await world.open(sampling=sampling)
+        for text in ("a", "b"):
+            await chat(world, user(text))
+    assert [t is threading.main_thread() for t in renderer.threads] == [False, True]
+
+
+async def test_logprobs_of_a_long_stream_take_no_quadratic_time():
+    sampling = SamplingParams(max_tokens=8000)
+    async with a_world("x" * 7999, opened=False, max_length=9000) as world:
+        await world.open(sampling=sampling)
+        started = time.process_time()
+        _, reply = await streamed(world, user("hi"), logprobs=True)
+    assert time.process_time() - started < 1.5
+    assert len(reply.logprobs or ()) == 8000
 
 
 async def test_a_failed_attempt_is_sampled_anew_on_retry():
@@ -699,6 +791,20 @@ async def test_a_rollout_that_the_store_superseded_takes_no_turn():
             await chat(world, user("hi"))
 
 
+async def test_late_calls_of_an_earlier_incarnation_are_refused_before_it_is_superseded():
+    async with a_world() as world:
+        world.gateway.detach("job_walk")
+        world.gateway.attach(builders.job(incarnation=1), world.sampler, PlainRenderer())
+        with pytest.raises(errors.NotInValidStatus) as caught:
+            await chat(world, user("hi"))
+        await world.open("rol_b", incarnation=2)
+        await chat(world, user("hi"), rollout_id="rol_b")
+    assert str(caught.value) == (
+        "Trajectory rol_a is not in valid status (PENDING): it is of an earlier start of its job"
+    )
+    assert len(world.script.asked) == 1
+
+
 # ── who may ───────────────────────────────────────────────────────────────────────────────────
 
 
@@ -707,6 +813,19 @@ async def test_other_accounts_rollouts_do_not_exist():
         other = Principal(account_id="acc_other")
         with pytest.raises(errors.NotFound, match="trajectory 'rol_a' does not exist"):
             await world.gateway.complete_rollout(other, "rol_a", "ready")
+
+
+async def test_models_are_those_of_the_callers_jobs():
+    async with a_world() as world:
+        its = {"account_id": builders.ACCOUNT}
+        callers = [
+            Principal(**its),
+            Principal(**its, job_ids=frozenset({"job_walk"})),
+            Principal(**its, job_ids=frozenset({"job_run"})),
+            Principal(account_id="acc_other"),
+        ]
+        names = [world.gateway.models(caller) for caller in callers]
+    assert names == [("default", "walk", "tiny")] * 2 + [()] * 2
 
 
 async def test_a_key_without_the_right_is_denied():

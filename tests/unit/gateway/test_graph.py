@@ -185,6 +185,10 @@ DIFFERENT = [
         assistant(None, tool_calls=[call("f", "not json")]),
         assistant(None, tool_calls=[call("f", "{}")]),
     ),
+    (
+        assistant(None, tool_calls=[call("f", "{}")]),
+        assistant(None, tool_calls=[call("f", "[" * 100_000)]),
+    ),
     (user("hi"), user("hi ")),
     (tool("hi", "call_1"), tool("hi", "call_2")),
 ]
@@ -256,10 +260,10 @@ def test_a_path_holds_every_token_from_the_root():
 
 
 def test_turn_seeds_differ_by_place_prompt_repetition_and_wish():
-    place, path = (7, 0, 1, 2, 0), path_sha256(ids("hi"))
+    place, path = (7, "train", 0, 1, 2, 0), path_sha256(ids("hi"))
     seeds = {
         turn_seed(place, path, 0, None),
-        turn_seed((7, 0, 1, 3, 0), path, 0, None),
+        turn_seed((7, "train", 0, 1, 3, 0), path, 0, None),
         turn_seed(place, path_sha256(ids("ho")), 0, None),
         turn_seed(place, path, 1, None),
         turn_seed(place, path, 0, 5),

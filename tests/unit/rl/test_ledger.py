@@ -38,7 +38,7 @@ def test_a_trained_rollout_is_split_by_the_named_masks() -> None:
         ("deadline", Bin.DROPPED_DEADLINE),
         ("superseded", Bin.DROPPED_SUPERSEDED),
         ("agent_failed", Bin.DROPPED_FAILED),
-        ("no_reward", Bin.DROPPED_FAILED),
+        ("no_reward", Bin.DROPPED_DEADLINE),
     ],
 )
 def test_a_failed_rollouts_tokens_go_where_its_fault_says(code: str, bin: Bin) -> None:

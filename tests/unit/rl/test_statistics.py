@@ -49,7 +49,7 @@ def test_a_steps_rollouts_are_described_as_documented() -> None:
         scored_group(rewarded(0, 1.0, turns=3), rewarded(1, 0.0), failed(2, "deadline")),
         scored_group(failed(0), rewarded(0, 0.5, attempt=1), rewarded(1, 0.5)),
         scored_group(rewarded(0, 0.0), rewarded(1, 0.0)),
-        scored_group(rewarded(0, 2.0), failed(1)),
+        scored_group(rewarded(0, 2.0), failed(1, "no_reward")),
     ]
 
     values = rollout_metrics(groups)
@@ -84,7 +84,7 @@ def test_a_steps_rollouts_are_described_as_documented() -> None:
     }
     assert {name: values[f"rollout/{name}"] for name in ("failed", "expired", "retried")} == {
         "failed": 2,
-        "expired": 1,
+        "expired": 2,
         "retried": 1,
     }
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import event
+from sqlalchemy import Connection, event
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.schema import CreateIndex, CreateTable
 
@@ -19,6 +19,7 @@ from turnwise.storage.database import migrate, open_engine
 from turnwise.storage.sql import SqlStore
 from turnwise.storage.tables import metadata
 from turnwise.storage.turns import CommitTurn
+from turnwise.storage.writer import Writer
 from turnwise.system import SYSTEM_CLOCK
 
 LOG = EventDraft(kind=EventKind.LOG, body={"message": "hello"})
@@ -96,6 +97,24 @@ async def test_a_full_disk_fails_the_call_and_leaves_nothing_of_it(tmp_path: Pat
     turns = [len((await store.trajectory(ACCOUNT, f"rol_{n}")).turns) for n in range(3)]
     assert turns == [1, 0, 1]
     await store.close()
+
+
+async def test_a_lost_connection_fails_its_own_call_and_the_writer_goes_on(tmp_path: Path) -> None:
+    writer = Writer(open_engine(tmp_path / "turnwise.db"))
+
+    def loses(connection: Connection) -> None:
+        connection.invalidate()
+        raise ConnectionError("the database has gone")
+
+    outcomes = await asyncio.wait_for(
+        asyncio.gather(
+            *(writer.submit(call) for call in (lambda c: 1, loses, lambda c: 2)),
+            return_exceptions=True,
+        ),
+        5,
+    )
+    assert [repr(o) for o in outcomes] == ["1", "ConnectionError('the database has gone')", "2"]
+    writer.close()
 
 
 async def test_reads_do_not_wait_for_the_writer(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tests.unit.gateway.kit import KEY, SECRET, World, a_world, user
 from tests.wire.served import ARN, HEADERS, NUMBER, a_browser, served
 from turnwise import errors
+from turnwise.domain.access import Principal
 from turnwise.domain.rollout import RolloutStatus
 from turnwise.wire.aws import faults
 from turnwise.wire.aws.arns import JobArn
@@ -132,6 +133,13 @@ REFUSED: list[tuple[str, dict[str, Any], int, str, str]] = [
         "ValidationException",
         "TrajectoryId: 5 must be",
     ),
+    (
+        "complete-rollout",
+        {"TrajectoryId": "\ud800"},
+        400,
+        "ValidationException",
+        "TrajectoryId: '\\ud800' is not text: half a character is missing",
+    ),
     ("complete-rollout", {"JobArn": "walk"}, 400, "ValidationException", "JobArn: 'walk' is not"),
     (
         "complete-rollout",
@@ -157,13 +165,21 @@ REFUSED: list[tuple[str, dict[str, Any], int, str, str]] = [
         "ValidationException",
         "Metrics.a: 'b' must be a number",
     ),
+    (
+        "update-reward",
+        {"Rewards": [1.0], "Metrics": {"\ud800": 1}},
+        400,
+        "ValidationException",
+        "Metrics: '\\ud800' is not text",
+    ),
 ]
 
 
 async def test_wrong_reports_are_refused_in_aws_shape():
     async with a_world() as world, served(world) as url, a_browser() as http:
         for path, more, status, kind, text in REFUSED:
-            answer = await http.post(f"{url}/{path}", json=SUBJECT | more, headers=BEARER)
+            body = json.dumps(SUBJECT | more)  # as httpx would, but for half a surrogate pair
+            answer = await http.post(f"{url}/{path}", content=body, headers=BEARER)
             assert refused(answer)[:2] == (status, kind)
             assert text in refused(answer)[2]
         unknown = await http.post(f"{url}/complete-rollout", json={}, headers=BEARER)
@@ -172,16 +188,18 @@ async def test_wrong_reports_are_refused_in_aws_shape():
         assert refused(keyless)[:2] == (403, "AccessDeniedException")
         broken = await http.post(f"{url}/complete-rollout", content=b"{", headers=BEARER)
         assert refused(broken)[0] == 400
+        deep = await http.post(f"{url}/complete-rollout", content=b"[" * 100_000, headers=BEARER)
+        assert refused(deep)[:2] == (400, "ValidationException")
         assert await status_of(world) is RolloutStatus.PENDING
 
 
-@pytest.mark.parametrize("spelled", [b"NaN", b'"NaN"', b"Infinity"])
+@pytest.mark.parametrize("spelled", [b"NaN", b'"NaN"', b"Infinity", b"1" * 400])
 async def test_a_reward_that_is_no_number_is_named(spelled: bytes):
     body = json.dumps(SUBJECT)[:-1].encode() + b', "Rewards": [' + spelled + b"]}"
     async with a_world() as world, served(world) as url, a_browser() as http:
         await http.post(f"{url}/complete-rollout", json=SUBJECT, headers=BEARER)
         answer = await http.post(f"{url}/update-reward", content=body, headers=BEARER)
-    said = "inf" if spelled == b"Infinity" else "nan"
+    said = "nan" if b"NaN" in spelled else "inf"
     assert refused(answer) == (
         400,
         "ValidationException",
@@ -219,6 +237,19 @@ async def test_sample_on_a_closed_rollout_and_with_a_bad_body():
     )
     assert refused(closed)[:2] == (400, "ValidationException")
     assert "not in valid status" in closed.json()["message"]
+
+
+async def test_another_accounts_rollout_does_not_exist_whatever_job_is_named():
+    async with a_world() as world, served(world) as url, a_browser() as http:
+        world.principal = Principal(account_id="acc_other")
+        answers = [
+            await http.post(f"{url}/complete-rollout", json=SUBJECT | more, headers=BEARER)
+            for more in ({}, {"JobArn": ARN.replace("walk", "run")}, {"TrajectoryId": "rol_x"})
+        ]
+        models = await http.get(f"{url}/v1/models", headers=BOTO)
+    said = [refused(answer)[2] for answer in answers]
+    assert said == [f"trajectory '{id}' does not exist" for id in ("rol_a", "rol_a", "rol_x")]
+    assert models.status_code == 404
 
 
 async def test_a_path_secret_does_not_reach_another_rollout():

@@ -173,6 +173,12 @@ REFUSED = [
     ({"temperature": "hot"}, "temperature", "temperature: 'hot' must be a number from 0 to 2"),
     ({"top_p": 0}, "top_p", "top_p: 0 must be above 0 and at most 1"),
     ({"top_k": -1}, "top_k", "top_k: -1 must be at least 0"),
+    ({"top_k": 2**31}, "top_k", "top_k: 2147483648 must be at most 2147483647"),
+    (
+        {"temperature": 10**400},
+        "temperature",
+        f"temperature: 1{'0' * 116}... must be from 0 to 2",
+    ),
     ({"max_tokens": 0}, "max_tokens", "max_tokens: 0 must be at least 1"),
     ({"max_tokens": 1.5}, "max_tokens", "max_tokens: 1.5 must be a whole number"),
     ({"stop": ["a", ""]}, "stop", "stop: ['a', ''] must be text or a list of texts, none empty"),
@@ -254,9 +260,26 @@ async def test_bad_values_are_refused_with_field_value_and_remedy():
         assert (await world.trajectory()).turns == ()
 
 
+async def test_a_retry_count_that_is_no_count_is_refused():
+    body = {"model": "default", "messages": [user("hi")]}
+    async with a_world() as world, served(world) as url, a_browser() as http:
+        for count in ("-1", "9" * 5000):
+            answer = await http.post(
+                f"{url}/r/rol_a.{SECRET}/v1/chat/completions",
+                json=body,
+                headers={"x-stainless-retry-count": count},
+            )
+            assert answer.status_code == 400
+            assert "must be a small whole number" in answer.json()["message"]
+
+
 async def test_a_body_that_is_no_json_is_refused():
     async with a_world() as world, served(world) as url, a_browser() as http:
-        for body, said in ((b"{", "is not JSON"), (b"[]", "must be a JSON object")):
+        for body, said in (
+            (b"{", "is not JSON"),
+            (b"[]", "must be a JSON object"),
+            (b'{"metadata":' + b"[" * 100_000, "is not JSON"),
+        ):
             answer = await http.post(f"{url}/r/rol_a.{SECRET}/v1/chat/completions", content=body)
             assert answer.status_code == 400
             assert said in answer.json()["message"]

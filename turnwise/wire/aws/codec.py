@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -56,7 +57,10 @@ def decode_rewarded(body: bytes, job_arn: str, trajectory_id: str) -> Rewarded:
         trajectory_id=_text(fields, "TrajectoryId", trajectory_id),
         job_arn=_text(fields, "JobArn", job_arn),
         rewards=tuple(_number(value, f"Rewards[{i}]") for i, value in enumerate(rewards)),
-        metrics={name: _number(value, f"Metrics.{name}") for name, value in metrics.items()},
+        metrics={
+            _unicode(name, "Metrics"): _number(value, f"Metrics.{name}")
+            for name, value in metrics.items()
+        },
     )
 
 
@@ -65,7 +69,7 @@ def _members(body: bytes) -> dict[str, Any]:
     # say that the reward is not finite, not that the body cannot be read.
     try:
         fields = json.loads(body)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         shown = body[:60].decode("utf-8", "replace")
         raise errors.InvalidInput("body", shown, f"is not JSON: {error}") from None
     if not isinstance(fields, dict):
@@ -79,7 +83,16 @@ def _text(fields: Mapping[str, Any], name: str, otherwise: str) -> str:
         value = otherwise
     if not isinstance(value, str):
         raise errors.InvalidInput(name, value, "must be text")
-    return value
+    return _unicode(value, name)
+
+
+def _unicode(text: str, at: str) -> str:
+    """The text, unless it holds half a surrogate pair, which JSON can spell and nothing stores."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise errors.InvalidInput(at, text, "is not text: half a character is missing") from None
+    return text
 
 
 def _number(value: Any, at: str) -> float:
@@ -88,4 +101,7 @@ def _number(value: Any, at: str) -> float:
         return float(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise errors.InvalidInput(at, value, "must be a number")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:  # a whole number of 309 digits or more
+        return math.inf if value > 0 else -math.inf

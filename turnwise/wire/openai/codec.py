@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -23,6 +22,7 @@ _encode = msgspec.json.Encoder().encode
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 MAX_STOPS = 4
+MAX_TOP_K = 2**31 - 1  # the engine's integers; no vocabulary is as large
 
 #: Sent by clients and frameworks; they do not change what the model says.
 _WITHOUT_EFFECT = frozenset(
@@ -77,7 +77,7 @@ def decode_chat(body: bytes) -> ChatRequest:
     """Read a request body. Raises `InvalidInput` naming the field, the value and the remedy."""
     try:
         fields = _decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise errors.InvalidInput("body", _beginning(body), f"is not JSON: {error}") from None
     if not isinstance(fields, dict):
         raise errors.InvalidInput("body", _beginning(body), "must be a JSON object")
@@ -91,7 +91,7 @@ def decode_chat(body: bytes) -> ChatRequest:
         tools=() if given.get("tool_choice") == "none" else tools,
         temperature=_number(given, "temperature", lambda x: 0 <= x <= 2, "from 0 to 2"),
         top_p=_number(given, "top_p", lambda x: 0 < x <= 1, "above 0 and at most 1"),
-        top_k=_integer(given, "top_k", 0),
+        top_k=_integer(given, "top_k", 0, MAX_TOP_K),
         max_tokens=_max_tokens(given),
         stop=_stop(given.get("stop", ())),
         seed=_integer(given, "seed", None),
@@ -300,7 +300,9 @@ def _max_tokens(given: Mapping[str, Any]) -> int | None:
     return min(limits) if limits else None
 
 
-def _integer(given: Mapping[str, Any], name: str, least: int | None) -> int | None:
+def _integer(
+    given: Mapping[str, Any], name: str, least: int | None, most: int | None = None
+) -> int | None:
     value = given.get(name)
     if value is None:
         return None
@@ -308,6 +310,8 @@ def _integer(given: Mapping[str, Any], name: str, least: int | None) -> int | No
         raise errors.InvalidInput(name, value, "must be a whole number")
     if least is not None and value < least:
         raise errors.InvalidInput(name, value, f"must be at least {least}")
+    if most is not None and value > most:
+        raise errors.InvalidInput(name, value, f"must be at most {most}")
     return value
 
 
@@ -317,7 +321,7 @@ def _number(
     value = given.get(name)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float):
         raise errors.InvalidInput(name, value, f"must be a number {allowed}")
     if not is_allowed(value):
         raise errors.InvalidInput(name, value, f"must be {allowed}")

@@ -42,8 +42,8 @@ async def chat(
 def retry_count(http: HttpCall) -> int:
     """How often the openai client has sent this request before."""
     text = http.header("x-stainless-retry-count")
-    if text and not text.isdecimal():
-        raise errors.InvalidInput("x-stainless-retry-count", text, "must be a whole number")
+    if text and not (text.isdecimal() and len(text) <= 4):
+        raise errors.InvalidInput("x-stainless-retry-count", text, "must be a small whole number")
     return int(text or 0)
 
 
