@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import signal
 import socket
@@ -247,12 +248,17 @@ async def _serve(settings: Settings, ready: Callable[[str], None]) -> None:
             lifespan="off",
             log_level="warning",
             access_log=False,
+            proxy_headers=False,
             timeout_graceful_shutdown=2,
             # An agent's client keeps hundreds of connections; the default of 5 s would close
             # them between two steps.
             timeout_keep_alive=75,
         )
         server = _Server(config, lambda: ready(url))
+        # What was imported and opened by now stays: looking through it for garbage would stop
+        # every request for 50 to 150 ms, again and again.
+        gc.collect()
+        gc.freeze()
         await server.serve([listening])
 
 

@@ -45,7 +45,15 @@ from turnwise.domain.job import (
     ValidationSpec,
 )
 from turnwise.domain.ledger import Bin
-from turnwise.domain.rollout import Group, GroupStatus, Policy, Purpose, Rollout, Trajectory
+from turnwise.domain.rollout import (
+    Group,
+    GroupStatus,
+    Policy,
+    Purpose,
+    Rollout,
+    SamplingParams,
+    Trajectory,
+)
 from turnwise.loop.run import JobLoop
 from turnwise.loop.sockets import Sockets
 from turnwise.modeling.fingerprint import fingerprint
@@ -356,6 +364,17 @@ async def test_a_step_of_which_nothing_was_scored_warns_with_the_commonest_fault
     assert await world.warnings() == [
         "step 0 made no update: none of its 4 attempts was scored; "
         "4 failed so: the agent answered 500: scripted"
+    ]
+    await assert_ledger_is_complete(world)
+
+
+async def test_a_step_whose_agents_sampled_nothing_warns_what_to_change(world: World) -> None:
+    one_step = replace(TWO_STEPS, max_steps=1)
+    await run(world, make_job(schedule=one_step, sampling_params=SamplingParams(temperature=0)))
+
+    assert await world.warnings() == [
+        "step 0 made no update: all 16 tokens that could have been learned from were sampled at "
+        "temperature 0; have the agent leave the temperature to the job"
     ]
     await assert_ledger_is_complete(world)
 
@@ -675,6 +694,7 @@ async def test_validation_runs_before_every_so_often_and_at_the_end_on_pinned_po
     assert phases == [
         *("Evaluating", "Training", "Evaluating", "Training", "Evaluating", "Completed"),
     ]
+    await assert_ledger_is_complete(world)
 
 
 async def test_an_evaluation_job_measures_the_base_and_trains_nothing(world: World) -> None:
@@ -688,6 +708,7 @@ async def test_an_evaluation_job_measures_the_base_and_trains_nothing(world: Wor
     assert event.body["values"]["eval/reward/pass_at_1"] == 0.5
     assert {t.rollout.policy for t in await world.trajectories()} == {Policy()}
     assert await world.groups() == []
+    await assert_ledger_is_complete(world)
 
 
 async def test_an_evaluation_job_pins_its_adapter(world: World, tmp_path: Path) -> None:

@@ -109,7 +109,7 @@ def read_response(request: AgentRequest, url: str, status: int, body: bytes) -> 
         )
     try:
         return answered(request, json.loads(text))
-    except ValueError:
+    except (ValueError, RecursionError):
         return answered(request, None)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import math
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
@@ -50,14 +50,14 @@ def answered(request: AgentRequest, answer: Any) -> AgentOutcome:
     if kind := answer.get("errorType"):
         said = f"{kind}: {answer.get('errorMessage', '')}"
         return failed(
-            request, "agent_error", excerpt(said), retryable=kind not in _PERMANENT_ERRORS
+            request, "agent_error", excerpt(said), retryable=str(kind) not in _PERMANENT_ERRORS
         )
     return AgentOutcome(rollout_id=request.rollout_id, metrics=_numbers(answer.get("metrics")))
 
 
 def excerpt(text: str) -> str:
     """A piece of text short enough to quote, on one line."""
-    line = " ".join(text.split())
+    line = " ".join(_storable(text).split())
     return line if len(line) <= EXCERPT_CHARS else line[: EXCERPT_CHARS - 3] + "..."
 
 
@@ -65,7 +65,12 @@ def _numbers(metrics: Any) -> dict[str, float]:
     if not isinstance(metrics, Mapping):
         return {}
     return {
-        str(name): float(value)
+        _storable(str(name)): float(value)
         for name, value in metrics.items()
-        if isinstance(value, int | float) and math.isfinite(value)
+        if isinstance(value, int | float) and abs(value) <= sys.float_info.max
     }
+
+
+def _storable(text: str) -> str:
+    """JSON can spell half a character, which no UTF-8 can; it becomes a question mark."""
+    return text.encode("utf-8", "replace").decode()

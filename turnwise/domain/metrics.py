@@ -158,8 +158,8 @@ _ROLLOUT = _metrics(
     ("advantage/max", "1", "Largest of the same."),
     ("advantage/n_positive", "rollouts", "Scored rollouts whose advantage is above 0."),
     ("advantage/n_negative", "rollouts", "Scored rollouts whose advantage is below 0."),
-    ("failed", "rollouts", "Slots whose last attempt failed."),
-    ("expired", "rollouts", "Slots whose last attempt failed by a deadline."),
+    ("failed", "rollouts", "Slots that were not scored."),
+    ("expired", "rollouts", "Those of them that a deadline ended, the group's included."),
     ("retried", "rollouts", "Attempts beyond the first of their slot."),
 )
 

@@ -187,7 +187,7 @@ def same_message(known: Message, sent: Message) -> bool:
 def _same_assistant(known: Message, sent: Message) -> bool:
     if _text(known.get("content")).strip() != _text(sent.get("content")).strip():
         return False
-    if _calls(known) != _calls(sent):
+    if not _same_calls(known, sent):
         return False
     thought, echoed = _reasoning(known), _reasoning(sent)
     return not thought or not echoed or thought == echoed
@@ -204,10 +204,23 @@ def _reasoning(message: Message) -> str:
     return str(message.get("reasoning_content") or message.get("reasoning") or "").strip()
 
 
-def _calls(message: Message) -> list[tuple[str, str]]:
-    """Names and arguments of the tool calls; their ids are names, not meaning."""
+def _same_calls(known: Message, sent: Message) -> bool:
+    """Whether names and arguments agree; the ids of tool calls are names, not meaning."""
+    ours, theirs = _calls(known), _calls(sent)
+    return len(ours) == len(theirs) and all(map(_same_call, ours, theirs))
+
+
+def _calls(message: Message) -> list[tuple[str, Any]]:
     functions = [call.get("function") or {} for call in message.get("tool_calls") or ()]
-    return [(str(f.get("name")), _arguments(f.get("arguments"))) for f in functions]
+    return [(str(f.get("name")), f.get("arguments")) for f in functions]
+
+
+def _same_call(known: tuple[str, Any], sent: tuple[str, Any]) -> bool:
+    if known[0] != sent[0]:
+        return False
+    if isinstance(known[1], str) and known[1] == sent[1]:  # the common case, and quick
+        return True
+    return _arguments(known[1]) == _arguments(sent[1])
 
 
 def _arguments(value: Any) -> str:

@@ -81,6 +81,7 @@ def _score(spec: JobSpec, closed: ClosedGroup) -> ScoredGroup:
             [len(trajectory.delivered) for trajectory in scored],
             spec.algorithm.turn_discount,
         ),
+        size=closed.group.size,
     )
 
 

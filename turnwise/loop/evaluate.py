@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from turnwise.domain.data import Row
 from turnwise.domain.event import EventDraft, EventKind
 from turnwise.domain.job import Job
+from turnwise.domain.ledger import Bin
 from turnwise.domain.rollout import Policy, Purpose, Trajectory
 from turnwise.loop.collect import Assignment, Collector
 from turnwise.loop.sockets import Sockets
 from turnwise.modeling.fingerprint import fingerprint
-from turnwise.rl.statistics import validation_metrics
+from turnwise.rl.statistics import ledger_metrics, validation_metrics
 
 _PREFIX = {Purpose.VALIDATION: "val", Purpose.EVALUATION: "eval"}
 
@@ -56,6 +57,9 @@ async def evaluate(
         spec.success_threshold,
         prefix=_PREFIX[purpose],
     )
+    attempts = [trajectory for task in collected for trajectory in task.result()]
+    sampled = sum(trajectory.sampled_tokens for trajectory in attempts)
+    values |= ledger_metrics({Bin.NOT_FOR_TRAINING: sampled})
     values["timing_s/eval"] = sockets.clock.now() - started
     await _record(job, purpose, step, values, sockets)
     return values

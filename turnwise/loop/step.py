@@ -239,5 +239,10 @@ def _no_update(step: int, closed: Sequence[ClosedGroup], assembly: Assembly) -> 
     if faults and not assembly.num_scored:
         [(fault, count)] = faults.most_common(1)
         why = f"none of its {len(attempts)} attempts was scored; {count} failed so: {fault}"
+    if greedy := assembly.metrics["ledger/masked_greedy"]:
+        why = (
+            f"all {greedy} tokens that could have been learned from were sampled at "
+            "temperature 0; have the agent leave the temperature to the job"
+        )
     body = {"message": f"step {step} made no update: {why}", "step": step}
     return EventDraft(kind=EventKind.LOG, body=body, level=Level.WARNING)

@@ -23,6 +23,7 @@ from turnwise.domain.rollout import Fault, Purpose, Trajectory, Turn
 from turnwise.rl.advantages import GroupAdvantages
 from turnwise.rl.rows import is_greedy
 
+
 def of_fault(fault: Fault) -> Bin:
     """The bin of a failed rollout's tokens."""
     if fault.is_late:
@@ -54,11 +55,11 @@ def account(trajectory: Trajectory, fate: Bin) -> dict[Bin, int]:
 
 
 def total(accounts: Iterable[Mapping[Bin, int]]) -> dict[Bin, int]:
-    """Tokens per bin over many rollouts; every bin is there."""
-    sums = dict.fromkeys(Bin, 0)
+    """Tokens per bin over many rollouts; every bin that training rollouts may end in is there."""
+    sums: dict[Bin, int] = {bin: 0 for bin in Bin if bin is not Bin.NOT_FOR_TRAINING}
     for bins in accounts:
         for bin, tokens in bins.items():
-            sums[bin] += tokens
+            sums[bin] = sums.get(bin, 0) + tokens
     return sums
 
 

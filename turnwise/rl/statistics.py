@@ -28,6 +28,7 @@ class ScoredGroup:
 
     trajectories: tuple[Trajectory, ...]
     advantages: GroupAdvantages  # of `scored`, in that order
+    size: int  # slots; one that its group had no time left for has no trajectory
 
     @property
     def scored(self) -> tuple[Trajectory, ...]:
@@ -59,16 +60,17 @@ def rollout_metrics(groups: Sequence[ScoredGroup], *, per_turn: bool = False) ->
     attempts = [t for group in groups for t in group.trajectories]
     counted = scored(attempts)
     last = [t for group in groups for t in _last_attempts(group.trajectories)]
-    expired = [t for t in last if (fault := t.rollout.fault) is not None and fault.is_late]
+    late = [t for t in last if (fault := t.rollout.fault) is not None and fault.is_late]
+    slots = sum(group.size for group in groups)
     valid = [reward for group in groups if group.is_valid for reward in group.rewards]
     values = {
         **_reward_metrics("rollout", _totals(counted)),
         **_summary("rollout/reward/valid_", valid, ("mean",)),
         **_shape_metrics("rollout", attempts, len(groups)),
         **_advantage_metrics(groups),
-        **_group_metrics(groups, slots=len(last)),
-        "rollout/failed": sum(not t.rollout.is_scored for t in last),
-        "rollout/expired": len(expired),
+        **_group_metrics(groups, slots=slots),
+        "rollout/failed": slots - len(counted),
+        "rollout/expired": len(late) + slots - len(last),
         "rollout/retried": len(attempts) - len(last),
     }
     if per_turn:

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping
 
-from sqlalchemy import Connection, delete, select, update
+from sqlalchemy import Connection, delete, func, select, update
 
 from turnwise import errors
 from turnwise.domain.event import Event
-from turnwise.domain.rollout import GroupStatus, Policy
+from turnwise.domain.ledger import Bin
+from turnwise.domain.rollout import GroupStatus, Policy, Purpose
 from turnwise.domain.training import Checkpoint
 from turnwise.ports import FinishedStep, ModelPackage
 from turnwise.storage import jobs as jobs_of
+from turnwise.storage.rollouts import OPEN
 from turnwise.storage.rows import from_rows, select_nouns, to_row
 from turnwise.storage.tables import checkpoints, groups, jobs, packages, rollouts, steps
 
@@ -117,16 +119,23 @@ def find_package(connection: Connection, account_id: str, id_or_name: str) -> Mo
 
 
 def ledger(connection: Connection, account_id: str, job_id: str) -> dict[int, dict[str, int]]:
-    """Tokens per bin per step."""
+    """Tokens per bin per step; what was sampled for no training counts once it has closed."""
     jobs_of.last_event(connection, account_id, job_id)
     query = select(rollouts.c.ledger_step, rollouts.c.bins).where(
         rollouts.c.job_id == job_id, rollouts.c.ledger_step.is_not(None)
     )
     totals: dict[int, dict[str, int]] = defaultdict(lambda: defaultdict(int))
-    for step, bins in connection.execute(query.order_by(rollouts.c.ledger_step)):
+    for step, bins in connection.execute(query):
         for name, tokens in bins.items():
             totals[step][name] += tokens
-    return {step: dict(bins) for step, bins in totals.items()}
+    measured = select(rollouts.c.step, func.sum(rollouts.c.tokens)).where(
+        rollouts.c.job_id == job_id,
+        rollouts.c.purpose != Purpose.TRAIN,
+        rollouts.c.status.not_in(OPEN),
+    )
+    for step, tokens in connection.execute(measured.group_by(rollouts.c.step)):
+        totals[step][Bin.NOT_FOR_TRAINING.value] += int(tokens)
+    return {step: dict(totals[step]) for step in sorted(totals)}
 
 
 def _train_groups(connection: Connection, job_id: str, done: FinishedStep) -> None:

@@ -111,7 +111,15 @@ async def test_only_finite_numbers_of_the_metrics_are_kept() -> None:
     assert (await answer(200, text)).metrics == {"ok": 1.0, "half": 0.5, "flag": 1.0}
 
 
-@pytest.mark.parametrize("text", ["", "accepted", "null", "[]", '{"status": "accepted"}'])
+async def test_metrics_that_cannot_be_stored_end_no_job() -> None:
+    huge = "1" + "0" * 400
+    text = f'{{"metrics": {{"ok": 1, "huge": {huge}, "half\\ud800": 2}}}}'
+    assert (await answer(200, text)).metrics == {"ok": 1.0, "half?": 2.0}
+
+
+@pytest.mark.parametrize(
+    "text", ["", "accepted", "null", "[]", '{"status": "accepted"}', "[" * 100_000]
+)
 async def test_any_other_answer_is_an_acceptance(text: str) -> None:
     assert await answer(202, text) == AgentOutcome(rollout_id="rollout_a")
 
@@ -131,6 +139,8 @@ async def test_any_other_answer_is_an_acceptance(text: str) -> None:
             True,
         ),
         (200, '{"errorType": "ValidationError"}', "agent_error", "ValidationError:", False),
+        (200, '{"errorType": ["a", "\\ud800"]}', "agent_error", "['a', '\\ud800']:", True),
+        (200, '{"errorType": "\\ud800"}', "agent_error", "?:", True),
     ],
 )
 async def test_a_failing_agent_is_a_fault_that_says_what_it_answered(

@@ -142,7 +142,8 @@ class FakeGateway:
     async def _chat(self, rollout: Rollout) -> Mapping[str, Any]:
         index = self._turns[rollout.rollout_id]
         self._turns[rollout.rollout_id] += 1
-        nodes, turn = builders.turn_with_nodes(index, policy=rollout.policy or self.policies[-1])
+        policy = rollout.policy or self.policies[-1]
+        nodes, turn = builders.turn_with_nodes(index, policy=policy, sampling=rollout.sampling)
         await self._store.commit_turn(rollout.account_id, rollout.rollout_id, nodes, turn)
         return {"choices": [{"message": {"role": "assistant", "content": f"answer {index}"}}]}
 

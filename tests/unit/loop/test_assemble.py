@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -101,3 +102,10 @@ def test_without_a_difference_in_reward_there_is_nothing_to_train() -> None:
     assembly = assemble(spec(), 0, [closed("a", 0, 1.0, 1.0), closed("b", 1, None, None)], 1e-3)
     assert assembly.request is None
     assert assembly.metrics["ledger/trained"] == 0
+
+
+def test_a_slot_that_its_group_had_no_time_to_try_counts_as_expired() -> None:
+    group = closed("a", 0, 1.0, 0.0, None, None)
+    assembly = assemble(spec(), 0, [replace(group, attempts=group.attempts[:3])], 1e-3)
+    names = ("rollout/failed", "rollout/expired", "analysis/batch_completion_ratio")
+    assert [assembly.metrics[name] for name in names] == [2, 1, 0.5]

@@ -32,6 +32,7 @@ def scored_group(*trajectories: Trajectory) -> ScoredGroup:
             [t.rollout.rewards or () for t in counted],
             [len(t.delivered) for t in counted],
         ),
+        size=len({t.rollout.slot for t in trajectories}),
     )
 
 
@@ -228,7 +229,8 @@ def test_bins_and_mismatches_have_names_in_the_registry() -> None:
     apart = mismatch_metrics([Mismatch(age=0, tokens=9, mean=1e-6, max=2e-6, k3=0.0, ess=1.0)])
 
     metrics.check(bins | apart)
-    assert (len(bins), bins["ledger/trained"]) == (len(Bin), 4)
+    expected = {f"ledger/{bin}": 0 for bin in Bin if bin is not Bin.NOT_FOR_TRAINING}
+    assert bins == expected | {"ledger/trained": 4}
     assert _part(apart, "mismatch/age_0/") == {
         "mean": 1e-6,
         "max": 2e-6,
