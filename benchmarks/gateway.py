@@ -4,7 +4,9 @@ One server process as in production (uvicorn, uvloop, SQLite in WAL with synchro
 chat template and tokenizer) records every turn; this process is the agents. Each rollout talks
 for four turns, with bodies of 2 KB on average, so that later turns match and extend earlier ones.
 
-- 200 requests/s, Poisson arrivals, open loop: a request's latency counts from when it was due.
+- 200 requests/s, Poisson arrivals, open loop: a request's latency counts from when it was due,
+  less the same quantile of a bare answer by the same process over the same client, which is what
+  the client, its clock and the HTTP server cost.
 - 64 connections, closed loop: the most requests per second.
 """
 
@@ -45,6 +47,7 @@ from turnwise.rendering.tokenizer import Tokenizer
 from turnwise.sampling.scripted import Completion, ScriptedSampler
 from turnwise.storage.sql import SqlStore
 from turnwise.system import SYSTEM_CLOCK, new_id
+from turnwise.wire.asgi import HttpCall, Receive, Scope, Send
 from turnwise.wire.dataplane import DataPlane
 
 RATE = 200.0  # requests/s
@@ -52,6 +55,7 @@ CONNECTIONS = 64
 TURNS = 4
 ROLLOUTS = 8_000
 SECRET = "secret"
+BARE = "/bare"  # answered at once, past the gateway
 
 SYSTEM = {"role": "system", "content": "Inspect the aircraft by the written procedure. " * 24}
 QUESTION = {"role": "user", "content": "Which of the components has to be replaced? " * 5}
@@ -63,11 +67,11 @@ ROW = "component, aircraft, reading, limit: hydraulic pump, AC01, 12, 20. " * 2
 
 def run(repeats: int = 3, seconds: float = 6.0) -> list[dict[str, Any]]:
     """Records of latency, CPU per request and throughput."""
-    with _server() as server:
-        rounds = asyncio.run(_measure(server, repeats, seconds))
+    with _server() as server, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        rounds = runner.run(_measure(server, repeats, seconds))
     return [
-        _record("gateway p50 at 200 requests/s", [r.p50 for r in rounds], 2e-3, "ms"),
-        _record("gateway p99 at 200 requests/s", [r.p99 for r in rounds], 10e-3, "ms"),
+        _record("gateway adds, p50 at 200 requests/s", [r.p50 for r in rounds], 2e-3, "ms"),
+        _record("gateway adds, p99 at 200 requests/s", [r.p99 for r in rounds], 10e-3, "ms"),
         _record("gateway CPU per request", [r.cpu for r in rounds], 1e-3, "ms"),
         _record("gateway requests/s, 64 connections", [r.most for r in rounds], None, "1/s"),
     ]
@@ -117,36 +121,54 @@ class Server:
 Ask = Callable[[int, int], Awaitable[None]]  # (rollout, turn)
 
 
+@dataclass(frozen=True, slots=True)
+class Agents:
+    """What the agents can ask: a recorded turn, or the bare answer beside it."""
+
+    turn: Ask
+    bare: Ask
+
+
+def _quantile(ordered: Sequence[float], q: float) -> float:
+    return ordered[int(len(ordered) * q)]
+
+
 async def _measure(server: Server, repeats: int, seconds: float) -> list[Round]:
     async with _agents(server.url) as ask:
         fresh = itertools.count()
-        await _closed_loop(ask, fresh, 1.0)  # warm
+        await _closed_loop(ask.turn, fresh, 1.0)  # warm
         rounds = []
         for repeat in range(repeats):
             before = server.cpu_s
-            latencies = await _open_loop(ask, fresh, seconds, random.Random(repeat))
+            latencies = await _open_loop(ask.turn, fresh, seconds, random.Random(repeat))
             cpu = (server.cpu_s - before) / len(latencies)
-            p50, p99 = (latencies[int(len(latencies) * q)] for q in (0.5, 0.99))
-            most = await _closed_loop(ask, fresh, seconds / 2)
+            bare = await _open_loop(ask.bare, itertools.count(), seconds, random.Random(repeat))
+            p50, p99 = (_quantile(latencies, q) - _quantile(bare, q) for q in (0.5, 0.99))
+            most = await _closed_loop(ask.turn, fresh, seconds / 2)
             rounds.append(Round(p50=p50, p99=p99, cpu=cpu, most=most))
         return rounds
 
 
 @contextlib.asynccontextmanager
-async def _agents(url: str) -> AsyncIterator[Ask]:
+async def _agents(url: str) -> AsyncIterator[Agents]:
     bodies = [_body(turn) for turn in range(TURNS)]
     headers = {"content-type": "application/json"}
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(connector=connector) as session:
 
-        async def ask(rollout: int, turn: int) -> None:
-            place = f"{url}/r/rol_{rollout}.{SECRET}/v1/chat/completions"
-            async with session.post(place, data=bodies[turn], headers=headers) as answer:
+        async def post(place: str, body: bytes) -> None:
+            async with session.post(url + place, data=body, headers=headers) as answer:
                 if answer.status != 200:
                     raise RuntimeError(await answer.text())
                 await answer.read()
 
-        yield ask
+        async def turn(rollout: int, number: int) -> None:
+            await post(f"/r/rol_{rollout}.{SECRET}/v1/chat/completions", bodies[number])
+
+        async def bare(_: int, number: int) -> None:
+            await post(BARE, bodies[number])
+
+        yield Agents(turn, bare)
 
 
 def _body(turn: int) -> bytes:
@@ -239,7 +261,16 @@ async def _serve(folder: Path) -> None:
     async def authenticate(bearer: str) -> Principal:
         return Principal(account_id=builders.ACCOUNT)
 
-    app = DataPlane(gateway, authenticate, lambda account_id: "000000000001")
+    data_plane = DataPlane(gateway, authenticate, lambda account_id: "000000000001")
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] != BARE:
+            await data_plane(scope, receive, send)
+            return
+        http = HttpCall(scope, receive, send)
+        await http.body()
+        await http.answer(200, b"{}")
+
     server = uvicorn.Server(
         uvicorn.Config(app, port=0, lifespan="off", log_level="warning", access_log=False)
     )

@@ -108,11 +108,18 @@ def differences(model: PreTrainedModel, sent: SampleRequest, got: Chunk) -> np.n
     return np.abs(expected(model, sent, got) - got.logprobs)
 
 
-@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize("merged_weights", [0, 1 << 24], ids=["unmerged", "merged"])
+@pytest.mark.parametrize("deterministic", [False, True], ids=["fast", "deterministic"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_logprobs_equal_those_of_transformers_and_peft(
-    models: dict[str, Path], tmp_path: Path, architecture: str, deterministic: bool
+    models: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    architecture: str,
+    deterministic: bool,
+    merged_weights: int,
 ) -> None:
+    monkeypatch.setattr("turnwise.sampling.model.MERGED_WEIGHTS", merged_weights)
     base = models[architecture]
     engine = Engine(EngineSpec(base_model=str(base), max_slots=6, deterministic=deterministic))
     oracles: dict[str | None, PreTrainedModel] = {
@@ -182,9 +189,14 @@ def test_the_same_seed_gives_the_same_tokens_and_another_seed_others(
     assert got["a"].tokens.tolist() != got["c"].tokens.tolist()
 
 
+@pytest.mark.parametrize("merged_weights", [0, 1 << 24], ids=["unmerged", "merged"])
 def test_a_deterministic_sample_does_not_depend_on_its_neighbours_or_the_cache(
-    models: dict[str, Path], tmp_path: Path
+    models: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    merged_weights: int,
 ) -> None:
+    monkeypatch.setattr("turnwise.sampling.model.MERGED_WEIGHTS", merged_weights)
     base = models["qwen3"]
     adapters = {
         save_adapter(tmp_path / str(rank), base, rank=rank, seed=rank): tmp_path / str(rank)

@@ -5,7 +5,8 @@ is refused by the name of its configuration field.
 
 Rotary embeddings turn pairs of channels (i, i + dim / 2). The engine stores the two of a pair side
 by side, so that turning is one complex product; attention does not mind, for queries and keys are
-permuted alike. The factor 1 / sqrt(dim) of attention is folded into what makes the queries.
+permuted alike. The factor 1 / sqrt(dim) of attention is folded into what makes the queries, and
+the weight of a norm into the linear that reads its output.
 """
 
 from __future__ import annotations
@@ -66,7 +67,10 @@ class Weights:
 
 @dataclass(frozen=True, slots=True)
 class LayerWeights:
-    """One decoder layer. `qk_norm` is [heads + kv_heads, dim], absent where there is none."""
+    """One decoder layer. `qk_norm` is [heads + kv_heads, dim], absent where there is none.
+
+    The other norms are already in `qkv` and `gate_up`; an adapter of these needs them as well.
+    """
 
     input_norm: Tensor
     qkv: Weights
@@ -83,7 +87,6 @@ class ModelWeights:
 
     embedding: Tensor
     layers: tuple[LayerWeights, ...]
-    final_norm: Tensor
     head: Weights
     inverse_frequencies: Tensor  # [dim / 2]
     rotary_scale: float
@@ -124,8 +127,7 @@ def take_apart(model: PreTrainedModel, architecture: Architecture) -> ModelWeigh
     return ModelWeights(
         embedding=decoder.embed_tokens.weight.detach(),
         layers=tuple(_layer(layer, architecture) for layer in decoder.layers),
-        final_norm=decoder.norm.weight.detach(),
-        head=_linear(model.lm_head),
+        head=_after_norm(_linear(model.lm_head), decoder.norm),
         inverse_frequencies=decoder.rotary_emb.inv_freq.float(),
         rotary_scale=float(decoder.rotary_emb.attention_scaling),
     )
@@ -153,11 +155,13 @@ def _layer(layer: Any, architecture: Architecture) -> LayerWeights:
     key = _rotary(_linear(attention.k_proj), architecture, 1.0)
     return LayerWeights(
         input_norm=layer.input_layernorm.weight.detach(),
-        qkv=_joined(query, key, _linear(attention.v_proj)),
+        qkv=_after_norm(_joined(query, key, _linear(attention.v_proj)), layer.input_layernorm),
         qk_norm=norms,
         o=_linear(attention.o_proj),
         mlp_norm=layer.post_attention_layernorm.weight.detach(),
-        gate_up=_joined(_linear(mlp.gate_proj), _linear(mlp.up_proj)),
+        gate_up=_after_norm(
+            _joined(_linear(mlp.gate_proj), _linear(mlp.up_proj)), layer.post_attention_layernorm
+        ),
         down=_linear(mlp.down_proj),
     )
 
@@ -172,6 +176,10 @@ def _qk_norm(attention: Any, architecture: Architecture) -> Tensor:
 def _linear(module: Any) -> Weights:
     bias = module.bias
     return Weights(module.weight.detach(), None if bias is None else bias.detach())
+
+
+def _after_norm(weights: Weights, norm: Any) -> Weights:
+    return Weights(weights.weight * norm.weight.detach(), weights.bias)
 
 
 def _rotary(weights: Weights, architecture: Architecture, scale: float) -> Weights:

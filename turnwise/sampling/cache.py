@@ -1,9 +1,15 @@
-"""The KV cache's tensors. Which slot holds what is `slots`' business."""
+"""The KV cache's tensors. Which slot holds what, and at which place, is `slots`' business."""
 
 from __future__ import annotations
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
+
+from turnwise.sampling.slots import Exchange
+
+Indices = npt.NDArray[np.int64]
 
 #: The slab's length is a multiple of this, and grows by an eighth at least. Growing copies what is
 #: cached, so steps are not tiny; room that nobody uses slows attention down, so they are not huge.
@@ -11,9 +17,9 @@ _GROWTH = 32
 
 
 class KvCache:
-    """Keys and values of S slots and one scratch slot, `[layers, 2, S + 1, heads, length, dim]`.
+    """Keys and values at S places and a scratch place, `[layers, 2, S + 1, heads, length, dim]`.
 
-    A slot's positions are contiguous per head, so that decoding reads memory in order. `length`
+    A place's positions are contiguous per head, so that decoding reads memory in order. `length`
     grows to the longest sequence seen.
     """
 
@@ -33,11 +39,11 @@ class KvCache:
 
     @property
     def length(self) -> int:
-        """Positions that a slot has room for now."""
+        """Positions that a place has room for now."""
         return self._slab.shape[4]
 
     def make_room(self, length: int) -> None:
-        """Grow so that every slot has room for `length` positions."""
+        """Grow so that every place has room for `length` positions."""
         if length <= self.length:
             return
         shape = list(self._slab.shape)
@@ -48,17 +54,23 @@ class KvCache:
         self._slab = grown
 
     def copy(self, source: int, target: int, length: int) -> None:
-        """Copy a slot's first positions to another slot, in all layers."""
+        """Copy a place's first positions to another place, in all layers."""
         self._slab[:, :, target, :, :length] = self._slab[:, :, source, :, :length]
+
+    def exchange(self, two: Exchange) -> None:
+        """Swap what two places hold, in all layers."""
+        from_front = self._slab[:, :, two.front, :, : two.front_length].clone()
+        self.copy(two.back, two.front, two.back_length)
+        self._slab[:, :, two.back, :, : two.front_length] = from_front
 
     def layer(self, index: int) -> Tensor:
         """Keys and values of a layer, `[2, S + 1, heads, length, dim]`."""
         return self._slab[index]
 
-    def rows(self, slots: Tensor, positions: Tensor) -> Tensor:
+    def rows(self, places: Indices, positions: Indices) -> Indices:
         """Where N tokens' keys, then values, go in a layer seen as `[-1, dim]`: [N * 2 * heads]."""
-        _, two, num_slots, num_heads, length, _ = self._slab.shape
-        lanes = torch.arange(two * num_heads, device=slots.device)
+        _, two, num_places, num_heads, length, _ = self._slab.shape
+        lanes = np.arange(two * num_heads)
         which, head = lanes // num_heads, lanes % num_heads
-        rows = (which * num_slots + slots[:, None]) * num_heads + head
-        return (rows * length + positions[:, None]).view(-1)
+        rows = (which * num_places + places[:, None]) * num_heads + head
+        return (rows * length + positions[:, None]).ravel()

@@ -14,6 +14,8 @@ from turnwise.sampling.random import uniforms
 #: The CDF is summed in blocks of this many tokens: first over blocks, then inside one. Summing
 #: along a whole vocabulary is the slowest part of sampling on a CPU.
 _CDF_BLOCK = 64
+#: Up to here one search is as fast as two.
+_SMALL_VOCAB = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,28 +64,32 @@ def _inverse_cdf(weights: Tensor, draws: Tensor) -> Tensor:
     A token of weight 0 is never taken, whatever the rounding.
     """
     vocab = weights.shape[1]
+    if vocab <= _SMALL_VOCAB:
+        return _search(weights, draws)[0]
     whole = vocab // _CDF_BLOCK * _CDF_BLOCK
     blocks = torch.unflatten(weights[:, :whole], 1, (-1, _CDF_BLOCK)).sum(-1)
     if whole < vocab:
         blocks = torch.cat([blocks, weights[:, whole:].sum(-1, keepdim=True)], 1)
-    block, rest = _search(blocks, draws)
+    block, target, cumulative = _search(blocks, draws)
+    weight = blocks.gather(1, block[:, None])[:, 0].double()
+    left = target - (cumulative.gather(1, block[:, None])[:, 0] - weight)
     inside = block[:, None] * _CDF_BLOCK + torch.arange(_CDF_BLOCK, device=weights.device)
     weights_inside = weights.gather(1, inside.clamp(max=vocab - 1))
     weights_inside = weights_inside.masked_fill_(inside >= vocab, 0)
-    index, _ = _search(weights_inside, rest)
-    return block * _CDF_BLOCK + index
+    # Rounding may put the rest at the block's end; that is still inside.
+    rest = (left / weight).clamp_(0, 1 - 2**-53)
+    return block * _CDF_BLOCK + _search(weights_inside, rest)[0]
 
 
-def _search(weights: Tensor, fraction: Tensor) -> tuple[Tensor, Tensor]:
-    """Where `fraction` of the total falls, and the fraction of that entry's weight left of it."""
+def _search(weights: Tensor, fraction: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Where `fraction` of the total falls: the entry, the target, and the cumulative weights.
+
+    A fraction of at most 1 - 2^-53 times a float64 total is less than the total.
+    """
     cumulative = weights.cumsum(-1, dtype=torch.float64)
-    total = cumulative[:, -1:]
-    below_total = torch.nextafter(total, torch.zeros_like(total))
-    target = torch.minimum(fraction[:, None] * total, below_total)
-    index = torch.searchsorted(cumulative, target, right=True)
-    weight = weights.gather(1, index).double()
-    left = target - (cumulative.gather(1, index) - weight)
-    return index[:, 0], (left / weight).clamp(0, 1)[:, 0]
+    target = cumulative[:, -1] * fraction
+    index = torch.searchsorted(cumulative, target[:, None], right=True)
+    return index[:, 0], target, cumulative
 
 
 def _truncated(weights: Tensor, draws: Tensor, top_p: Tensor, top_k: Tensor) -> Tensor:
@@ -95,5 +101,5 @@ def _truncated(weights: Tensor, draws: Tensor, top_p: Tensor, top_k: Tensor) -> 
     before = ordered.double().cumsum(-1) - ordered
     total = ordered.sum(-1, keepdim=True, dtype=torch.float64)
     ordered = ordered.masked_fill(before >= top_p[:, None].double() * total, 0)
-    index, _ = _search(ordered, draws)
+    index = _search(ordered, draws)[0]
     return tokens.gather(1, index[:, None])[:, 0]

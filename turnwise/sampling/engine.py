@@ -18,8 +18,7 @@ from turnwise.ports import Chunk, EngineSpec, SampleRequest, SamplerInfo, Sample
 from turnwise.sampling.architecture import read_architecture, take_apart
 from turnwise.sampling.choose import Choice, choose
 from turnwise.sampling.layout import BLOCK, Layout, lay_out, lay_out_sequence
-from turnwise.sampling.lora import Lora, fit
-from turnwise.sampling.model import Decoder
+from turnwise.sampling.model import Adapter, Decoder
 from turnwise.sampling.random import as_seed
 from turnwise.sampling.requests import check_request, check_scored, max_new_tokens
 from turnwise.sampling.scheduler import Entry, Plan, Scheduler
@@ -48,7 +47,7 @@ class Output:
 @dataclass(slots=True)
 class _Adapter:
     key: int
-    lora: Lora
+    weights: Adapter
     requests: int = 0
     retired: bool = False
 
@@ -141,10 +140,10 @@ class Engine:
         files = read_adapter(path)
         if files.id != adapter_id:
             raise errors.Corrupted(f"the adapter at {path} is {files.id}, not {adapter_id}")
-        lora = fit(files, self._architecture, self._model.dtype, self._model.device)
+        weights = self._model.adapter(files)
         with self._lock:
             if adapter_id not in self._adapters:
-                self._adapters[adapter_id] = _Adapter(self._next_key, lora)
+                self._adapters[adapter_id] = _Adapter(self._next_key, weights)
                 self._next_key += 1
 
     def retire(self, adapter_id: str) -> None:
@@ -216,11 +215,15 @@ class Engine:
             plan = self._plan()
             if plan.is_empty:
                 return []
+            place = self._table.place.copy()
+            exchanges = self._table.bring_forward(self._scheduler.running_slots())
             layout = lay_out(plan, self._table, fixed=self._fixed)
-            loras = {adapter.key: adapter.lora for adapter in self._adapters.values()}
+            adapters = {adapter.key: adapter.weights for adapter in self._adapters.values()}
         for copy in plan.copies:
-            self._cache.copy(copy.source, copy.target, copy.length)
-        logits = self._model.forward(layout, self._cache, loras)
+            self._cache.copy(int(place[copy.source]), int(place[copy.target]), copy.length)
+        for exchange in exchanges:
+            self._cache.exchange(exchange)
+        logits = self._model.forward(layout, self._cache, adapters)
         tokens, logprobs = self._choose(logits, layout)
         with self._lock:
             self._scheduler.advance(plan)
@@ -232,14 +235,14 @@ class Engine:
         check_scored(tokens, self.info)
         with self._lock:
             adapter = self._adapter(adapter_id)
-        loras = {} if adapter is None else {adapter.key: adapter.lora}
+        adapters = {} if adapter is None else {adapter.key: adapter.weights}
         key = _BASE_KEY if adapter is None else adapter.key
         scores = np.zeros(len(tokens), np.float32)
         cache = self._model.new_cache(1)
         for start in range(0, len(tokens) - 1, _SCORE_TOKENS):
             part = tokens[start : min(start + _SCORE_TOKENS, len(tokens) - 1)]
             layout = lay_out_sequence(part, start, key, fixed=self._fixed)
-            logits = self._model.forward(layout, cache, loras)[: len(part)].float()
+            logits = self._model.forward(layout, cache, adapters)[: len(part)].float()
             following = torch.as_tensor(tokens[start + 1 : start + 1 + len(part)])
             following = following.long().to(logits.device)
             logprobs = (logits / (temperature or 1.0)).log_softmax(-1)

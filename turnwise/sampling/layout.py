@@ -1,6 +1,6 @@
 """A step as index arrays: which token sits in which row, and which rows attend to what. Numpy only.
 
-    rows   | decode, sorted by (adapter, slot) | prefill spans, by adapter | padding |
+    rows   | decode, sorted by (adapter, place) | prefill spans, by adapter | padding |
 
 Linears run over all rows at once; LoRA over `segments` of one adapter each; attention over
 `groups` of equal shape.
@@ -31,6 +31,12 @@ BLOCK = 32
 _ROUND_ROWS = 8
 #: Key counts are rounded up to this.
 _ROUND_KEYS = 16
+#: Decoding rows are gathered if they lie among this many times as many places.
+_MAX_SPREAD = 2
+#: So few attention scores (sequences x queries x keys) cost less than one more group.
+_SMALL_SCORES = 1 << 15
+#: The position of a sequence in a group that is of no step's concern.
+NOBODY = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +53,12 @@ class Group:
     """Rows that attend together: b sequences, w queries each, over the first `keys` positions.
 
     A query attends to the positions up to its own. Where a sequence has fewer than w queries its
-    last one stands there again.
+    last one stands there again. A sequence of position `NOBODY` is a place that happens to lie
+    between the others; what it attends to is not used.
     """
 
     rows: Indices  # [b, w]
-    slots: Indices  # [b]
+    places: Indices  # [b]
     positions: Indices  # [b, w]
     keys: int
 
@@ -61,10 +68,11 @@ class Layout:
     """One forward: N rows in, logits of `samples` out."""
 
     tokens: npt.NDArray[np.int32]  # [N]
-    slots: Indices  # [N]; padding rows write to the scratch slot, number `num_slots`
+    places: Indices  # [N]; padding rows write to the scratch place, number `num_slots`
     positions: Indices  # [N]
     segments: tuple[Segment, ...]
     groups: tuple[Group, ...]
+    attended: Indices  # [N] where a row is among the queries of all groups, one after the other
     samples: Indices  # [n] rows whose logits are wanted
     sample_slots: Indices  # [n] and the slots they belong to
 
@@ -87,20 +95,22 @@ def lay_out(plan: Plan, table: SlotTable, *, fixed: bool) -> Layout:
     spans = sorted(plan.prefill, key=lambda span: span.entry.key)
     firsts = [rows.add_span(span) for span in spans]
     groups = [*_decode_groups(decode, decode_rows, table, fixed=fixed)]
-    groups += _tile_groups(spans, firsts) if fixed else _span_groups(spans, firsts)
+    make_groups = _tile_groups if fixed else _span_groups
+    groups += make_groups(spans, firsts, table)
     ended = [
         (first + span.end - 1 - rows.origin(span), span.entry.slot)
         for span, first in zip(spans, firsts, strict=True)
         if span.end == span.entry.prompt_length
     ]
     ends = np.array(ended, np.int64).reshape(-1, 2)
-    tokens, slots, positions = rows.arrays()
+    tokens, places, positions = rows.arrays()
     return Layout(
         tokens=tokens,
-        slots=slots,
+        places=places,
         positions=positions,
         segments=rows.segments(),
         groups=tuple(groups),
+        attended=_attended(groups, len(tokens)),
         samples=np.concatenate([decode_rows, ends[:, 0]]),
         sample_slots=np.concatenate([decode, ends[:, 1]]),
     )
@@ -111,12 +121,14 @@ def lay_out_sequence(tokens: npt.NDArray[np.int32], start: int, key: int, *, fix
     count = len(tokens)
     padding = -count % BLOCK if fixed else 0
     rows = np.arange(count)
+    group = Group(rows[None], np.zeros(1, np.int64), start + rows[None], start + count)
     return Layout(
         tokens=np.pad(tokens, (0, padding)),
-        slots=np.pad(np.zeros(count, np.int64), (0, padding), constant_values=1),
+        places=np.pad(np.zeros(count, np.int64), (0, padding), constant_values=1),
         positions=np.pad(start + rows, (0, padding)),
         segments=(Segment(0, count + padding, key),),
-        groups=(Group(rows[None], np.zeros(1, np.int64), start + rows[None], start + count),),
+        groups=(group,),
+        attended=_attended([group], count + padding),
         samples=rows,
         sample_slots=np.zeros(count, np.int64),
     )
@@ -172,14 +184,15 @@ class _Rows:
         return tuple(merged)
 
     def arrays(self) -> tuple[npt.NDArray[np.int32], Indices, Indices]:
-        """Tokens, slots and positions of all rows."""
+        """Tokens, places and positions of all rows."""
         self._pad(self._count, BLOCK if self._fixed else _ROUND_ROWS)
         slots = np.concatenate(self._slots)
         positions = np.concatenate(self._positions)
         real = slots < self._table.num_slots
         tokens = np.zeros(len(slots), np.int32)
         tokens[real] = self._table.tokens[slots[real], positions[real]]
-        return tokens, slots, np.where(real, positions, 0)
+        places = np.append(self._table.place, self._table.num_slots)[slots]
+        return tokens, places, np.where(real, positions, 0)
 
     def _add(self, slots: Indices, positions: Indices, key: int) -> None:
         start = self._count
@@ -200,7 +213,16 @@ class _Rows:
 
 def _sorted_slots(entries: Iterable[Entry], table: SlotTable) -> Indices:
     slots = np.fromiter((entry.slot for entry in entries), np.int64)
-    return slots[np.lexsort((slots, table.key[slots]))]
+    return slots[np.lexsort((table.place[slots], table.key[slots]))]
+
+
+def _attended(groups: Sequence[Group], num_rows: int) -> Indices:
+    """Rows that no group has (padding) take what comes first; it is not used."""
+    rows = np.concatenate([group.rows.ravel() for group in groups])
+    asked = np.concatenate([group.positions.ravel() for group in groups]) != NOBODY
+    attended = np.zeros(num_rows, np.int64)
+    attended[rows[asked]] = np.flatnonzero(asked)
+    return attended
 
 
 def _decode_groups(
@@ -208,11 +230,27 @@ def _decode_groups(
 ) -> Iterable[Group]:
     if len(slots) == 0:
         return
-    positions = table.kv[slots]
-    for part in _by_length(positions + 1) if fixed else _by_place(slots, positions + 1):
-        longest = int(positions[part].max()) + 1
-        keys = bucket(longest) if fixed else -(-longest // _ROUND_KEYS) * _ROUND_KEYS
-        yield Group(rows[part, None], slots[part], positions[part, None], keys)
+    positions, places = table.kv[slots], table.place[slots]
+    if fixed or _is_uneven(positions):
+        for part in _by_length(positions + 1):
+            keys = bucket(int(positions[part].max()) + 1)
+            yield Group(rows[part, None], places[part], positions[part, None], keys)
+        return
+    keys = -(-(int(positions.max()) + 1) // _ROUND_KEYS) * _ROUND_KEYS
+    front = int(places.max()) + 1
+    if front > _MAX_SPREAD * len(slots):
+        yield Group(rows[:, None], places, positions[:, None], keys)
+        return
+    # Everything at the front is read in place; what does not decode is read in vain.
+    all_rows, all_positions = np.full(front, rows[0]), np.full(front, NOBODY)
+    all_rows[places], all_positions[places] = rows, positions
+    yield Group(all_rows[:, None], np.arange(front), all_positions[:, None], keys)
+
+
+def _is_uneven(positions: Indices) -> bool:
+    """Whether reading up to the longest reads more than twice what they hold."""
+    longest = int(positions.max())
+    return longest > 256 and longest * len(positions) > 2 * int(positions.sum())
 
 
 def _by_length(lengths: Indices) -> list[Indices]:
@@ -221,53 +259,46 @@ def _by_length(lengths: Indices) -> list[Indices]:
     return [np.flatnonzero(sizes == size) for size in np.unique(sizes)]
 
 
-def _by_place(slots: Indices, lengths: Indices) -> list[Indices]:
-    """Runs of neighbouring slots, which are read where they are; if there are few such runs.
-
-    Otherwise all together: they are then gathered, up to the longest's length. If that would be
-    more than twice what they hold, those of similar length go together.
-    """
-    order = np.argsort(slots)
-    runs = np.split(order, np.flatnonzero(np.diff(slots[order]) != 1) + 1)
-    if len(runs) <= max(4, len(slots) // 16):
-        return runs
-    longest = int(lengths.max())
-    if longest > 256 and longest * len(slots) > 2 * int(lengths.sum()):
-        return _by_length(lengths)
-    return [order]
-
-
-def _span_groups(spans: Sequence[Span], firsts: Sequence[int]) -> list[Group]:
-    """Spans of similar length together: at most half of a group's queries are repeats."""
-    by_width: dict[int, list[tuple[Span, int]]] = {}
-    for span, first in zip(spans, firsts, strict=True):
-        by_width.setdefault((span.end - span.start - 1).bit_length(), []).append((span, first))
-    return [_span_group(members) for members in by_width.values()]
+def _span_groups(spans: Sequence[Span], firsts: Sequence[int], table: SlotTable) -> list[Group]:
+    """All spans together, unless most of the queries or keys would then be there in vain."""
+    members = list(zip(spans, firsts, strict=True))
+    if not members:
+        return []
+    widths = np.array([span.end - span.start for span in spans])
+    keys = np.array([span.end for span in spans])
+    computed = len(spans) * int(widths.max()) * int(keys.max())
+    if computed <= max(_SMALL_SCORES, 2 * int((widths * keys).sum())):
+        return [_span_group(members, table)]
+    by_size: dict[tuple[int, int], list[tuple[Span, int]]] = {}
+    for width, length, member in zip(widths.tolist(), keys.tolist(), members, strict=True):
+        size = (width - 1).bit_length(), (length - 1).bit_length()
+        by_size.setdefault(size, []).append(member)
+    return [_span_group(group, table) for group in by_size.values()]
 
 
-def _span_group(members: Sequence[tuple[Span, int]]) -> Group:
+def _span_group(members: Sequence[tuple[Span, int]], table: SlotTable) -> Group:
     lengths = np.array([span.end - span.start for span, _ in members])
     starts = np.array([span.start for span, _ in members])
     firsts = np.array([first for _, first in members])
     offsets = np.minimum(np.arange(lengths.max()), lengths[:, None] - 1)  # [b, w]
     return Group(
         rows=firsts[:, None] + offsets,
-        slots=np.array([span.entry.slot for span, _ in members]),
+        places=table.place[[span.entry.slot for span, _ in members]],
         positions=starts[:, None] + offsets,
         keys=int((starts + lengths).max()),
     )
 
 
-def _tile_groups(spans: Sequence[Span], firsts: Sequence[int]) -> list[Group]:
+def _tile_groups(spans: Sequence[Span], firsts: Sequence[int], table: SlotTable) -> list[Group]:
     by_keys: dict[int, list[tuple[int, int, int]]] = {}
     for span, first in zip(spans, firsts, strict=True):
         origin = span.start // BLOCK * BLOCK
         for tile in range(origin, span.end, BLOCK):
-            place = (first + tile - origin, span.entry.slot, tile)
-            by_keys.setdefault(bucket(tile + BLOCK), []).append(place)
+            member = (first + tile - origin, int(table.place[span.entry.slot]), tile)
+            by_keys.setdefault(bucket(tile + BLOCK), []).append(member)
     groups = []
-    for keys, places in by_keys.items():
-        first_rows, slots, tiles = np.array(places).T
+    for keys, members in by_keys.items():
+        first_rows, places, tiles = np.array(members).T
         within = np.arange(BLOCK)
-        groups.append(Group(first_rows[:, None] + within, slots, tiles[:, None] + within, keys))
+        groups.append(Group(first_rows[:, None] + within, places, tiles[:, None] + within, keys))
     return groups

@@ -1,4 +1,4 @@
-"""Adapters as the engine applies them: unmerged, one pair of matrices per fused linear."""
+"""Adapters in the engine's order: one pair of matrices per fused linear."""
 
 from __future__ import annotations
 
@@ -30,6 +30,11 @@ class LowRank:
         """In place; [N, out], [N, in]."""
         y.addmm_(F.linear(x, self.a), self.b)
 
+    @property
+    def delta(self) -> Tensor:
+        """What merging adds to the weight, [out, in]."""
+        return self.b.t() @ self.a
+
 
 @dataclass(frozen=True, slots=True)
 class LayerLora:
@@ -49,12 +54,15 @@ class Lora:
 
 
 def fit(
-    files: AdapterFiles, architecture: Architecture, dtype: torch.dtype, device: torch.device
+    files: AdapterFiles, architecture: Architecture, norms: Sequence[tuple[Tensor, Tensor]]
 ) -> Lora:
-    """An adapter in the engine's order. Raises `InvalidInput` if it does not fit the model."""
+    """An adapter in the engine's order. Raises `InvalidInput` if it does not fit the model.
+
+    `norms` are each layer's two norm weights, which the engine has in the linears behind them.
+    """
     pairs = dict(files.pairs())
-    fitter = _Fitter(pairs, architecture, files.scaling, dtype, device)
-    layers = tuple(fitter.layer(index) for index in range(architecture.num_layers))
+    fitter = _Fitter(pairs, architecture, files.scaling, norms[0][0].dtype, norms[0][0].device)
+    layers = tuple(fitter.layer(index, *both) for index, both in enumerate(norms))
     if pairs:
         raise errors.InvalidInput(
             "adapter target_modules",
@@ -82,7 +90,7 @@ class _Fitter:
         self._dtype = dtype
         self._device = device
 
-    def layer(self, index: int) -> LayerLora:
+    def layer(self, index: int, input_norm: Tensor, mlp_norm: Tensor) -> LayerLora:
         shape = self._shape
         hidden, wide = shape.hidden_size, shape.intermediate_size
         attention, mlp = f"model.layers.{index}.self_attn.", f"model.layers.{index}.mlp."
@@ -96,9 +104,9 @@ class _Fitter:
         gate = self._pair(mlp + "gate_proj", hidden, wide)
         up = self._pair(mlp + "up_proj", hidden, wide)
         return LayerLora(
-            qkv=self._fused((query, key, value), shape.qkv_sizes),
+            qkv=self._fused((query, key, value), shape.qkv_sizes, input_norm),
             o=self._fused((self._pair(attention + "o_proj", query_size, hidden),), (hidden,)),
-            gate_up=self._fused((gate, up), (wide, wide)),
+            gate_up=self._fused((gate, up), (wide, wide), mlp_norm),
             down=self._fused((self._pair(mlp + "down_proj", wide, hidden),), (hidden,)),
         )
 
@@ -119,7 +127,10 @@ class _Fitter:
         return pair
 
     def _fused(
-        self, parts: Sequence[tuple[Tensor, Tensor] | None], sizes: Sequence[int]
+        self,
+        parts: Sequence[tuple[Tensor, Tensor] | None],
+        sizes: Sequence[int],
+        norm: Tensor | None = None,
     ) -> LowRank | None:
         """A's stacked, B's on the block diagonal: two products for all parts."""
         present = [part for part in parts if part is not None]
@@ -134,4 +145,6 @@ class _Fitter:
                 b[row : row + rank, column : column + size] = part[1].t() * self._scaling
                 row += rank
             column += size
+        if norm is not None:
+            a = a * norm.to(a.device, a.dtype)
         return LowRank(*(x.to(self._device, self._dtype).contiguous() for x in (a, b)))

@@ -13,6 +13,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 
 from turnwise import errors
 from turnwise.ports import SampleRequest
@@ -107,6 +108,11 @@ class Scheduler:
     def num_running(self) -> int:
         """Requests with a slot."""
         return len(self._prefilling) + len(self.decoding)
+
+    def running_slots(self) -> npt.NDArray[np.int64]:
+        """The slots of all running requests."""
+        prefilling = [entry.slot for entry in self._prefilling]
+        return np.array([*prefilling, *self.decoding], np.int64)
 
     def submit(self, entry: Entry) -> None:
         """Queue a request. Raises `LimitExceeded` if the queue is full and it is not admitted."""

@@ -2,6 +2,10 @@
 
 A slot that has finished stays as a cache entry, under its adapter's key, until it is taken again:
 the least recently used first.
+
+Where a slot's KV lies in the tensors is its `place`. Those of slots that run are kept together at
+the front, so that attention reads one stretch of memory where it is: gathering scattered rows in
+every layer of every step costs more than moving a row twice in a request's life.
 """
 
 from __future__ import annotations
@@ -45,6 +49,16 @@ class Copy:
     length: int
 
 
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """Let the KV of two places change places; each has so many positions worth keeping."""
+
+    front: int
+    front_length: int
+    back: int
+    back_length: int
+
+
 class SlotTable:
     """Arrays over S slots; row `s` of `tokens` lists what slot s holds or will hold.
 
@@ -61,6 +75,7 @@ class SlotTable:
         self.prompt = np.zeros(num_slots, np.int64)
         self.key = np.full(num_slots, EMPTY, np.int64)
         self.busy = np.zeros(num_slots, np.bool_)
+        self.place = np.arange(num_slots)
         self.generation = np.zeros(num_slots, np.int64)  # counts owners: stale references show
         self._used_at = np.zeros(num_slots, np.int64)
         self._now = 0
@@ -113,6 +128,27 @@ class SlotTable:
     def forget(self, key: int) -> None:
         """Drop the cache entries of an adapter."""
         self.key[(self.key == key) & ~self.busy] = EMPTY
+
+    def bring_forward(self, slots: npt.NDArray[np.int64]) -> list[Exchange]:
+        """Give n slots the first n places."""
+        places = self.place[slots]
+        far = slots[places >= len(slots)]
+        if len(far) == 0:
+            return []
+        is_taken = np.zeros(self.num_slots, np.bool_)
+        is_taken[places] = True
+        free = np.flatnonzero(~is_taken[: len(slots)])
+        owner = np.argsort(self.place)
+        return [
+            self._exchange(owner[place], slot)
+            for slot, place in zip(far.tolist(), free.tolist(), strict=True)
+        ]
+
+    def _exchange(self, front: int, back: int) -> Exchange:
+        """Of the owners of two places."""
+        self.place[[front, back]] = self.place[[back, front]]
+        held = [0 if self.key[s] == EMPTY else int(self.kv[s]) for s in (front, back)]
+        return Exchange(int(self.place[back]), held[0], int(self.place[front]), held[1])
 
     def _choose(self, prefix: Prefix) -> int | None:
         source = prefix.slot

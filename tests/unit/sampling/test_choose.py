@@ -25,12 +25,14 @@ def frequencies(logits: Tensor, rows: int = 40_000, **given: float) -> Tensor:
     return torch.bincount(tokens, minlength=len(logits)) / rows
 
 
-# Below, at and beyond one block of the CDF.
-@pytest.mark.parametrize("vocab", [3, 64, 130])
+# A vocabulary that is searched at once, and two that are searched in whole and in broken blocks.
+@pytest.mark.parametrize("vocab", [130, 1088, 1100])
 def test_tokens_are_chosen_as_often_as_the_softmax_says(vocab: int) -> None:
     logits = torch.randn(vocab, generator=torch.Generator().manual_seed(vocab))
-    assert (frequencies(logits) - logits.softmax(-1)).abs().max() < 0.01
-    assert (frequencies(logits, temperature=0.5) - (2 * logits).softmax(-1)).abs().max() < 0.01
+    found = frequencies(logits, 10_000)
+    assert (found - logits.softmax(-1)).abs().max() < 0.01
+    found = frequencies(logits, 10_000, temperature=0.5)
+    assert (found - (2 * logits).softmax(-1)).abs().max() < 0.015
 
 
 def test_truncation_keeps_the_largest_and_renormalises() -> None:
@@ -69,7 +71,8 @@ def test_a_row_does_not_depend_on_the_others() -> None:
         assert (token.item(), logprob.item()) == (tokens[row].item(), logprobs[row].item())
 
 
-def test_an_impossible_token_is_never_chosen() -> None:
-    logits = torch.full((200,), float("-inf"))
+@pytest.mark.parametrize("vocab", [200, 1200])
+def test_an_impossible_token_is_never_chosen(vocab: int) -> None:
+    logits = torch.full((vocab,), float("-inf"))
     logits[[5, 199]] = 0.0
     assert set(frequencies(logits, rows=2000).nonzero()[:, 0].tolist()) == {5, 199}

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 
 from turnwise.domain.rollout import Tokens
-from turnwise.sampling.slots import Copy, Prefix, SlotTable
+from turnwise.sampling.slots import Copy, Exchange, Prefix, SlotTable
 
 BASE = 0
 TUNED = 1
@@ -109,3 +109,15 @@ def test_an_adapters_entries_are_forgotten_but_not_its_running_requests() -> Non
     hold(slots, tokens(20) + 50, TUNED)
     slots.forget(TUNED)
     assert slots.key.tolist() == [-1, TUNED, -1]
+
+
+def test_slots_that_run_are_brought_to_the_front_and_no_further() -> None:
+    slots = table(5)
+    for start in (100, 200, 300, 400):
+        slots.release(hold(slots, tokens(10) + start))
+    assert slots.bring_forward(np.array([1, 3])) == [Exchange(0, 10, 3, 10)]
+    assert slots.place.tolist() == [3, 1, 2, 0, 4]
+    assert slots.bring_forward(np.array([3, 1])) == []
+    # Slot 4 is empty: there is nothing to keep of it.
+    assert slots.bring_forward(np.array([4])) == [Exchange(0, 10, 4, 0)]
+    assert slots.place.tolist() == [3, 1, 2, 4, 0]
