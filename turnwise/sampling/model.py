@@ -2,10 +2,10 @@
 
 Shapes: N rows of the step, h hidden size, H query heads, K key-value heads, d head dim, G = H / K.
 
-Small models serve an adapter merged into a copy of their weights: the low-rank products cost an
-eighth of a step (sixty-four requests, four million parameters), or a fifth where a step is made of
-small products; a merge costs about one step. A large model would need its own size again for each
-adapter, and gains little: there rows of all adapters share one product and low ranks are added.
+Small models serve an adapter merged into a copy of their weights: low-rank products would cost a
+tenth of the engine's CPU time (measured with 0.6 and 4 million parameters, ranks 16 and 8), and a
+merge costs less than a step. A large model would need its own size again for each adapter and
+gains less: there the rows of all adapters share one product, and low ranks are added by rows.
 """
 
 from __future__ import annotations
