@@ -17,6 +17,7 @@ import yaml
 from turnwise import errors
 from turnwise.control.job_settings import SETTINGS, Setting, leaves
 from turnwise.domain.job import AgentKind, AgentSpec, JobKind, JobSpec
+from turnwise.domain.training import AdvantageMethod
 
 _NAME = re.compile(r"[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62}")
 
@@ -257,6 +258,7 @@ def _check_training(spec: JobSpec) -> None:
             f"leaves {spec.algorithm.advantage_method} nothing to compare",
             remedy="use at least 2",
         )
+    _check_algorithm(spec)
     if batch.updates_per_step > batch.global_batch_size * batch.group_size:
         raise errors.InvalidInput(
             "batch.updates_per_step",
@@ -271,4 +273,15 @@ def _check_training(spec: JobSpec) -> None:
             0,
             "gives siblings that are all alike, so nothing can be learned",
             remedy="use 1 for training; val_sampling_params may be 0",
+        )
+
+
+def _check_algorithm(spec: JobSpec) -> None:
+    algorithm, size = spec.algorithm, spec.batch.group_size
+    if algorithm.advantage_method is AdvantageMethod.PKPO and algorithm.pass_k > size:
+        raise errors.InvalidInput(
+            "algorithm.pass_k",
+            algorithm.pass_k,
+            f"is more than a group has rollouts ({size}), so the best of so many is unknown",
+            remedy="use at most batch.group_size",
         )

@@ -123,8 +123,14 @@ SETTINGS: dict[type, dict[str, Setting]] = {
         "loss_fn": Setting("The loss of a token."),
         "clip_low_threshold": Setting("Absolute lower bound of the ratio.", _SHARE),
         "clip_high_threshold": Setting("Absolute upper bound of the ratio.", Range(1)),
-        "aggregation": Setting("How token losses become one number."),
-        "turn_discount": Setting("Discount per turn of group_based_per_turn.", _SHARE),
+        "aggregation": Setting(
+            "How token losses become one number; token-sum-norm divides by planned rollouts per "
+            "update x sampling_params.max_tokens, and with dr_grpo is Dr. GRPO."
+        ),
+        "turn_discount": Setting(
+            "Discount per turn of group_based_per_turn, reinforce_pp and monte_carlo.", _SHARE
+        ),
+        "pass_k": Setting("The k of pkpo, at most the group size: learn the best of k.", _COUNT),
     },
     SamplingParams: {
         "temperature": Setting("0 is greedy, and then nothing can be trained.", Range(0, 100)),

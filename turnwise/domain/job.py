@@ -109,6 +109,11 @@ class BatchSpec:
     updates_per_step: int = 1
     tokens_per_micro_batch: int = 8192
 
+    @property
+    def rollouts_per_update(self) -> float:
+        """Rollouts that one optimizer update learns from if all are scored and differ."""
+        return self.global_batch_size * self.group_size / self.updates_per_step
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AlgorithmSpec:
@@ -119,7 +124,8 @@ class AlgorithmSpec:
     clip_low_threshold: float = 0.8
     clip_high_threshold: float = 1.2
     aggregation: Aggregation = Aggregation.ROLLOUT_MEAN
-    turn_discount: float = 1.0  # gamma of group_based_per_turn
+    turn_discount: float = 1.0  # gamma of the methods whose unit is the turn
+    pass_k: int = 4  # of pkpo
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,13 +26,31 @@ class AdvantageMethod(StrEnum):
     GROUP_BASED = "group_based"
     GROUP_BASED_PER_TURN = "group_based_per_turn"
     RLOO = "rloo"
+    GRPO_PASSK = "grpo_passk"
+    PKPO = "pkpo"
+    DR_GRPO = "dr_grpo"
+    OPO = "opo"
+    GPG = "gpg"
+    REINFORCE_PP = "reinforce_pp"
+    REINFORCE_PP_BASELINE = "reinforce_pp_baseline"
+    MONTE_CARLO = "monte_carlo"
+
+    @property
+    def is_per_turn(self) -> bool:
+        """Whether it tells the turns of a rollout apart, and so reads one reward per turn."""
+        return self in (
+            AdvantageMethod.GROUP_BASED_PER_TURN,
+            AdvantageMethod.REINFORCE_PP,
+            AdvantageMethod.MONTE_CARLO,
+        )
 
 
 class Aggregation(StrEnum):
-    """How token losses become one number. Neither depends on how rollouts were split into rows."""
+    """How token losses become one number. None depends on how rollouts were split into rows."""
 
     ROLLOUT_MEAN = "rollout-mean"  # mean over rollouts of the mean over their trained tokens
     TOKEN_MEAN = "token-mean"  # mean over all trained tokens
+    TOKEN_SUM_NORM = "token-sum-norm"  # sum over trained tokens / a constant, as in Dr. GRPO
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

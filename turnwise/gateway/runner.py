@@ -135,6 +135,8 @@ class TurnRunner:
         except TimeoutError:
             if exchange.expired:
                 raise not_in_valid_status(rollout, "was closed during the call") from None
+            if left_s < limit_s:
+                raise not_in_valid_status(rollout, "reached its deadline in the call") from None
             raise errors.TooSlow(
                 f"the turn took longer than its limit of {left_s:g} s; "
                 "raise rollout.turn_timeout or lower max_tokens"

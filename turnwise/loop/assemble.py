@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 from turnwise.domain.job import JobSpec
 from turnwise.domain.rollout import Group, Trajectory
-from turnwise.domain.training import AdvantageMethod, LossSpec, Sample, StepRequest
+from turnwise.domain.training import LossSpec, Sample, StepRequest
 from turnwise.rl import ledger, statistics
-from turnwise.rl.advantages import advantages
-from turnwise.rl.rows import rows
+from turnwise.rl.advantages import Outcomes, step_advantages
+from turnwise.rl.rows import rows, trained_tokens
 from turnwise.rl.statistics import ScoredGroup
 from turnwise.rl.weights import mini_batches
 
@@ -43,14 +43,14 @@ def assemble(
 ) -> Assembly:
     """Lay out one step. Rollouts go in by (place in the plan, slot), whenever they closed."""
     ordered = sorted(closed, key=lambda each: each.group.order)
-    groups = [_score(spec, each) for each in ordered]
+    groups = _score(spec, ordered)
     samples = [sample for group in groups if group.is_valid for sample in _samples(group)]
     bins = {
         trajectory.rollout.rollout_id: ledger.account(trajectory, ledger.of_group(group.advantages))
         for group in groups
         for trajectory in group.trajectories
     }
-    is_per_turn = spec.algorithm.advantage_method is AdvantageMethod.GROUP_BASED_PER_TURN
+    is_per_turn = spec.algorithm.advantage_method.is_per_turn
     return Assembly(
         request=_request(spec, step, samples, learning_rate) if samples else None,
         bins={
@@ -71,17 +71,24 @@ def assemble(
     )
 
 
-def _score(spec: JobSpec, closed: ClosedGroup) -> ScoredGroup:
-    scored = statistics.scored(closed.attempts)
-    return ScoredGroup(
-        trajectories=closed.attempts,
-        advantages=advantages(
-            spec.algorithm.advantage_method,
-            [trajectory.rollout.rewards or () for trajectory in scored],
-            [len(trajectory.delivered) for trajectory in scored],
-            spec.algorithm.turn_discount,
-        ),
-        size=closed.group.size,
+def _score(spec: JobSpec, closed: Sequence[ClosedGroup]) -> list[ScoredGroup]:
+    scored = [statistics.scored(each.attempts) for each in closed]
+    found = step_advantages(
+        spec.algorithm.advantage_method,
+        [_outcomes(trajectories) for trajectories in scored],
+        discount=spec.algorithm.turn_discount,
+        pass_k=spec.algorithm.pass_k,
+    )
+    return [
+        ScoredGroup(trajectories=each.attempts, advantages=advantages, size=each.group.size)
+        for each, advantages in zip(closed, found, strict=True)
+    ]
+
+
+def _outcomes(scored: Sequence[Trajectory]) -> Outcomes:
+    return Outcomes(
+        rewards=tuple(trajectory.rollout.rewards or () for trajectory in scored),
+        tokens=tuple(trained_tokens(trajectory) for trajectory in scored),
     )
 
 
@@ -102,6 +109,7 @@ def _request(
             updates=spec.batch.updates_per_step,
             seed=spec.seed,
             step=step,
+            norm=spec.batch.rollouts_per_update * spec.sampling_params.max_tokens,
         ),
         loss=LossSpec(
             name=algorithm.loss_fn,

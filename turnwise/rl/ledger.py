@@ -21,7 +21,7 @@ from turnwise import errors
 from turnwise.domain.ledger import Bin
 from turnwise.domain.rollout import Fault, Purpose, Trajectory, Turn
 from turnwise.rl.advantages import GroupAdvantages
-from turnwise.rl.rows import is_greedy
+from turnwise.rl.rows import is_first, is_greedy
 
 
 def of_fault(fault: Fault) -> Bin:
@@ -48,7 +48,7 @@ def account(trajectory: Trajectory, fate: Bin) -> dict[Bin, int]:
     for turn in trajectory.turns:
         bin = _bin(trajectory, turn, fate)
         bins[bin] += turn.completion_tokens
-        if bin is Bin.TRAINED and _is_first(trajectory, turn):
+        if bin is Bin.TRAINED and is_first(trajectory, turn):
             bins[Bin.TRAINED] -= 1
             bins[Bin.MASKED_FIRST_POSITION] += 1
     return {bin: tokens for bin, tokens in bins.items() if tokens}
@@ -76,9 +76,3 @@ def _bin(trajectory: Trajectory, turn: Turn, fate: Bin) -> Bin:
     if fate is Bin.TRAINED and is_greedy(turn):
         return Bin.MASKED_GREEDY
     return fate
-
-
-def _is_first(trajectory: Trajectory, turn: Turn) -> bool:
-    """Whether nothing precedes the turn's first token."""
-    before = sum(len(node.tokens) for node in trajectory.path(turn.leaf)[:-1])
-    return before == 0 and turn.completion_tokens > 0

@@ -35,6 +35,20 @@ def is_trainable(turn: Turn) -> bool:
     return turn.is_delivered and not is_greedy(turn) and turn.completion_tokens > 0
 
 
+def is_first(trajectory: Trajectory, turn: Turn) -> bool:
+    """Whether nothing precedes the turn's first token, which has the mask `first_position`."""
+    before = sum(len(node.tokens) for node in trajectory.path(turn.leaf)[:-1])
+    return before == 0 and turn.completion_tokens > 0
+
+
+def trained_tokens(trajectory: Trajectory) -> tuple[int, ...]:
+    """How many tokens of each delivered turn are trained if the rollout is, [turns]."""
+    return tuple(
+        turn.completion_tokens - is_first(trajectory, turn) if is_trainable(turn) else 0
+        for turn in trajectory.delivered
+    )
+
+
 def rows(trajectory: Trajectory, advantages: Sequence[float]) -> list[Sample]:
     """The fewest rows that train every trainable sampled token exactly once.
 

@@ -2,7 +2,7 @@
 
 Weights carry the aggregation, so that a mini-batch's loss is sum(weight * token loss) and stays
 the same however its rollouts are split into rows, micro-batches or ranks. Rollouts of groups
-without advantage are removed before and thus leave the denominators.
+without advantage are removed before and thus leave the denominators, but for the constant one.
 """
 
 from __future__ import annotations
@@ -17,19 +17,27 @@ from turnwise.domain.training import Aggregation, MiniBatch, Sample, WeightedSam
 
 
 def mini_batches(
-    samples: Sequence[Sample], aggregation: Aggregation, *, updates: int, seed: int, step: int
+    samples: Sequence[Sample],
+    aggregation: Aggregation,
+    *,
+    updates: int,
+    seed: int,
+    step: int,
+    norm: float = 1.0,
 ) -> tuple[MiniBatch, ...]:
     """A step's samples as disjoint mini-batches, one per optimizer update.
 
     A rollout's rows stay together. Parts depend on the order in which rollouts come, so give the
-    samples ordered by (row, slot).
+    samples ordered by (row, slot). `norm` as for `weighted`.
     """
     by_rollout: dict[str, list[Sample]] = {}
     for sample in samples:
         by_rollout.setdefault(sample.rollout_id, []).append(sample)
     parts = split(tuple(by_rollout), updates=updates, seed=seed, step=step)
     return tuple(
-        MiniBatch(samples=weighted([s for id in part for s in by_rollout[id]], aggregation))
+        MiniBatch(
+            samples=weighted([s for id in part for s in by_rollout[id]], aggregation, norm=norm)
+        )
         for part in parts
     )
 
@@ -49,12 +57,15 @@ def split(rollouts: Sequence[str], *, updates: int, seed: int, step: int) -> lis
     return [[rollouts[place] for place in part] for part in parts if part]
 
 
-def weighted(samples: Sequence[Sample], aggregation: Aggregation) -> tuple[WeightedSample, ...]:
-    """The samples of one mini-batch with each token's weight; all weights add up to 1.
+def weighted(
+    samples: Sequence[Sample], aggregation: Aggregation, *, norm: float = 1.0
+) -> tuple[WeightedSample, ...]:
+    """The samples of one mini-batch with each token's weight.
 
     `rollout-mean`: 1 / (rollouts x trained tokens of the token's rollout, over all its rows).
-    `token-mean`: 1 / trained tokens of the mini-batch. A rollout without trained tokens does not
-    count.
+    `token-mean`: 1 / trained tokens of the mini-batch. In both all weights add up to 1, and a
+    rollout without trained tokens does not count. `token-sum-norm`: 1 / `norm`, which must not
+    come from the batch (Dr. GRPO, arXiv 2503.20783: rollouts x most tokens that one may have).
     """
     trained: Counter[str] = Counter()
     for sample in samples:
@@ -62,6 +73,8 @@ def weighted(samples: Sequence[Sample], aggregation: Aggregation) -> tuple[Weigh
     rollouts = sum(1 for tokens in trained.values() if tokens)
 
     def weight(sample: Sample) -> float:
+        if aggregation is Aggregation.TOKEN_SUM_NORM:
+            return 1.0 / norm
         if aggregation is Aggregation.TOKEN_MEAN:
             return 1.0 / max(trained.total(), 1)
         return 1.0 / max(rollouts * trained[sample.rollout_id], 1)

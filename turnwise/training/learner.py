@@ -246,6 +246,7 @@ class TorchLearner:
     def _meta(self, step: int) -> dict[str, object]:
         return {
             "step": step,
+            "policy_step": step + 1,
             "base_model": self._spec.base_model,
             "base_sha256": self._base_sha256,
             "lora": asdict(self._spec.lora),

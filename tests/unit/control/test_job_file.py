@@ -181,6 +181,11 @@ def test_a_bad_value_is_refused_with_field_value_and_what_is_allowed(
             "use at most 2, global_batch_size x group_size",
         ),
         (
+            {"algorithm": {"advantage_method": "pkpo", "pass_k": 5}, "batch": {"group_size": 4}},
+            "algorithm.pass_k: 5 is more than a group has rollouts (4), so the best of so many is "
+            "unknown; use at most batch.group_size",
+        ),
+        (
             {"sampling_params": {"temperature": 0}},
             "sampling_params.temperature: 0 gives siblings that are all alike, so nothing can be "
             "learned; use 1 for training; val_sampling_params may be 0",

@@ -4,11 +4,12 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pytest
 
 from tests import builders
 from turnwise.domain.job import AlgorithmSpec, BatchSpec, JobSpec
 from turnwise.domain.rollout import Blame, Fault, RolloutStatus, Trajectory
-from turnwise.domain.training import LossName, LossSpec
+from turnwise.domain.training import AdvantageMethod, Aggregation, LossName, LossSpec
 from turnwise.loop.assemble import ClosedGroup, assemble
 
 FAILED = Fault(blame=Blame.AGENT, code="http_error")
@@ -83,6 +84,33 @@ def test_the_request_carries_the_jobs_algorithm() -> None:
     [batch] = request.mini_batches
     weights = np.concatenate([w.weights for w in batch.samples])
     assert weights.sum() == np.float32(1.0)
+
+
+def test_token_sum_norm_counts_the_rollouts_planned_and_not_those_that_train() -> None:
+    made = spec(algorithm=AlgorithmSpec(aggregation=Aggregation.TOKEN_SUM_NORM))
+    request = assemble(made, 0, [closed("a", 0, 1.0, 0.0), closed("b", 1, 1.0, 1.0)], 1e-3).request
+    assert request is not None
+    [batch] = request.mini_batches
+    weights = np.concatenate([w.weights[w.sample.trained] for w in batch.samples])
+    planned = 2 * 2 * made.sampling_params.max_tokens
+    assert weights.tolist() == pytest.approx([1 / planned] * 4)
+
+
+def test_a_step_is_whitened_over_its_groups_together() -> None:
+    made = spec(algorithm=AlgorithmSpec(advantage_method=AdvantageMethod.REINFORCE_PP))
+    groups = [closed("a", 0, 1.0, 1.0), closed("b", 1, 0.0, 0.0), closed("c", 2, 9.0, None)]
+    assembly = assemble(made, 0, groups, 1e-3)
+    assert assembly.request is not None
+    samples = [w.sample for batch in assembly.request.mini_batches for w in batch.samples]
+    found = {s.rollout_id: float(s.advantages[s.trained][0]) for s in samples}
+    value = 0.5 / (8 * 0.25 / 7) ** 0.5  # 8 tokens, half of them of return 1
+    assert found == {
+        "rol_a00": pytest.approx(value),
+        "rol_a10": pytest.approx(value),
+        "rol_b00": pytest.approx(-value),
+        "rol_b10": pytest.approx(-value),
+    }
+    assert assembly.bins["rol_c00"] == {"dropped_unpaired": 2}
 
 
 def test_a_retried_slot_counts_its_last_attempt_and_keeps_the_first_ones_tokens() -> None:

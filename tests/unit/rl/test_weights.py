@@ -52,6 +52,15 @@ def test_token_mean_gives_every_trained_token_the_same_weight() -> None:
     assert [each.weights.tolist() for each in batch] == [[0, 0.25, 0.25], [0, 0.25, 0.25]]
 
 
+def test_token_sum_norm_divides_by_a_constant_whatever_the_batch() -> None:
+    alone = weighted([sample("a", [False, True])], Aggregation.TOKEN_SUM_NORM, norm=8.0)
+    rows = [sample("a", [False, True]), sample("b", [False, True, True])]
+    batches = mini_batches(rows, Aggregation.TOKEN_SUM_NORM, updates=1, seed=0, step=0, norm=8.0)
+
+    assert alone[0].weights.tolist() == [0, 0.125]
+    assert [each.weights.tolist() for each in batches[0].samples] == [[0, 0.125], [0, 0.125, 0.125]]
+
+
 @pytest.mark.parametrize("aggregation", Aggregation)
 def test_a_rollout_without_trained_tokens_does_not_count(aggregation: Aggregation) -> None:
     empty, full = weighted([sample("a", [False]), sample("b", [False, True])], aggregation)
@@ -76,7 +85,9 @@ def test_a_tokens_weight_does_not_depend_on_how_its_rollout_is_split(
 
     whole = by_token(merged)
     assert by_token(rows) == whole
-    assert not whole or sum(whole.values()) == pytest.approx(1.0, rel=1e-6)
+    total = sum(whole.values())
+    expected = len(whole) if aggregation is Aggregation.TOKEN_SUM_NORM else 1.0
+    assert not whole or total == pytest.approx(expected, rel=1e-6)
 
 
 @given(st.integers(0, 40), st.integers(1, 8), st.integers(0, 2**64 - 1), st.integers(0, 5))

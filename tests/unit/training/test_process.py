@@ -6,7 +6,6 @@ import asyncio
 import resource
 import subprocess
 import sys
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import NoReturn
@@ -96,9 +95,9 @@ async def test_the_process_leaves_in_the_middle_of_a_step_when_its_parent_does(
     step = asyncio.create_task(learner.step(request(0, batch(rows), parity_limit=None)))
     await asyncio.sleep(0.5)
     assert not step.done()
-    started = time.monotonic()
+    process = launcher._children[-1][0]
     await launcher.close()
-    assert time.monotonic() - started < 5
+    assert process.returncode == 0  # it left by itself; a killed one has -9
     with pytest.raises(errors.ProcessDied):
         await step
 
