@@ -49,9 +49,9 @@ def learner(base: Path) -> TorchLearner:
 
 
 def gradient(
-    learner: TorchLearner, mini_batch: MiniBatch, loss: LossName = LossName.PPO
+    learner: TorchLearner, mini_batch: MiniBatch, loss: LossName = LossName.PPO, **options: float
 ) -> torch.Tensor:
-    learner.accumulate(mini_batch, LossSpec(name=loss))
+    learner.accumulate(mini_batch, LossSpec(name=loss, **options))
     parameters = learner.model.parameters.values()
     return torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
 
@@ -120,14 +120,17 @@ def test_a_merged_row_has_the_gradient_of_its_turns(
     )
 
 
+@pytest.mark.parametrize(
+    ("loss", "options"), [(LossName.PPO, {}), (LossName.GSPO, {"kl_coef": 0.1})]
+)
 @pytest.mark.parametrize(("dtype", "tolerance"), PRECISIONS)
 def test_micro_batches_and_order_of_rows_change_nothing(
-    base: Path, dtype: torch.dtype, tolerance: float
+    base: Path, dtype: torch.dtype, tolerance: float, loss: LossName, options: dict[str, float]
 ) -> None:
     def under(budget: int, order: Callable[[list[Sample]], Sequence[Sample]]) -> torch.Tensor:
         learner = TorchLearner(learner_spec(base, tokens_per_micro_batch=budget))
         cast(learner, dtype)
-        return gradient(learner, batch(order(off_policy(learner, 8))))
+        return gradient(learner, batch(order(off_policy(learner, 8))), loss, **options)
 
     whole = under(10_000, list)
     assert_same(under(1, list), whole, tolerance)
@@ -155,6 +158,73 @@ def test_the_gradient_is_that_of_the_weighted_loss(learner: TorchLearner) -> Non
             total = total - float(weight[t]) * torch.min(r * a, r.clamp(0.8, 1.2) * a)
     theirs = torch.autograd.grad(total, list(learner.model.parameters.values()))
     assert_same(ours, torch.cat([g.flatten() for g in theirs]), 1e-10)
+
+
+def test_truncated_weights_compare_with_the_learner_as_the_step_began(
+    learner: TorchLearner, tmp_path: Path
+) -> None:
+    """What they stand for, written out: other logprobs to be off from, and scaled advantages."""
+    rows = off_policy(learner)
+    start = learner.save(2, str(tmp_path / "start"))
+    written_out = []
+    for sample in rows:
+        now = learner.model.plain_score(sample.tokens, sample.temperatures)
+        weights = np.minimum(np.exp(now - sample.logprobs), 1.1).astype(np.float32)
+        made = replace(sample, logprobs=now, advantages=weights * sample.advantages)
+        written_out.append(made)
+
+    def after(rows: list[Sample], **options: float) -> torch.Tensor:
+        learner.restore(start)
+        loss = LossSpec(clip_low=0.99, clip_high=1.01, **options)
+        parts = (batch(rows[:2]), batch(rows[2:]))
+        learner.step(request(3, *parts, loss=loss, learning_rate=1e-3))
+        return torch.cat([p.detach().flatten() for p in learner.model.parameters.values()])
+
+    weighted, expected = after(rows, tis_cap=1.1), after(written_out)
+
+    torch.testing.assert_close(weighted, expected, rtol=0, atol=1e-5)
+    assert (after(rows) - expected).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("budget", [1, 10_000])
+def test_the_divergence_from_the_base_has_the_gradient_of_its_formula(
+    base: Path, budget: int
+) -> None:
+    learner = TorchLearner(learner_spec(base, tokens_per_micro_batch=budget))
+    train(learner, [0, 1])
+    cast(learner, torch.float64)
+    rows = [replace(row, advantages=row.advantages * 0) for row in off_policy(learner, 3)]
+    parameters = list(learner.model.parameters.values())
+    learner.accumulate(batch(rows), LossSpec(kl_coef=0.25))
+    ours = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
+
+    def logprobs(sample: Sample) -> torch.Tensor:
+        at, tokens = np.flatnonzero(sample.trained), torch.from_numpy(sample.tokens).long()
+        logits = learner.model.module(input_ids=tokens[None]).logits[0, at - 1]
+        heated = logits / torch.from_numpy(sample.temperatures).double()[at, None]
+        return heated.log_softmax(-1).gather(1, tokens[at, None])
+
+    with learner.model.holding(learner.model.without_adapter()), torch.no_grad():
+        of_base = [logprobs(sample) for sample in rows]
+    apart = torch.cat(of_base) - torch.cat([logprobs(sample) for sample in rows])
+    weight = float(np.float32(1 / len(apart)))
+    theirs = torch.autograd.grad(weight * 0.25 * (apart.exp() - apart - 1).sum(), parameters)
+    assert_same(ours, torch.cat([g.flatten() for g in theirs]), 1e-10)
+
+
+def test_the_divergence_from_the_base_is_reported_where_it_counts(learner: TorchLearner) -> None:
+    rows = true_rows(learner)
+    with learner.model.holding(learner.model.without_adapter()):
+        base = true_rows(learner)
+    apart = np.concatenate(
+        [(b.logprobs - r.logprobs)[r.trained] for b, r in zip(base, rows, strict=True)]
+    )
+
+    result = learner.step(request(2, batch(rows), loss=LossSpec(kl_coef=0.1)))
+
+    expected = float(np.mean(np.exp(apart) - apart - 1))
+    assert result.metrics["training/kl_base"] == pytest.approx(expected, rel=1e-4)
+    assert result.mismatch[0].mean <= 1e-5
 
 
 # ── the parity gate ───────────────────────────────────────────────────────────────────────────

@@ -27,7 +27,7 @@ from transformers import AutoModelForCausalLM
 from tests import builders
 from tests.tiny import save_tiny_model
 from tests.unit.training.samples import learner_spec
-from turnwise.domain.job import AlgorithmSpec
+from turnwise.domain.job import AlgorithmSpec, BatchSpec
 from turnwise.domain.rollout import (
     Blame,
     Delivery,
@@ -50,6 +50,8 @@ from turnwise.training.learner import TorchLearner
 STEP = 1  # trained on tokens of policy 0, so that ratios may be off 1 and pass the parity gate
 LOW, HIGH = 0.9, 1.1
 DISCOUNT = 0.8
+PASS_K = 2
+TURN_TOKENS = 30
 RATE = 0.01
 #: A large eps keeps AdamW's first update, g / (|g| + eps), from magnifying rounding errors of g.
 OPTIMIZER = OptimizerSpec(eps=1e-3, weight_decay=0.1, grad_clip_norm=0.05)
@@ -184,23 +186,72 @@ def per_turn_advantages(scored: Sequence[Trajectory]) -> list[list[float]]:
 def advantages_of(method: AdvantageMethod, scored: Sequence[Trajectory]) -> list[list[float]]:
     """[rollouts][delivered turns]"""
     totals = [t.rollout.reward or 0.0 for t in scored]
-    if len(scored) < 2 or len(set(totals)) == 1:
+    if len(scored) < 2:
+        return [[0.0] * len(t.delivered) for t in scored]
+    if method in (AdvantageMethod.MONTE_CARLO, AdvantageMethod.REINFORCE_PP):
+        return [returns(t) for t in scored]
+    if len(set(totals)) == 1:
         return [[0.0] * len(t.delivered) for t in scored]
     if method is AdvantageMethod.GROUP_BASED_PER_TURN:
         return per_turn_advantages(scored)
-    values = normalised(totals)
-    if method is AdvantageMethod.RLOO:
-        others = len(totals) - 1
-        values = [total - (sum(totals) - total) / others for total in totals]
+    values = [total - baseline(method, scored, i) for i, total in enumerate(totals)]
+    if method is AdvantageMethod.GROUP_BASED:
+        values = normalised(totals)
+    if method in (AdvantageMethod.GRPO_PASSK, AdvantageMethod.PKPO):
+        size = PASS_K if method is AdvantageMethod.PKPO else len(totals)
+        values = [best_of(totals, i, size) for i in range(len(totals))]
     return [[value] * len(t.delivered) for value, t in zip(values, scored, strict=True)]
+
+
+def baseline(method: AdvantageMethod, scored: Sequence[Trajectory], i: int) -> float:
+    totals = [t.rollout.reward or 0.0 for t in scored]
+    if method is AdvantageMethod.RLOO:
+        return statistics.fmean([*totals[:i], *totals[i + 1 :]])
+    if method is AdvantageMethod.OPO:
+        return float(np.repeat(totals, [sum(lengths(t)) for t in scored]).mean())
+    return statistics.fmean(totals)
+
+
+def best_of(totals: Sequence[float], i: int, k: int) -> float:
+    """What rollout i adds to the best of k, set by set."""
+    others = [*totals[:i], *totals[i + 1 :]]
+    sets = list(itertools.combinations(others, min(k, len(totals)) - 1))
+    return statistics.fmean(max(totals[i], *set_) - max(set_) for set_ in sets)
+
+
+def lengths(trajectory: Trajectory) -> list[int]:
+    """Tokens to train, per delivered turn."""
+    return [
+        turn.completion_tokens if turn.sampling.temperature else 0 for turn in trajectory.delivered
+    ]
+
+
+def step_advantages(
+    method: AdvantageMethod, groups: Sequence[Sequence[Trajectory]]
+) -> list[list[list[float]]]:
+    """[groups][scored][delivered turns], where a step's groups are compared with each other."""
+    found = [advantages_of(method, scored) for scored in groups]
+    pairs = [g for g, scored in enumerate(groups) if len(scored) > 1]
+    if method is AdvantageMethod.GPG:
+        rewards = [t.rollout.reward for g in pairs for t in groups[g]]
+        mean, scale = 0.0, np.count_nonzero(rewards) / len(rewards)
+    elif method in (AdvantageMethod.REINFORCE_PP, AdvantageMethod.REINFORCE_PP_BASELINE):
+        values = list(itertools.chain(*(turns for g in pairs for turns in found[g])))
+        counts = list(itertools.chain(*(lengths(t) for g in pairs for t in groups[g])))
+        tokens = torch.tensor(values, dtype=torch.float64).repeat_interleave(torch.tensor(counts))
+        mean, scale = float(tokens.mean()), math.sqrt(float(tokens.var()) + 1e-8)
+    else:
+        return found
+    for g in pairs:
+        found[g] = [[(value - mean) / scale for value in turns] for turns in found[g]]
+    return found
 
 
 def turn_rows(method: AdvantageMethod, groups: Sequence[Sequence[Trajectory]]) -> list[TurnRow]:
     """Every turn to train, of every group whose advantages are not all 0."""
     rows = []
-    for group in groups:
-        scored = [t for t in group if t.rollout.rewards]
-        advantages = advantages_of(method, scored)
+    counted = [[t for t in group if t.rollout.rewards] for group in groups]
+    for scored, advantages in zip(counted, step_advantages(method, counted), strict=True):
         if not any(itertools.chain(*advantages)):
             continue
         for trajectory, values in zip(scored, advantages, strict=True):
@@ -223,8 +274,10 @@ def turn_rows(method: AdvantageMethod, groups: Sequence[Sequence[Trajectory]]) -
 
 def token_loss(name: LossName, new: torch.Tensor, old: torch.Tensor, a: float) -> torch.Tensor:
     ratio = torch.exp(new - old)
+    if name is LossName.GSPO:  # a row here is a turn
+        ratio = ratio.prod() ** (1 / len(ratio)) * torch.ones_like(ratio)
     bounded = torch.clip(ratio, LOW, HIGH)
-    if name is LossName.PPO:
+    if name in (LossName.PPO, LossName.GSPO):
         return torch.where(ratio * a < bounded * a, -ratio * a, -bounded * a)
     return -bounded.detach() * a * new if name is LossName.CISPO else -ratio * a
 
@@ -237,8 +290,12 @@ def whole_loss(
     for row in rows:
         new = logprobs_of(model, row.tokens, len(row.logprobs), row.temperature)
         each = token_loss(name, new, torch.tensor(row.logprobs), row.advantage).sum()
-        share = tokens[row.rollout_id] * len(tokens)
-        loss = loss + each / (tokens.total() if aggregation is Aggregation.TOKEN_MEAN else share)
+        counted = {
+            Aggregation.ROLLOUT_MEAN: tokens[row.rollout_id] * len(tokens),
+            Aggregation.TOKEN_MEAN: tokens.total(),
+            Aggregation.TOKEN_SUM_NORM: 3 * 4 * TURN_TOKENS,  # 3 groups of 4, planned
+        }
+        loss = loss + each / counted[aggregation]
     return loss
 
 
@@ -287,9 +344,16 @@ def closed(groups: Sequence[Sequence[Trajectory]]) -> list[ClosedGroup]:
     ]
 
 
-@pytest.mark.parametrize("aggregation", list(Aggregation))
-@pytest.mark.parametrize("loss", list(LossName))
-@pytest.mark.parametrize("method", list(AdvantageMethod))
+#: Every combination of the first few, and the rest beside the defaults.
+FEW = list(itertools.product(list(AdvantageMethod)[:3], list(LossName)[:3], list(Aggregation)[:2]))
+REST = [
+    *((method, LossName.PPO, Aggregation.ROLLOUT_MEAN) for method in list(AdvantageMethod)[3:]),
+    (AdvantageMethod.DR_GRPO, LossName.PPO, Aggregation.TOKEN_SUM_NORM),
+    *((AdvantageMethod.GROUP_BASED_PER_TURN, LossName.GSPO, how) for how in Aggregation),
+]
+
+
+@pytest.mark.parametrize(("method", "loss", "aggregation"), FEW + REST)
 def test_a_step_is_what_one_forward_per_turn_gives(
     world: World, method: AdvantageMethod, loss: LossName, aggregation: Aggregation, tmp_path: Path
 ) -> None:
@@ -300,8 +364,14 @@ def test_a_step_is_what_one_forward_per_turn_gives(
         clip_low_threshold=LOW,
         clip_high_threshold=HIGH,
         turn_discount=DISCOUNT,
+        pass_k=PASS_K,
     )
-    assembly = assemble(builders.spec(algorithm=algorithm), STEP, closed(world.groups), RATE)
+    spec = builders.spec(
+        algorithm=algorithm,
+        batch=BatchSpec(global_batch_size=3, group_size=4),
+        sampling_params=SamplingParams(max_tokens=TURN_TOKENS),
+    )
+    assembly = assemble(spec, STEP, closed(world.groups), RATE)
     assert assembly.request is not None
     world.learner.restore(world.start)
     result = world.learner.step(assembly.request)

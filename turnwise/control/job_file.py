@@ -285,3 +285,10 @@ def _check_algorithm(spec: JobSpec) -> None:
             f"is more than a group has rollouts ({size}), so the best of so many is unknown",
             remedy="use at most batch.group_size",
         )
+    if 0 < algorithm.tis_cap < 1:
+        raise errors.InvalidInput(
+            "algorithm.tis_cap",
+            algorithm.tis_cap,
+            "would cut the weight of tokens on which sampler and learner agree",
+            remedy="use at least 1 (2 is usual), or 0 for none",
+        )

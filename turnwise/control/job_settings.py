@@ -120,9 +120,23 @@ SETTINGS: dict[type, dict[str, Setting]] = {
     },
     AlgorithmSpec: {
         "advantage_method": Setting("How rewards become advantages."),
-        "loss_fn": Setting("The loss of a token."),
+        "loss_fn": Setting(
+            "The loss of a token; gspo bounds the ratio of a whole turn, for which its paper has "
+            "about 0.9997 and 1.0004."
+        ),
         "clip_low_threshold": Setting("Absolute lower bound of the ratio.", _SHARE),
         "clip_high_threshold": Setting("Absolute upper bound of the ratio.", Range(1)),
+        "tis_cap": Setting(
+            "Truncated importance sampling, for several updates per step or off-policy tokens: "
+            "bounds hold for the ratio to the learner at the step's start, and its ratio to the "
+            "sampler, at most this, weighs the token; 2 is usual, 0: off.",
+            _NOT_NEGATIVE,
+        ),
+        "kl_coef": Setting(
+            "Weight of the k3 divergence of trained tokens from the base model; 0: off, else one "
+            "more forward.",
+            _NOT_NEGATIVE,
+        ),
         "aggregation": Setting(
             "How token losses become one number; token-sum-norm divides by planned rollouts per "
             "update x sampling_params.max_tokens, and with dr_grpo is Dr. GRPO."

@@ -123,6 +123,8 @@ class AlgorithmSpec:
     loss_fn: LossName = LossName.PPO
     clip_low_threshold: float = 0.8
     clip_high_threshold: float = 1.2
+    tis_cap: float = 0.0  # largest weight of a token for sampler and learner being apart; 0: off
+    kl_coef: float = 0.0  # of the k3 divergence from the base model; 0: off
     aggregation: Aggregation = Aggregation.ROLLOUT_MEAN
     turn_discount: float = 1.0  # gamma of the methods whose unit is the turn
     pass_k: int = 4  # of pkpo

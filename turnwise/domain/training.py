@@ -18,6 +18,7 @@ class LossName(StrEnum):
     PPO = "ppo"
     CISPO = "cispo"
     IMPORTANCE_SAMPLING = "importance_sampling"
+    GSPO = "gspo"
 
 
 class AdvantageMethod(StrEnum):
@@ -92,11 +93,18 @@ class MiniBatch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossSpec:
-    """Which loss, with absolute bounds on the ratio exp(new logprob - sampler's logprob)."""
+    """Which loss, with absolute bounds on the ratio exp(new logprob - sampler's logprob).
+
+    With `tis_cap` C > 0 the ratio is taken to the learner as it was when the step began, and each
+    token weighs min(exp(that logprob - sampler's logprob), C); 0: off. `kl_coef` times the k3
+    divergence from the base model is added; 0: off, and nothing is computed for it.
+    """
 
     name: LossName = LossName.PPO
     clip_low: float = 0.8
     clip_high: float = 1.2
+    tis_cap: float = 0.0
+    kl_coef: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -115,6 +115,8 @@ def _request(
             name=algorithm.loss_fn,
             clip_low=algorithm.clip_low_threshold,
             clip_high=algorithm.clip_high_threshold,
+            tis_cap=algorithm.tis_cap,
+            kl_coef=algorithm.kl_coef,
         ),
         learning_rate=learning_rate,
         parity_limit=spec.parity.max_mean_difference,

@@ -4,7 +4,7 @@ A loss is a function of a token's logprob under the policy being trained (with g
 logprob as the sampler gave it, and its advantage. It returns one number per token; the reduction
 is `sum(weight * token_loss)` with the weights of `domain.training.WeightedSample`. In all of them
 r = exp(logprob - sampled_logprob), and clip bounds are absolute, as in SageMaker and Tinker:
-0.8 and 1.2 stand for PPO's 1 - 0.2 and 1 + 0.2.
+0.8 and 1.2 stand for PPO's 1 - 0.2 and 1 + 0.2. `token_losses` adds the options of a `LossSpec`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from turnwise.domain.training import LossName
+from turnwise.domain.training import LossName, LossSpec
 
 # exp(20) is 5e8: far beyond any ratio that means something, and squares stay finite in fp32.
 MAX_LOG_RATIO = 20.0
@@ -25,7 +25,10 @@ _CHUNK_ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 27}
 
 
 class Loss(Protocol):
-    """The signature all losses share. Every tensor is [N], one entry per trained token."""
+    """The signature all losses share. Every tensor is [N], one entry per trained token.
+
+    `turns` says which turn a token belongs to, as an index in 0..N-1; gspo alone needs it.
+    """
 
     def __call__(
         self,
@@ -35,6 +38,7 @@ class Loss(Protocol):
         *,
         clip_low: float,
         clip_high: float,
+        turns: Tensor,
     ) -> Tensor:
         """Loss per token, [N]."""
         ...
@@ -55,6 +59,7 @@ def ppo(
     *,
     clip_low: float,
     clip_high: float,
+    **_unused: Tensor,
 ) -> Tensor:
     """-min(r A, clip(r, clip_low, clip_high) A), [N].
 
@@ -73,6 +78,7 @@ def cispo(
     *,
     clip_low: float,
     clip_high: float,
+    **_unused: Tensor,
 ) -> Tensor:
     """-stop_gradient(clip(r, clip_low, clip_high)) A logprob, [N].
 
@@ -85,7 +91,7 @@ def cispo(
 
 
 def importance_sampling(
-    logprobs: Tensor, sampled_logprobs: Tensor, advantages: Tensor, **_unused: float
+    logprobs: Tensor, sampled_logprobs: Tensor, advantages: Tensor, **_unused: object
 ) -> Tensor:
     """-r A, [N], with the gradient flowing through r. The clip bounds are not used.
 
@@ -95,11 +101,95 @@ def importance_sampling(
     return -ratio(logprobs, sampled_logprobs) * advantages
 
 
+def gspo(
+    logprobs: Tensor,
+    sampled_logprobs: Tensor,
+    advantages: Tensor,
+    *,
+    clip_low: float,
+    clip_high: float,
+    turns: Tensor,
+) -> Tensor:
+    """-min(s A, clip(s, clip_low, clip_high) A), [N], with s the ratio of the token's whole turn.
+
+    s = exp(mean over the turn's tokens of logprob - sampled_logprob), so that a turn is clipped as
+    a whole, and the bounds are much nearer to 1. The paper's sequence is what the model answers
+    to one prompt: here a turn, not a rollout. A turn lies in one row, whichever way a rollout was
+    split. Under `rollout-mean` a rollout of one turn has the paper's objective; turns of one
+    rollout weigh by their tokens. GSPO: https://arxiv.org/abs/2507.18071.
+    """
+    log_s = turn_means(logprobs - sampled_logprobs, turns)
+    return ppo(log_s, torch.zeros_like(log_s), advantages, clip_low=clip_low, clip_high=clip_high)
+
+
+def turn_means(values: Tensor, turns: Tensor) -> Tensor:
+    """Each token's value replaced by the mean over its turn, [N]."""
+    empty = torch.zeros_like(values)
+    sums = empty.index_add(0, turns, values)
+    counts = empty.index_add(0, turns, torch.ones_like(values))
+    return sums[turns] / counts[turns]
+
+
 LOSSES: dict[LossName, Loss] = {
     LossName.PPO: ppo,
     LossName.CISPO: cispo,
     LossName.IMPORTANCE_SAMPLING: importance_sampling,
+    LossName.GSPO: gspo,
 }
+
+
+def token_losses(
+    loss: LossSpec,
+    logprobs: Tensor,  # [N] with gradient
+    sampled_logprobs: Tensor,  # [N] the sampler's
+    advantages: Tensor,  # [N]
+    turns: Tensor,  # [N] int64
+    *,
+    start: Tensor | None = None,  # [N] the learner's when the step began; None: as now
+    base: Tensor | None = None,  # [N] the base model's; needed for kl_coef
+) -> Tensor:
+    """The loss of each token with all that its spec says, [N].
+
+    With `tis_cap` C the loss is taken against `start` in the sampler's place and multiplied by
+    `truncated_weights`. Without, ratios to the sampler already hold that correction. With one
+    update per step every ratio is then 1: REINFORCE with truncated weights. With `kl_coef`,
+    kl_coef times `k3` is added.
+    """
+    reference = sampled_logprobs
+    if loss.tis_cap:
+        reference = logprobs.detach() if start is None else start
+    found = LOSSES[loss.name](
+        logprobs,
+        reference,
+        advantages,
+        clip_low=loss.clip_low,
+        clip_high=loss.clip_high,
+        turns=turns,
+    )
+    if loss.tis_cap:
+        found = truncated_weights(reference, sampled_logprobs, loss.tis_cap) * found
+    if base is not None:
+        found = found + loss.kl_coef * k3(logprobs, base)
+    return found
+
+
+def truncated_weights(start: Tensor, sampled_logprobs: Tensor, cap: float) -> Tensor:
+    """min(exp(start - sampled_logprob), cap) without gradient, [N].
+
+    Truncated importance sampling, Ionides 2008; between sampler and learner as verl's `token`
+    level of rollout correction.
+    """
+    return ratio(start, sampled_logprobs).detach().clamp(max=cap)
+
+
+def k3(logprobs: Tensor, base: Tensor) -> Tensor:
+    """exp(d) - d - 1 with d = base - logprob, [N]: per token, an estimate of KL(policy || base).
+
+    Never negative, 0 only where both agree; d is kept within +-20, beyond which the gradient is 0.
+    http://joschu.net/blog/kl-approx.html; in the loss as in GRPO, arXiv 2402.03300.
+    """
+    d = (base - logprobs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    return d.exp() - d - 1
 
 
 class _TokenLogprobs(torch.autograd.Function):

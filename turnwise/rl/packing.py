@@ -32,6 +32,7 @@ class MicroBatch:
     targets: Ints  # [N] the trained tokens
     sample: Ints  # [N] the token's sample, an index into what was packed
     index: Ints  # [N] the token's place in its sample
+    turns: Ints  # [N] the token's turn, counted from 0: a run of trained tokens of one row
     logprobs: Floats  # [N] the sampler's
     advantages: Floats  # [N]
     temperatures: Floats  # [N]
@@ -79,6 +80,7 @@ def _lay_out(
     for place, row in enumerate(rows):
         inputs[place, : lengths[row]] = samples[row].sample.tokens[: lengths[row]]
     index = [np.flatnonzero(samples[row].sample.trained) for row in rows]
+    starts = [np.diff(i, prepend=-1) > 1 for i in index]  # no token before it, or one only read
     picked = [(samples[row], trained) for row, trained in zip(rows, index, strict=True)]
     return MicroBatch(
         inputs=inputs,
@@ -86,6 +88,7 @@ def _lay_out(
         targets=np.concatenate([w.sample.tokens[i] for w, i in picked]).astype(np.int64),
         sample=np.repeat(np.asarray(rows, dtype=np.int64), [len(i) for i in index]),
         index=np.concatenate(index),
+        turns=np.concatenate(starts).cumsum() - 1,
         logprobs=np.concatenate([w.sample.logprobs[i] for w, i in picked]),
         advantages=np.concatenate([w.sample.advantages[i] for w, i in picked]),
         temperatures=np.concatenate([w.sample.temperatures[i] for w, i in picked]),

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from turnwise.domain.rollout import Floats
-from turnwise.domain.training import LossSpec, Mismatch
+from turnwise.domain.training import LossName, LossSpec, Mismatch
 from turnwise.rl.losses import MAX_LOG_RATIO
 from turnwise.rl.packing import MicroBatch
 from turnwise.training.parity import k3
@@ -23,6 +23,8 @@ class Forward:
     loss: float  # the micro-batch's share of its mini-batch's loss
     logprobs: Floats  # [N] the learner's
     entropies: Floats  # [N]
+    start: Floats | None = None  # [N] the learner's when the step began, where that was not now
+    base: Floats | None = None  # [N] the base model's, where the loss uses them
 
 
 @dataclass(slots=True)
@@ -56,8 +58,12 @@ class Tally:
             return counts
         difference = _joined([f.logprobs - f.batch.logprobs for f in self.forwards])
         ratios = np.exp(difference.clip(-MAX_LOG_RATIO, MAX_LOG_RATIO))
-        outside = (ratios < loss.clip_low) | (ratios > loss.clip_high)
-        return counts | {
+        bounded = np.exp(_joined([_bounded(f, loss) for f in self.forwards]))
+        outside = (bounded < loss.clip_low) | (bounded > loss.clip_high)
+        base = [f.base - f.logprobs for f in self.forwards if f.base is not None]
+        return {
+            **counts,
+            **({"training/kl_base": k3(_joined(base))} if base else {}),
             "training/loss": float(np.mean(self.losses)),
             "training/grad_norm": float(np.mean(self.grad_norms)),
             "training/clip_fraction": float(outside.mean()),
@@ -66,6 +72,18 @@ class Tally:
             "training/kl_k3": k3(difference),
             "training/entropy": float(_joined([f.entropies for f in self.forwards]).mean()),
         }
+
+
+def _bounded(forward: Forward, loss: LossSpec) -> Floats:
+    """Log of the ratio that the loss held against its bounds, [N]."""
+    reference = forward.batch.logprobs
+    if loss.tis_cap:
+        reference = forward.logprobs if forward.start is None else forward.start
+    difference = forward.logprobs - reference
+    if loss.name is LossName.GSPO:
+        turns = forward.batch.turns
+        difference = (np.bincount(turns, difference) / np.bincount(turns))[turns]
+    return difference.clip(-MAX_LOG_RATIO, MAX_LOG_RATIO)
 
 
 def _joined(parts: Sequence[Floats]) -> npt.NDArray[np.float64]:

@@ -31,7 +31,7 @@ from turnwise.domain.training import (
 )
 from turnwise.modeling.adapters import read_adapter, write_adapter
 from turnwise.modeling.base import base_sha256
-from turnwise.rl.losses import LOSSES
+from turnwise.rl.losses import token_losses
 from turnwise.rl.packing import MicroBatch, micro_batches
 from turnwise.training import parity
 from turnwise.training.checkpoint import (
@@ -48,8 +48,9 @@ from turnwise.training.model import TrainedModel
 class TorchLearner:
     """`ports.Learner`, synchronously.
 
-    Ratios always use the sampler's logprobs, so a step costs one forward and one backward per
-    token, and its first forward is also the parity check.
+    Ratios use the sampler's logprobs, so a step costs one forward and one backward per token, and
+    its first forward is also the parity check. A loss with `tis_cap` costs one more forward for
+    the mini-batches after the first, one with `kl_coef` one more for all.
     """
 
     def __init__(self, spec: LearnerSpec) -> None:
@@ -81,9 +82,10 @@ class TorchLearner:
             for weighted in mini_batch.samples:
                 self.model.check(weighted.sample)
         before = self.model.values()
+        starts = self._starts(request)
         tally = Tally()
         for number in range(len(request.mini_batches)):
-            self._update(request, number, tally)
+            self._update(request, number, starts[number], tally)
         self._previous = before
         return StepResult(
             step=request.step,
@@ -94,18 +96,41 @@ class TorchLearner:
             seconds=time.perf_counter() - started,
         )
 
-    def accumulate(self, mini_batch: MiniBatch, loss: LossSpec) -> list[Forward]:
+    def accumulate(
+        self, mini_batch: MiniBatch, loss: LossSpec, starts: Sequence[Tensor | None] | None = None
+    ) -> list[Forward]:
         """Forward and backward over a mini-batch; its gradient is then in `model.parameters`.
 
-        An empty list when it trains no token.
+        `starts` are, per micro-batch, the learner's logprobs when the step began (see
+        `losses.token_losses`); None: as now. An empty list when it trains no token.
         """
         self._optimizer.zero_grad()
-        batches = micro_batches(mini_batch.samples, self._spec.tokens_per_micro_batch)
-        return [self._backward(batch, loss) for batch in batches]
+        batches = self._micro_batches(mini_batch)
+        return [
+            self._backward(batch, loss, start)
+            for batch, start in zip(batches, starts or (None,) * len(batches), strict=True)
+        ]
 
-    def _update(self, request: StepRequest, number: int, tally: Tally) -> None:
+    def _micro_batches(self, mini_batch: MiniBatch) -> list[MicroBatch]:
+        return micro_batches(mini_batch.samples, self._spec.tokens_per_micro_batch)
+
+    def _starts(self, request: StepRequest) -> list[list[Tensor] | None]:
+        """Per mini-batch, this moment's logprobs where the loss will need them and not have them.
+
+        The first mini-batch's own forward is of this moment.
+        """
+        found: list[list[Tensor] | None] = [None] * len(request.mini_batches)
+        if request.loss.tis_cap:
+            for number, each in enumerate(request.mini_batches[1:], 1):
+                batches = self._micro_batches(each)
+                found[number] = [self.model.logprobs_now(batch) for batch in batches]
+        return found
+
+    def _update(
+        self, request: StepRequest, number: int, starts: list[Tensor] | None, tally: Tally
+    ) -> None:
         mini_batch = request.mini_batches[number]
-        forwards = self.accumulate(mini_batch, request.loss)
+        forwards = self.accumulate(mini_batch, request.loss, starts)
         if not forwards:
             return
         if not tally.losses:
@@ -123,22 +148,28 @@ class TorchLearner:
         self._optimizer.step()
         tally.add(forwards, loss, norm)
 
-    def _backward(self, batch: MicroBatch, loss: LossSpec) -> Forward:
+    def _backward(self, batch: MicroBatch, loss: LossSpec, start: Tensor | None) -> Forward:
+        # Before the forward with gradient, whose parameters must not change until its backward.
+        base = self.model.base_logprobs(batch) if loss.kl_coef else None
         logprobs, entropies = self.model.logprobs(batch)
-        token_losses = LOSSES[loss.name](
+        each = token_losses(
+            loss,
             logprobs,
             self.model.tensor(batch.logprobs),
             self.model.tensor(batch.advantages),
-            clip_low=loss.clip_low,
-            clip_high=loss.clip_high,
+            self.model.tensor(batch.turns),
+            start=start,
+            base=base,
         )
-        total = (self.model.tensor(batch.weights) * token_losses).sum()
+        total = (self.model.tensor(batch.weights) * each).sum()
         total.backward()  # type: ignore[no-untyped-call]
         return Forward(
             batch=batch,
             loss=float(total.detach()),
             logprobs=logprobs.detach().cpu().numpy(),
             entropies=entropies.cpu().numpy(),
+            start=None if start is None else start.cpu().numpy(),
+            base=None if base is None else base.cpu().numpy(),
         )
 
     def _clip(self) -> float:

@@ -69,6 +69,16 @@ class TrainedModel:
         )
 
     @torch.no_grad()
+    def logprobs_now(self, batch: MicroBatch) -> Tensor:
+        """Logprob of every trained token of a batch, without gradient, [N]."""
+        return self.logprobs(batch)[0]
+
+    def base_logprobs(self, batch: MicroBatch) -> Tensor:
+        """The same with the adapter left out."""
+        with self.holding(self.without_adapter()):
+            return self.logprobs_now(batch)
+
+    @torch.no_grad()
     def score(self, tokens: Tokens, temperature: float) -> Floats:
         """Logprob of each token given those before it, [T]; index 0 is 0.0."""
         scores = np.zeros(len(tokens), dtype=np.float32)

@@ -135,7 +135,7 @@ def test_an_unknown_key_is_refused_with_the_nearest_known_one(
         (
             {"algorithm": {"loss_fn": "pppo"}},
             "algorithm.loss_fn: 'pppo' is not a choice; "
-            "did you mean ppo? allowed: ppo, cispo, importance_sampling",
+            "did you mean ppo? allowed: ppo, cispo, importance_sampling, gspo",
         ),
         ({"history": ["exact"]}, "history: ['exact'] is not a choice; "),
     ],
@@ -184,6 +184,11 @@ def test_a_bad_value_is_refused_with_field_value_and_what_is_allowed(
             {"algorithm": {"advantage_method": "pkpo", "pass_k": 5}, "batch": {"group_size": 4}},
             "algorithm.pass_k: 5 is more than a group has rollouts (4), so the best of so many is "
             "unknown; use at most batch.group_size",
+        ),
+        (
+            {"algorithm": {"tis_cap": 0.5}},
+            "algorithm.tis_cap: 0.5 would cut the weight of tokens on which sampler and learner "
+            "agree; use at least 1 (2 is usual), or 0 for none",
         ),
         (
             {"sampling_params": {"temperature": 0}},

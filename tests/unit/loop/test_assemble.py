@@ -74,13 +74,19 @@ def test_every_sampled_token_has_its_bin() -> None:
 
 def test_the_request_carries_the_jobs_algorithm() -> None:
     algorithm = AlgorithmSpec(
-        loss_fn=LossName.CISPO, clip_low_threshold=1.0, clip_high_threshold=6.0
+        loss_fn=LossName.CISPO,
+        clip_low_threshold=1.0,
+        clip_high_threshold=6.0,
+        tis_cap=2.0,
+        kl_coef=0.01,
     )
     assembly = assemble(spec(algorithm=algorithm), 3, [closed("a", 0, 1.0, 0.0)], 2e-3)
     request = assembly.request
     assert request is not None
     assert (request.step, request.learning_rate, request.parity_limit) == (3, 2e-3, 1e-5)
-    assert request.loss == LossSpec(name=LossName.CISPO, clip_low=1.0, clip_high=6.0)
+    assert request.loss == LossSpec(
+        name=LossName.CISPO, clip_low=1.0, clip_high=6.0, tis_cap=2.0, kl_coef=0.01
+    )
     [batch] = request.mini_batches
     weights = np.concatenate([w.weights for w in batch.samples])
     assert weights.sum() == np.float32(1.0)
