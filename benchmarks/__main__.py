@@ -29,10 +29,12 @@ def main(names: list[str]) -> None:
         records += BENCHMARKS[name]()
     kept = [] if not names else _others({record["name"] for record in records})
     LATEST.write_text(json.dumps(kept + records, indent=1) + "\n")
-    table = Table(*COLUMNS, box=None)
+    table = Table(box=None)
+    for column in COLUMNS:
+        table.add_column(column, no_wrap=True)
     for record in records:
         table.add_row(*(_cell(record[column]) for column in COLUMNS))
-    Console().print(table)
+    Console(width=160).print(table)
 
 
 def _others(measured: set[str]) -> list[dict[str, Any]]:
