@@ -20,7 +20,9 @@ class Progress:
         self._status = Status("", console=self._console)
         self._phase = ""
         self._steps = 0
+        self._step = -1
         self._first_step: tuple[int, float] | None = None
+        self._rollouts = 0
         self._values: dict[str, float] = {}
 
     def __enter__(self) -> Progress:
@@ -46,7 +48,8 @@ class Progress:
 
     def job(self, job: Json) -> None:
         """A job begins."""
-        self._steps = job["max_steps"] if job["kind"] == "train" else 0
+        self._steps = job["max_steps"]  # 0 for an evaluation
+        self._step = -1
         self._first_step = None
         self._values = {}
         self._rollouts = 0
@@ -56,16 +59,19 @@ class Progress:
         body = event["body"]
         if event["kind"] == "metrics":
             self._values |= body["values"]
-            self._values["tokens/s"] = tokens_per_second(body["values"])
-            self._first_step = self._first_step or (body["step"], time.monotonic())
-            self._say(f"{self._phase}: {self._line(body['step'])}")
+            if "timing_s/step" in body["values"]:  # a step's, not a validation's
+                self._values["tokens/s"] = tokens_per_second(body["values"])
+                self._step = body["step"]
+                self._first_step = self._first_step or (body["step"], time.monotonic())
+            self._say(f"{self._phase}: {self._line()}")
         elif event["kind"] == "rollout":
             self._rollouts += 1
             self._status.update(self._text(f"{self._phase}: {self._rollouts} rollouts"))
         elif event["level"] in ("warning", "error"):
             self._console.print(f"{event['level']}: {body.get('message', body)}", markup=False)
 
-    def _line(self, step: int) -> str:
+    def _line(self) -> str:
+        step = self._step
         parts = [f"step {step + 1}/{self._steps}"] if self._steps else []
         for name, label in _SHOWN.items():
             if self._values.get(name):

@@ -8,7 +8,7 @@ from typing import Any
 from turnwise.control.browse import Point
 from turnwise.control.job_file import as_mapping
 from turnwise.domain.event import Event
-from turnwise.domain.job import Job
+from turnwise.domain.job import Job, JobKind
 from turnwise.domain.rollout import Node, Rollout, Trajectory, Turn
 from turnwise.ports import ModelPackage, RolloutSummary
 
@@ -25,7 +25,7 @@ def job_body(job: Job) -> Json:
         "secondary_status": job.secondary.value,
         "message": job.message,
         "step": job.step,
-        "max_steps": job.spec.schedule.max_steps,
+        "max_steps": job.spec.schedule.max_steps if job.spec.kind is JobKind.TRAIN else 0,
         "incarnation": job.incarnation,
         "created_at": job.created_at,
         "started_at": job.started_at,
