@@ -66,13 +66,14 @@ class Progress:
             self._say(f"{self._phase}: {self._line()}")
         elif event["kind"] == "rollout":
             self._rollouts += 1
-            self._status.update(self._text(f"{self._phase}: {self._rollouts} rollouts"))
+            text = f"{self._phase}: {self._line()}  {self._rollouts} rollouts"
+            self._status.update(self._text(text))
         elif event["level"] in ("warning", "error"):
             self._console.print(f"{event['level']}: {body.get('message', body)}", markup=False)
 
     def _line(self) -> str:
         step = self._step
-        parts = [f"step {step + 1}/{self._steps}"] if self._steps else []
+        parts = [f"step {step + 1}/{self._steps}"] if step >= 0 else []
         for name, label in _SHOWN.items():
             if self._values.get(name):
                 parts.append(f"{label} {self._values[name]:.3g}")

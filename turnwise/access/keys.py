@@ -26,11 +26,6 @@ ADMIN = "admin"
 _CACHE_S = 30.0
 
 
-def new_secret() -> str:
-    """A rollout's secret: letters only, so that it can stand in a URL (see `ports.NewId`)."""
-    return random_letters(_LETTERS)
-
-
 def sha256_hex(secret: str) -> str:
     """What is stored of a secret. It is random and long, so that no salt is needed."""
     return hashlib.sha256(secret.encode()).hexdigest()

@@ -16,8 +16,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import secrets
-import string
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -39,6 +37,7 @@ from turnwise.domain.rollout import (
 )
 from turnwise.loop.sockets import Sockets
 from turnwise.ports import AgentRequest
+from turnwise.system import random_letters
 
 #: An agent's response, with its metrics, may come a moment after the reward that it reported.
 RESPONSE_GRACE_S = 2.0
@@ -217,7 +216,7 @@ class Collector:
 
 def new_secret() -> str:
     """A rollout's own key: 150 bits in letters, as it is part of a URL (see `ports.NewId`)."""
-    return "".join(secrets.choice(string.ascii_lowercase) for _ in range(32))
+    return random_letters(32)
 
 
 def is_worth_another(trajectory: Trajectory) -> bool:
