@@ -44,6 +44,7 @@ from turnwise.storage.sql import SqlStore
 from turnwise.system import SYSTEM_CLOCK, new_id
 from turnwise.training.handle import RemoteLearner
 from turnwise.wire.asgi import Receive, Scope, Send
+from turnwise.wire.aws.arns import JobArn
 from turnwise.wire.dataplane import DataPlane
 from turnwise.wire.native.routes import native_app
 
@@ -146,7 +147,7 @@ class Service:
             clock=SYSTEM_CLOCK,
             new_id=new_id,
             endpoint=self._endpoint,
-            job_arn=f"arn:aws:sagemaker:{REGION}:{self.account.number}:job/AgentRFT/{job.name}",
+            job_arn=str(JobArn(region=REGION, number=self.account.number, name=job.name)),
         )
         return _PluggedLoop(loop=JobLoop(job, rows, validation_rows, sockets), opened=opened)
 
