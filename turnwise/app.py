@@ -21,19 +21,20 @@ import uvloop
 
 from turnwise import errors
 from turnwise.access.keys import Keyring
-from turnwise.agents import open_runner
+from turnwise.agents import open_runner, open_scorers
 from turnwise.channel import Connection
 from turnwise.control.browse import Browse
-from turnwise.control.jobs import Jobs, load_job_rows
+from turnwise.control.jobs import Jobs, find_model, load_job_rows
+from turnwise.control.results import StoredResults
 from turnwise.domain.access import Account
-from turnwise.domain.job import Job, JobSpec
+from turnwise.domain.job import Job, JobKind, JobSpec
 from turnwise.domain.training import LearnerSpec
 from turnwise.gateway.gateway import Gateway
 from turnwise.launching.lazy import LazyLearner
 from turnwise.launching.local import LocalLauncher
 from turnwise.loop.run import JobLoop
 from turnwise.loop.sockets import Sockets
-from turnwise.ports import EngineSpec, Launcher, Sampler
+from turnwise.ports import EngineSpec, Launcher, Sampler, Scorer
 from turnwise.rendering.family import load_renderer
 from turnwise.sampling.handle import RemoteSampler
 from turnwise.sampling.shared import ClaimedSampler, SharedSampler
@@ -133,6 +134,7 @@ class Service:
         opened.push_async_callback(_give_up, engine)
         runner = open_runner(job.spec.agent)
         opened.push_async_callback(runner.close)
+        scorers = await _scorers(job.spec, opened)
         learner = LazyLearner(lambda: self.launcher.learner(self._learner_spec(job.spec)))
         opened.push_async_callback(learner.close)
         self.gateway.attach(job, engine, renderer)
@@ -148,6 +150,8 @@ class Service:
             new_id=new_id,
             endpoint=self._endpoint,
             job_arn=str(JobArn(region=REGION, number=self.account.number, name=job.name)),
+            model_folder=lambda name: self._model_folder(job, name),
+            scorers=scorers,
         )
         return _PluggedLoop(loop=JobLoop(job, rows, validation_rows, sockets), opened=opened)
 
@@ -156,6 +160,10 @@ class Service:
         if account_id != self.account.account_id:
             raise errors.NotFound("account", account_id)
         return self.account.number
+
+    async def _model_folder(self, job: Job, name: str) -> str:
+        _, folder = await find_model(self.store, job.account_id, name)
+        return folder
 
     def _endpoint(self, rollout_id: str, secret: str) -> str:
         return f"{self.url}/r/{rollout_id}.{secret}"
@@ -171,6 +179,16 @@ class Service:
             threads=self.settings.learner_threads,
             input_adapter=spec.input_adapter or None,
         )
+
+
+async def _scorers(spec: JobSpec, opened: contextlib.AsyncExitStack) -> list[Scorer]:
+    """What an evaluation is judged by beside its agent; closed with the rest."""
+    if spec.kind is not JobKind.EVALUATION:
+        return []
+    scorers = open_scorers(spec.evaluation.scorers)
+    for scorer in scorers:
+        opened.push_async_callback(scorer.close)
+    return scorers
 
 
 async def _give_up(engine: ClaimedSampler) -> None:
@@ -211,7 +229,8 @@ async def open_service(settings: Settings, url: str) -> AsyncIterator[tuple[Serv
         )
         opened.push_async_callback(jobs.close)
         await jobs.recover()
-        native = native_app(jobs, Browse(store), keyring.authenticate)
+        results = StoredResults(store, FolderBlobs(folder.blobs))
+        native = native_app(jobs, Browse(store), keyring.authenticate, results)
         data_plane = DataPlane(gateway, keyring.authenticate, service.account_number)
         yield service, _doors(data_plane, native)
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import io
 import json
-import re
 import sys
 import tarfile
 import time
@@ -23,6 +23,7 @@ from turnwise import __version__, errors
 from turnwise.client import Client, connect
 from turnwise.control.job_file import as_mapping, parse_job, read_job
 from turnwise.domain.job import JobKind
+from turnwise.terminal import harmless, summary
 
 Json = dict[str, Any]
 
@@ -85,7 +86,7 @@ def main(args: Sequence[str] | None = None) -> None:
             said = {"error": {"type": type(error).__name__, "message": message}}
             print(json.dumps(said), file=sys.stderr)
         else:
-            err.print(_harmless(f"error: {message}"), style="red", soft_wrap=True)
+            err.print(harmless(f"error: {message}"), style="red", soft_wrap=True)
         sys.exit(1)
 
 
@@ -96,9 +97,12 @@ def _show(value: object, as_json: bool, text: Callable[[], str | Table]) -> None
     if as_json:
         print(json.dumps(value))
         return
-    shown = text()
+    _print(text())
+
+
+def _print(shown: str | Table) -> None:
     if isinstance(shown, str):
-        out.print(_harmless(shown), soft_wrap=True)
+        out.print(harmless(shown), soft_wrap=True)
     else:
         out.print(shown)
 
@@ -107,16 +111,7 @@ def _show_event(event: Json, as_json: bool) -> None:
     if as_json:
         print(json.dumps(event), flush=True)
     else:
-        out.print(_harmless(_event_text(event)), soft_wrap=True)
-
-
-#: What a terminal would obey, but for tab and newline.
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-
-
-def _harmless(text: str) -> str:
-    """Text of models and agents, with control characters spelled out."""
-    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+        out.print(harmless(_event_text(event)), soft_wrap=True)
 
 
 def _table(rows: Iterable[Mapping[str, Any]], columns: Iterable[str]) -> Table:
@@ -227,25 +222,31 @@ def train(
 def evaluate(
     job_file: Annotated[Path, typer.Argument(help="The job whose agent and model to evaluate.")],
     model: Annotated[
-        str, typer.Option(help="A registered model or a PEFT folder; default the base model.")
-    ] = "",
+        list[str] | None,
+        typer.Option(
+            help="A registered model, a PEFT folder or `base`; give several to compare the first "
+            "with the others on the same rows. Default: as the job file says, else the base model."
+        ),
+    ] = None,
     dataset: Annotated[str, typer.Option(help="Rows; default the job's validation set.")] = "",
-    rows: Annotated[int, typer.Option(min=0, help="Take the first N rows; 0 takes all.")] = 0,
+    rows: Annotated[
+        int | None, typer.Option(min=0, help="Take the first N rows; 0 takes all.")
+    ] = None,
     temperature: Annotated[float | None, typer.Option(help="0 is greedy.")] = None,
-    group_size: Annotated[int, typer.Option(min=1, help="Rollouts per row.")] = 1,
+    group_size: Annotated[int | None, typer.Option(min=1, help="Rollouts per row.")] = None,
     name: Annotated[str, typer.Option(help="The evaluation job's name.")] = "",
     detach: Annotated[bool, typer.Option(help="Start it and return.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Evaluate a model with a job's agent: reward, pass@k and what the agent measures."""
+    """Evaluate models with a job's agent, by its `evaluation` block; a summary at the end."""
     job = as_mapping(read_job(job_file))
     job["kind"] = JobKind.EVALUATION.value
     job["name"] = name or f"{job['name'][:40]}-eval-{time.strftime('%Y%m%d%H%M%S')}"
-    job["input_adapter"] = str(Path(model).resolve()) if model and Path(model).is_dir() else model
     job["dataset"] = dataset or job["validation_dataset"] or job["dataset"]
-    job["validation"] |= {"max_rows": rows, "group_size": group_size}
+    given = {"models": model, "max_rows": rows, "group_size": group_size}
+    job["evaluation"] |= {key: value for key, value in given.items() if value is not None}
     if temperature is not None:
-        job["val_sampling_params"]["temperature"] = temperature
+        job["eval_sampling_params"]["temperature"] = temperature
     job = as_mapping(parse_job(job, folder=Path.cwd()))
     with _server.client() as client:
         _run_job(client, job, detach=detach, as_json=as_json)
@@ -259,6 +260,9 @@ def _run_job(client: Client, job_file: Json, *, detach: bool, as_json: bool) -> 
                 _show_event(event, as_json)
         job = client.job(job["name"])
     _show(job, as_json, lambda: _job_text(job))
+    if job["kind"] == JobKind.EVALUATION and job["status"] in ("COMPLETED", "FAILED"):
+        with contextlib.suppress(errors.Conflict):  # it failed before it had any
+            _show_results(client, job["name"], as_json)
     if job["status"] == "FAILED":
         raise typer.Exit(1)
 
@@ -329,6 +333,32 @@ def jobs_ledger(name: Name, as_json: AsJson = False) -> None:
     bins = sorted({key for step in steps for key in step["bins"]})
     rows = [{"step": step["step"]} | step["bins"] for step in steps]
     _show(steps, as_json, lambda: _table(rows, ("step", *bins)))
+
+
+@jobs_app.command("results")
+def jobs_results(
+    name: Name,
+    csv: Annotated[Path | None, typer.Option(help="Write the table of rows to this file.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """What an evaluation found."""
+    with _server.client() as client:
+        if csv is None:
+            _show_results(client, name, as_json)
+            return
+        table = client.results_csv(name)
+    csv.write_bytes(table)
+    _show({"csv": str(csv)}, as_json, lambda: f"wrote {csv}")
+
+
+def _show_results(client: Client, name: str, as_json: bool) -> None:
+    results = client.results(name)
+    if as_json:
+        print(json.dumps(results))
+        return
+    for part in summary(results):
+        out.print()
+        _print(part)
 
 
 @jobs_app.command("stop")

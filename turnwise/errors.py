@@ -16,6 +16,7 @@
     ├── FolderLocked          another server holds the data folder
     ├── StorageFull           the disk is full; nothing half-written stays
     ├── Corrupted             a file does not match its hash
+    ├── NothingScored         an evaluation of which every rollout failed
     └── ParityExceeded        sampler and learner disagree about the same tokens
 
 A failed rollout is none of these: it is data, a `domain.rollout.Fault` on its trajectory.
@@ -116,6 +117,10 @@ class StorageFull(TurnwiseError, OSError):
 
 class Corrupted(TurnwiseError):
     """Stored content that does not match its recorded hash."""
+
+
+class NothingScored(TurnwiseError):
+    """Every rollout of an evaluation failed, so that nothing is known of its models."""
 
 
 class ParityExceeded(TurnwiseError):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from turnwise.domain.access import Account, Key
+from turnwise.domain.evaluation import Finished, Score
 from turnwise.domain.event import Event, EventDraft
 from turnwise.domain.job import Job, JobSpec, JobStatus
 from turnwise.domain.rollout import (
@@ -231,6 +232,23 @@ class AgentRunner(Protocol):
 
     async def close(self) -> None:
         """Free connections."""
+        ...
+
+
+class Scorer(Protocol):
+    """Judges finished rollouts of an evaluation, independently of the agent's own reward."""
+
+    @property
+    def name(self) -> str:
+        """Its name in metrics and tables."""
+        ...
+
+    async def score(self, finished: Finished) -> Score:
+        """A number, or the problem: whatever goes wrong costs this score and nothing else."""
+        ...
+
+    async def close(self) -> None:
+        """Free connections and threads."""
         ...
 
 

@@ -164,8 +164,8 @@ class Demo:
         job = self.job_file(name, agent_url, kind="evaluation", input_adapter=model)
         job["dataset"] = str((self.out / "data" / "test.jsonl").resolve())
         job["validation_dataset"] = ""
-        job["validation"]["max_rows"] = self.rows
-        job["val_sampling_params"]["temperature"] = temperature
+        job["evaluation"]["max_rows"] = self.rows
+        job["eval_sampling_params"] = job["sampling_params"] | {"temperature": temperature}
         return job
 
     def _follow(self, client: Client, job: Json) -> None:

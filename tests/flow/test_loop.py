@@ -37,6 +37,7 @@ from turnwise.domain.event import Event, EventDraft, EventKind, Level
 from turnwise.domain.job import (
     AsyncSpec,
     BatchSpec,
+    EvaluationSpec,
     Job,
     JobKind,
     JobStatus,
@@ -57,7 +58,7 @@ from turnwise.domain.rollout import (
 from turnwise.loop.run import JobLoop
 from turnwise.loop.sockets import Sockets
 from turnwise.modeling.fingerprint import fingerprint
-from turnwise.ports import RolloutQuery
+from turnwise.ports import RolloutQuery, Scorer
 from turnwise.storage.sql import SqlStore
 
 BATCH = BatchSpec(global_batch_size=2, group_size=2)
@@ -98,6 +99,7 @@ class World:
         self.new_id = names()
         self.behave: Behave = lambda rollout: Behaviour.PLAY
         self.reward: Callable[[Rollout], float] = lambda rollout: float(rollout.slot)
+        self.scorers: list[Scorer] = []
         self.check: Callable[[], None] = lambda: None
 
     def loop(self, job: Job, train: list[Row], validation: list[Row] | None = None) -> JobLoop:
@@ -116,6 +118,8 @@ class World:
             new_id=self.new_id,
             endpoint=lambda rollout_id, secret: f"http://here/r/{rollout_id}/{secret}",
             job_arn="arn:aws:sagemaker:us-west-2:000000000001:job/AgentRFT/walk",
+            model_folder=same,
+            scorers=self.scorers,
         )
 
     async def job(self) -> Job:
@@ -146,6 +150,11 @@ class World:
         )
         ids = [summary.rollout.rollout_id for summary in page]
         return [await self.store.trajectory(builders.ACCOUNT, each) for each in ids]
+
+
+async def same(folder: str) -> str:
+    """A model is given by its folder."""
+    return folder
 
 
 class Agent(ScriptedAgent):
@@ -698,8 +707,8 @@ async def test_validation_runs_before_every_so_often_and_at_the_end_on_pinned_po
 
 
 async def test_an_evaluation_job_measures_the_base_and_trains_nothing(world: World) -> None:
-    validation = ValidationSpec(group_size=2, pass_k_values=(1,))
-    job = await run(world, make_job(kind=JobKind.EVALUATION, validation=validation))
+    evaluation = EvaluationSpec(group_size=2, pass_k_values=(1,))
+    job = await run(world, make_job(kind=JobKind.EVALUATION, evaluation=evaluation))
 
     assert (job.status, job.step, world.learner.requests) == (JobStatus.COMPLETED, 0, [])
     [event] = await world.events(EventKind.EVALUATION)

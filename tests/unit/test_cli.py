@@ -278,25 +278,36 @@ def test_an_evaluation_is_a_job_of_its_own(
     (tmp_path / "tuned" / "adapter_config.json").write_text("{}")
 
     said = turnwise(
-        *("eval", job_yaml, "--model", "tuned", "--dataset", "test.jsonl", "--rows", "5"),
-        *("--temperature", "0", "--group-size", "2", "--name", "walk-test", "--detach", "--json"),
+        *(
+            "eval",
+            job_yaml,
+            "--model",
+            "tuned",
+            "--model",
+            "base",
+            "--dataset",
+            "test.jsonl",
+            "--rows",
+            "5",
+        ),
+        *("--temperature", "0.5", "--group-size", "2", "--name", "walk-test", "--detach", "--json"),
     )
 
     job = said.json
     assert (job["name"], job["kind"]) == ("walk-test", "evaluation")
     spec = job["spec"]
-    assert spec["input_adapter"] == str(tmp_path / "tuned")
+    assert spec["evaluation"]["models"] == [str(tmp_path / "tuned"), "base"]
     assert spec["dataset"] == str(tmp_path / "test.jsonl")
-    assert (spec["validation"]["max_rows"], spec["validation"]["group_size"]) == (5, 2)
-    assert spec["val_sampling_params"]["temperature"] == 0
+    assert (spec["evaluation"]["max_rows"], spec["evaluation"]["group_size"]) == (5, 2)
+    assert spec["eval_sampling_params"]["temperature"] == 0.5
     named = turnwise("eval", job_yaml, "--detach", "--json").json
     assert named["name"].startswith("walk-eval-")
-    assert (named["spec"]["dataset"], named["spec"]["input_adapter"]) == (
+    assert (named["spec"]["dataset"], named["spec"]["evaluation"]["models"]) == (
         str(tmp_path / "train.jsonl"),
-        "",
+        ["base"],
     )
     assert turnwise("eval", job_yaml, "--temperature", "-1").err == (
-        "error: val_sampling_params.temperature: -1.0 is out of range; "
+        "error: eval_sampling_params.temperature: -1.0 is out of range; "
         "must be at least 0 and at most 100\n"
     )
 

@@ -1,15 +1,16 @@
-"""AgentRunners: ways to reach the user's agent."""
+"""Ways to reach the user's code: AgentRunners for the agent, Scorers for judges of its work."""
 
 from __future__ import annotations
 
 from turnwise import errors
 from turnwise.agents.http import HttpAgent
 from turnwise.agents.python import PythonAgent
+from turnwise.agents.scorers import open_scorers
 from turnwise.agents.scripted import HttpCall, ScriptedAgent
 from turnwise.domain.job import AgentKind, AgentSpec
 from turnwise.ports import AgentRunner
 
-__all__ = ["HttpAgent", "PythonAgent", "ScriptedAgent", "open_runner"]
+__all__ = ["HttpAgent", "PythonAgent", "ScriptedAgent", "open_runner", "open_scorers"]
 
 
 def open_runner(spec: AgentSpec) -> AgentRunner:

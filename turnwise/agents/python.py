@@ -60,22 +60,24 @@ class PythonAgent:
         return await loop.run_in_executor(self._threads, self._function, request)
 
 
-def load(target: str) -> Callable[[AgentRequest], Any]:
-    """Import "package.module:function". Raises `InvalidInput` with what is missing."""
+def load(target: str, *, field: str = "agent.target") -> Callable[[Any], Any]:
+    """Import "package.module:function". Raises `InvalidInput` for `field`, with what is missing."""
     module_name, _, name = target.partition(":")
     if not module_name or not name:
         raise errors.InvalidInput(
-            "agent.target", target, "names no function", remedy='use "package.module:function"'
+            field, target, "names no function", remedy='use "package.module:function"'
         )
     try:
         function = getattr(importlib.import_module(module_name), name)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # the user's module may raise anything as it is imported
+        is_missing = isinstance(error, ImportError | AttributeError)
+        reason = f"{error}" if is_missing else f"{type(error).__name__}: {error}"
         raise errors.InvalidInput(
-            "agent.target",
+            field,
             target,
-            f"cannot be imported ({error})",
+            f"cannot be imported ({reason})",
             remedy="install it where the server runs",
         ) from error
     if not callable(function):
-        raise errors.InvalidInput("agent.target", target, "is not a function")
+        raise errors.InvalidInput(field, target, "is not a function")
     return function  # type: ignore[no-any-return]  # narrowed by callable() only

@@ -155,6 +155,14 @@ class Client:
         found: list[Json] = self._call("GET", _job(name, "/ledger"))["steps"]
         return found
 
+    def results(self, name: str) -> Json:
+        """What an evaluation found: figures by model, comparisons, a table of its rows."""
+        return self._call("GET", _job(name, "/results"))
+
+    def results_csv(self, name: str) -> bytes:
+        """An evaluation's table, a line per row and slot, as CSV."""
+        return self._send("GET", _job(name, "/results.csv")).content
+
     def rollouts(self, name: str, **filters: Any) -> Json:
         """A page: {rollouts, next_after}. Filters: step, purpose, status, after, limit."""
         return self._call("GET", _job(name, "/rollouts"), params=filters)

@@ -7,7 +7,7 @@ import difflib
 import math
 import re
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,20 @@ from typing import Any
 import yaml
 
 from turnwise import errors
-from turnwise.control.job_settings import SETTINGS, Setting, leaves
-from turnwise.domain.job import AgentKind, AgentSpec, JobKind, JobSpec
+from turnwise.control.job_settings import SETTINGS, Setting, default_of, entry, leaves
+from turnwise.domain.evaluation import AGENT
+from turnwise.domain.job import (
+    BASE,
+    AgentKind,
+    AgentSpec,
+    EvaluationSpec,
+    JobKind,
+    JobSpec,
+    ScorerSpec,
+)
 from turnwise.domain.training import AdvantageMethod
 
+_SCORER_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_-]{0,39}")
 _NAME = re.compile(r"[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62}")
 
 
@@ -67,6 +77,7 @@ def parse_job(data: object, *, folder: Path | None = None) -> JobSpec:
         dataset=_absolute("dataset", spec.dataset, folder),
         validation_dataset=_absolute("validation_dataset", spec.validation_dataset, folder),
         input_adapter=_adapter(spec.input_adapter, folder),
+        evaluation=_with_models(spec.evaluation, folder),
     )
     _check_sense(spec)
     return spec
@@ -106,11 +117,17 @@ def _adapter(name: str, folder: Path | None) -> str:
     return str(beside.resolve()) if beside.is_dir() else name
 
 
+def _with_models(evaluation: EvaluationSpec, folder: Path | None) -> EvaluationSpec:
+    """The models by their absolute paths or names; an empty name is the base model."""
+    models = [name if name in ("", BASE) else _adapter(name, folder) for name in evaluation.models]
+    return dataclasses.replace(evaluation, models=tuple(name or BASE for name in models))
+
+
 # ── values ────────────────────────────────────────────────────────────────────────────────────
 
 
-def _build(cls: type[Any], data: object, prefix: str) -> Any:
-    """A dataclass from a mapping, field by field."""
+def _build(cls: type[Any], data: object, prefix: str, block: object = None) -> Any:
+    """A dataclass from a mapping, field by field; what is not given is as in `block`, if any."""
     if not isinstance(data, Mapping):
         raise errors.InvalidInput(prefix.rstrip("."), data, "is not a block of settings")
     fields = {field.name: field for field in dataclasses.fields(cls)}
@@ -118,13 +135,17 @@ def _build(cls: type[Any], data: object, prefix: str) -> Any:
         if key not in fields:
             raise _unknown(prefix, str(key), data[key], fields)
     for name, field in fields.items():
-        is_needed = field.default is field.default_factory is dataclasses.MISSING
+        is_needed = block is None and default_of(field) is dataclasses.MISSING
         if is_needed and name not in data:
             raise errors.InvalidInput(
                 prefix + name, None, "is not a value", remedy="the job file must set it"
             )
     hints, settings = typing.get_type_hints(cls), SETTINGS[cls]
-    return cls(**{key: _value(hints[key], data[key], prefix + key, settings[key]) for key in data})
+    given = {
+        key: _value(hints[key], data[key], prefix + key, settings[key], default_of(fields[key]))
+        for key in data
+    }
+    return cls(**given) if block is None else dataclasses.replace(typing.cast(Any, block), **given)
 
 
 def _unknown(prefix: str, key: str, value: object, fields: Iterable[str]) -> errors.InvalidInput:
@@ -142,15 +163,18 @@ def _unknown(prefix: str, key: str, value: object, fields: Iterable[str]) -> err
     )
 
 
-def _value(kind: Any, value: object, name: str, setting: Setting) -> Any:
+def _value(kind: Any, value: object, name: str, setting: Setting, default: object = None) -> Any:
     if dataclasses.is_dataclass(kind):
-        return _build(typing.cast("type[Any]", kind), value, name + ".")
+        block = default if isinstance(default, typing.cast("type[Any]", kind)) else None
+        return _build(typing.cast("type[Any]", kind), value, name + ".", block)
     if isinstance(kind, type) and issubclass(kind, StrEnum):
         return _choice(kind, value, name)
     if typing.get_origin(kind) is tuple:
-        item = typing.get_args(kind)[0]
-        if not isinstance(value, (list, tuple)) or not value:
-            raise errors.InvalidInput(name, value, "is not a list with at least one entry")
+        may_be_empty = default == ()
+        if not isinstance(value, (list, tuple)) or not (value or may_be_empty):
+            wanted = "is not a list" + ("" if may_be_empty else " with at least one entry")
+            raise errors.InvalidInput(name, value, wanted)
+        item = entry(kind)
         return tuple(_value(item, each, f"{name}[{i}]", setting) for i, each in enumerate(value))
     return _in_range(_scalar(kind, value, name), name, setting)
 
@@ -218,6 +242,7 @@ def _check_sense(spec: JobSpec) -> None:
         )
     _check_given(spec)
     _check_agent(spec.agent)
+    _check_evaluation(spec.evaluation)
     if spec.kind is JobKind.TRAIN:
         _check_training(spec)
     if 0 < spec.rollout.group_timeout < spec.rollout.rollout_timeout:
@@ -235,6 +260,20 @@ def _check_given(spec: JobSpec) -> None:
             raise errors.InvalidInput(name, "", "is empty", remedy="it must be set")
 
 
+def _check_url(field: str, url: str) -> None:
+    if url and not url.startswith(("http://", "https://")):
+        raise errors.InvalidInput(
+            field, url, "is no HTTP address", remedy="use http://host:port/path"
+        )
+
+
+def _check_target(field: str, target: str) -> None:
+    if target and not all(target.partition(":")):
+        raise errors.InvalidInput(
+            field, target, "names no function", remedy='use "package.module:function"'
+        )
+
+
 def _check_agent(agent: AgentSpec) -> None:
     if agent.kind is AgentKind.HTTP and not agent.url.startswith(("http://", "https://")):
         raise errors.InvalidInput(
@@ -247,6 +286,53 @@ def _check_agent(agent: AgentSpec) -> None:
             "names no function",
             remedy='use "package.module:function"',
         )
+
+
+def _check_evaluation(evaluation: EvaluationSpec) -> None:
+    _check_distinct("evaluation.models[{}]", evaluation.models, "model")
+    _check_distinct("evaluation.scorers[{}].name", [s.name for s in evaluation.scorers], "scorer")
+    for place, scorer in enumerate(evaluation.scorers):
+        _check_scorer(f"evaluation.scorers[{place}]", scorer)
+    try:
+        re.compile(evaluation.format_pattern)
+    except re.error as error:
+        raise errors.InvalidInput(
+            "evaluation.format_pattern",
+            evaluation.format_pattern,
+            f"is not a regular expression: {error}",
+            remedy="quote special characters with a backslash",
+        ) from None
+
+
+def _check_distinct(field: str, names: Sequence[str], what: str) -> None:
+    for place, name in enumerate(names):
+        if name in names[:place]:
+            raise errors.InvalidInput(
+                field.format(place), name, f"is there twice; each {what} is needed once"
+            )
+
+
+def _check_scorer(where: str, scorer: ScorerSpec) -> None:
+    if not _SCORER_NAME.fullmatch(scorer.name):
+        raise errors.InvalidInput(
+            f"{where}.name",
+            scorer.name,
+            "is not a scorer's name",
+            remedy="use 1 to 40 letters, digits, hyphens and underscores",
+        )
+    if scorer.name == AGENT:
+        raise errors.InvalidInput(
+            f"{where}.name", AGENT, "is the agent's own reward", remedy="choose another name"
+        )
+    if bool(scorer.target) == bool(scorer.url):
+        raise errors.InvalidInput(
+            where,
+            scorer.name,
+            "has both a target and a url" if scorer.url else "has neither a target nor a url",
+            remedy="set one of them",
+        )
+    _check_target(f"{where}.target", scorer.target)
+    _check_url(f"{where}.url", scorer.url)
 
 
 def _check_training(spec: JobSpec) -> None:

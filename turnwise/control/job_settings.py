@@ -19,10 +19,12 @@ from turnwise.domain.job import (
     AlgorithmSpec,
     AsyncSpec,
     BatchSpec,
+    EvaluationSpec,
     JobSpec,
     ParitySpec,
     RolloutSpec,
     ScheduleSpec,
+    ScorerSpec,
     ValidationSpec,
 )
 from turnwise.domain.rollout import SamplingParams
@@ -72,7 +74,7 @@ SETTINGS: dict[type, dict[str, Setting]] = {
     JobSpec: {
         "name": Setting("The job's name: 1 to 63 letters, digits and hyphens; unique."),
         "model": Setting("The base model: a Hugging Face folder with its tokenizer."),
-        "dataset": Setting("The rows to train on: a .jsonl, .json or .csv file."),
+        "dataset": Setting("The rows to train on or evaluate: a .jsonl, .json or .csv file."),
         "agent": Setting("Where the agent is."),
         "kind": Setting("Train, or evaluate every row of `dataset` and train nothing."),
         "validation_dataset": Setting("The rows to validate on; without it nothing is validated."),
@@ -89,14 +91,16 @@ SETTINGS: dict[type, dict[str, Setting]] = {
             "(template), or always extend the earlier tokens (exact)."
         ),
         "input_adapter": Setting(
-            "What to start from (or to evaluate): a PEFT folder or a registered model, "
+            "What to start from: a PEFT folder or a registered model, "
             '"group/version" or "group"; empty: the base model.'
         ),
         "batch": Setting("How much a step takes."),
         "algorithm": Setting("Advantage and loss."),
         "sampling_params": Setting("How training rollouts are sampled; what a request says wins."),
-        "val_sampling_params": Setting("How validation and evaluation rollouts are sampled."),
-        "validation": Setting("How validation and evaluation go."),
+        "val_sampling_params": Setting("How validation rollouts are sampled."),
+        "validation": Setting("How validation during training goes."),
+        "eval_sampling_params": Setting("How the rollouts of an evaluation job are sampled."),
+        "evaluation": Setting("What an evaluation job measures, and of which models."),
         "schedule": Setting("How long, and the learning rate over it."),
         "lora": Setting("Shape of the adapter."),
         "optimizer": Setting("AdamW."),
@@ -158,6 +162,35 @@ SETTINGS: dict[type, dict[str, Setting]] = {
         "pass_k_values": Setting("The k of pass@k; those above group_size are left out.", _COUNT),
         "success_threshold": Setting("A rollout with at least this reward is a success."),
     },
+    EvaluationSpec: {
+        "models": Setting(
+            "Models to evaluate side by side, on the same rows with the same seeds: registered "
+            'ones ("group/version" or "group"), PEFT folders, `base`; without any, what '
+            "`input_adapter` says. The first is compared with each of the others."
+        ),
+        "group_size": Setting("Rollouts per row and model.", _COUNT),
+        "max_rows": Setting("Take the first so many rows; 0: all.", _NOT_NEGATIVE),
+        "max_turns": Setting(
+            "The agent's own limit of turns, to report who reached it; 0: unknown.", _NOT_NEGATIVE
+        ),
+        "pass_k_values": Setting("The k of pass@k; those above group_size are left out.", _COUNT),
+        "success_threshold": Setting("A rollout with at least this reward is a success."),
+        "format_pattern": Setting(
+            "A regular expression that a rollout's last assistant message should hold."
+        ),
+        "scorers": Setting("Independent judges of the same rollouts, beside the agent's reward."),
+    },
+    ScorerSpec: {
+        "name": Setting("Its name in metrics and tables; `agent` is the agent's own reward."),
+        "target": Setting(
+            'A Python function, "package.module:function", called with one mapping: row, prompt, '
+            "label, messages, reward, rewards, metrics, model, rollout_id; in a thread of the "
+            "server. It returns a number, or a mapping with `score`."
+        ),
+        "url": Setting("In place of `target`: an address to POST the same mapping to, as JSON."),
+        "timeout": Setting("Longest time for one score, in seconds.", _POSITIVE),
+        "success_threshold": Setting("The scorer counts a success from this score up."),
+    },
     ScheduleSpec: {
         "max_epochs": Setting("End after so many passes over the rows.", _COUNT),
         "max_steps": Setting("End after so many steps.", _COUNT),
@@ -214,15 +247,35 @@ class Leaf:
     setting: Setting
 
 
-def leaves(cls: type[Any] = JobSpec, prefix: str = "") -> Iterator[Leaf]:
-    """Every setting, those of blocks by their dotted names."""
+def default_of(field: dataclasses.Field[Any]) -> Any:
+    """What a field has if nothing is given; dataclasses.MISSING where it must be given."""
+    if field.default_factory is dataclasses.MISSING:
+        return field.default
+    return field.default_factory()
+
+
+def leaves(
+    cls: type[Any] = JobSpec, prefix: str = "", block: object = dataclasses.MISSING
+) -> Iterator[Leaf]:
+    """Every setting, those of blocks by their dotted names, of lists of blocks by `name[]`.
+
+    `block` holds the defaults, where they are not those of the class.
+    """
     hints = typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):
         path, kind = prefix + field.name, hints[field.name]
+        default = getattr(block, field.name, default_of(field))
         if dataclasses.is_dataclass(kind):
-            yield from leaves(typing.cast("type[Any]", kind), path + ".")
-        else:
-            yield Leaf(path, kind, field.default, SETTINGS[cls][field.name])
+            yield from leaves(typing.cast("type[Any]", kind), path + ".", default)
+            continue
+        yield Leaf(path, kind, default, SETTINGS[cls][field.name])
+        if typing.get_origin(kind) is tuple and dataclasses.is_dataclass(entry(kind)):
+            yield from leaves(entry(kind), path + "[].")
+
+
+def entry(kind: Any) -> Any:
+    """The type of a list's entries."""
+    return typing.get_args(kind)[0]
 
 
 _WORDS = {int: "whole number", float: "number", str: "text", bool: "true, false"}
@@ -231,7 +284,9 @@ _WORDS = {int: "whole number", float: "number", str: "text", bool: "true, false"
 def allowed(kind: Any, setting: Setting) -> str:
     """What may stand there, in words."""
     if typing.get_origin(kind) is tuple:
-        return f"list of: {allowed(typing.get_args(kind)[0], setting)}"
+        return f"list of: {allowed(entry(kind), setting)}"
+    if dataclasses.is_dataclass(kind):
+        return "blocks of settings"
     if issubclass(kind, StrEnum):
         return ", ".join(f"{member}" for member in kind)
     word = _WORDS[kind]
@@ -273,11 +328,18 @@ def markdown() -> str:
         sections.setdefault(leaf.path.rpartition(".")[0], []).append(leaf)
     lines = [_HEAD]
     for block, its_leaves in sections.items():
-        meaning = SETTINGS[JobSpec][block].meaning if block else "The job as a whole."
-        lines += [f"## {f'`{block}`' if block else 'Top level'}", "", meaning, ""]
+        lines += [f"## {f'`{block}`' if block else 'Top level'}", "", _about(block), ""]
         lines += ["| setting | default | allowed | meaning |", "|---|---|---|---|"]
         lines += [_line(leaf) for leaf in its_leaves] + [""]
     return "\n".join(lines)
+
+
+def _about(block: str) -> str:
+    if not block:
+        return "The job as a whole."
+    if block.endswith("[]"):
+        return f"One entry of `{block[:-2]}`."
+    return SETTINGS[JobSpec][block].meaning
 
 
 def _line(leaf: Leaf) -> str:
@@ -288,7 +350,7 @@ def _line(leaf: Leaf) -> str:
 def _default(value: object) -> str:
     if value is dataclasses.MISSING:
         return "must be given"
-    if value == "":
+    if value in ("", ()):
         return "empty"
     if isinstance(value, tuple):
         return ", ".join(f"`{item}`" for item in value)

@@ -11,6 +11,7 @@ The queue is one for all accounts, in the order in which the jobs were created.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import logging
 from collections.abc import Awaitable, Callable, Sequence
@@ -22,7 +23,7 @@ from turnwise.control.datasets import load_rows
 from turnwise.domain.access import Action, Principal
 from turnwise.domain.data import Row
 from turnwise.domain.event import EventDraft, EventKind, Level
-from turnwise.domain.job import Job, JobSpec, JobStatus, Secondary
+from turnwise.domain.job import BASE, Job, JobKind, JobSpec, JobStatus, Secondary
 from turnwise.ports import Clock, ModelPackage, NewId, Store
 
 log = logging.getLogger(__name__)
@@ -269,10 +270,25 @@ class Jobs:
                 remedy="give a Hugging Face folder with config.json and a tokenizer",
             )
         await asyncio.to_thread(load_job_rows, spec)
+        if spec.kind is JobKind.EVALUATION:
+            spec = await self._with_models(principal, spec)
         if not spec.input_adapter:
             return spec
         folder = await self._input_adapter(principal, spec.input_adapter)
         return dataclasses.replace(spec, input_adapter=folder)
+
+    async def _with_models(self, principal: Principal, spec: JobSpec) -> JobSpec:
+        """The spec with every model to evaluate found, registered ones by their version."""
+        field = "evaluation.models[{}]" if spec.evaluation.models else "input_adapter"
+        models: list[str] = []
+        for place, asked in enumerate(spec.evaluated_models):
+            where = field.format(place)
+            name, _ = await find_model(self._store, principal.account_id, asked, field=where)
+            if name in models:
+                raise errors.InvalidInput(where, asked, "is there twice; each model is needed once")
+            models.append(name)
+        evaluation = dataclasses.replace(spec.evaluation, models=tuple(models))
+        return dataclasses.replace(spec, evaluation=evaluation)
 
     async def _input_adapter(self, principal: Principal, name: str) -> str:
         """The PEFT folder of a path or of a registered model."""
@@ -294,6 +310,30 @@ def _no_adapter(name: str) -> errors.InvalidInput:
         "is neither a PEFT folder nor a registered model",
         remedy="give a folder's absolute path, or a name of `turnwise models list`",
     )
+
+
+async def find_model(
+    store: Store, account_id: str, name: str, *, field: str = "evaluation.models"
+) -> tuple[str, str]:
+    """A model to evaluate: its name, with its version if it is registered, and its PEFT folder.
+
+    The base model's folder is "". Raises `InvalidInput` for `field`.
+    """
+    if name == BASE:
+        return BASE, ""
+    found, folder = name, name
+    if not Path(name).is_absolute():
+        with contextlib.suppress(errors.NotFound):
+            package = await store.package(account_id, name)
+            found, folder = f"{package.group}/{package.version}", adapter_folder(package)
+    if not (Path(folder) / "adapter_config.json").is_file():
+        raise errors.InvalidInput(
+            field,
+            name,
+            "is neither a registered model nor a PEFT folder",
+            remedy=f"give {BASE!r}, a name of `turnwise models list`, or a folder's absolute path",
+        )
+    return found, folder
 
 
 def load_job_rows(spec: JobSpec) -> tuple[list[Row], list[Row]]:

@@ -80,7 +80,11 @@ class JobKind(StrEnum):
     """What a job does."""
 
     TRAIN = "train"
-    EVALUATION = "evaluation"  # every row of `dataset`, as validation would; nothing is trained
+    EVALUATION = "evaluation"  # every row of `dataset` under each model; nothing is trained
+
+
+#: The name of a job's base model among the models of an evaluation.
+BASE = "base"
 
 
 class AgentKind(StrEnum):
@@ -156,6 +160,37 @@ class ValidationSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ScorerSpec:
+    """A judge of finished rollouts besides the agent: a Python function or an HTTP endpoint.
+
+    `timeout` is in seconds; the scorer counts a rollout as a success from `success_threshold` up.
+    """
+
+    name: str
+    target: str = ""
+    url: str = ""
+    timeout: float = 30.0
+    success_threshold: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationSpec:
+    """What an evaluation job measures; it attempts every row under each of `models` alike.
+
+    `max_rows` 0 takes every row; success is reward >= success_threshold.
+    """
+
+    models: tuple[str, ...] = ()  # registered models, PEFT folders, "base"
+    group_size: int = 1
+    max_rows: int = 0
+    max_turns: int = 0  # the agent's own limit; 0: unknown
+    pass_k_values: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
+    success_threshold: float = 1.0
+    format_pattern: str = ""
+    scorers: tuple[ScorerSpec, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutSpec:
     """Limits on one rollout, in seconds. `group_timeout` 0 means twice `rollout_timeout`."""
 
@@ -210,12 +245,21 @@ class JobSpec:
     sampling_params: SamplingParams = field(default_factory=SamplingParams)
     val_sampling_params: SamplingParams = field(default_factory=SamplingParams)
     validation: ValidationSpec = field(default_factory=ValidationSpec)
+    eval_sampling_params: SamplingParams = field(
+        default_factory=lambda: SamplingParams(temperature=0.0)
+    )
+    evaluation: EvaluationSpec = field(default_factory=EvaluationSpec)
     schedule: ScheduleSpec = field(default_factory=ScheduleSpec)
     lora: LoraSpec = field(default_factory=LoraSpec)
     optimizer: OptimizerSpec = field(default_factory=OptimizerSpec)
     rollout: RolloutSpec = field(default_factory=RolloutSpec)
     async_config: AsyncSpec = field(default_factory=AsyncSpec)
     parity: ParitySpec = field(default_factory=ParitySpec)
+
+    @property
+    def evaluated_models(self) -> tuple[str, ...]:
+        """What an evaluation job compares: `evaluation.models`, else what the job starts from."""
+        return self.evaluation.models or (self.input_adapter or BASE,)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,7 +2,8 @@
 from here: `python -m turnwise.domain.metrics > docs/metrics.md`.
 
 Names and definitions are SageMaker AgentRFT's where it has them. A name may hold placeholders:
-`{k}` and `{age}` stand for a number, `{bin}` and `{name}` for a word.
+`{k}` and `{age}` stand for a number, `{bin}`, `{measure}` and `{name}` for a word. Metrics of a
+validation or evaluation exist for each label and model too: see `unscoped`.
 """
 
 from __future__ import annotations
@@ -32,13 +33,20 @@ class Metric:
         return re.fullmatch(_pattern(self.name), name) is not None
 
 
-_PLACEHOLDERS = {"k": "[1-9][0-9]*", "age": "[0-9]+", "bin": "[a-z_]+", "name": ".+"}
+_PLACEHOLDERS = {
+    "k": "[1-9][0-9]*",
+    "age": "[0-9]+",
+    "bin": "[a-z_]+",
+    "measure": "reward|success|scorer/[A-Za-z0-9_-]+",
+    "name": ".+",
+}
 
 
 def _pattern(name: str) -> str:
     parts = re.split(r"\{(\w+)\}", name)
     return "".join(
-        _PLACEHOLDERS[part] if place % 2 else re.escape(part) for place, part in enumerate(parts)
+        f"(?:{_PLACEHOLDERS[part]})" if place % 2 else re.escape(part)
+        for place, part in enumerate(parts)
     )
 
 
@@ -196,6 +204,58 @@ _EXACTNESS = (
     ),
 )
 
+
+def _bounded(prefix: str, *rows: tuple[str, str, str]) -> tuple[Metric, ...]:
+    """Figures with their 95 % intervals."""
+    ends = (("low", "Low"), ("high", "High"))
+    return _metrics(
+        prefix,
+        *(row for row in rows if row[2]),
+        *(
+            (f"{name}_{end}", unit, f"{word} end of its 95 % bootstrap interval, rows resampled.")
+            for name, unit, _ in rows
+            for end, word in ends
+        ),
+    )
+
+
+_EVALUATION = (
+    *_bounded(
+        "eval",
+        ("completion_rate", "share", "Rollouts asked for that were scored, successes or not."),
+        ("reward/success_rate", "share", "Scored rollouts whose reward reaches the threshold."),
+        ("reward/mean", "reward", ""),
+        ("reward/pass_at_{k}", "share", ""),
+        ("reward/pass_power_{k}", "share", ""),
+        ("scorer/{name}/mean", "score", "Mean score by this scorer; `agent` is the reward."),
+        ("scorer/{name}/success_rate", "share", "Scores that reach the scorer's threshold."),
+    ),
+    *_metrics(
+        "eval",
+        ("scorer/{name}/scored", "rollouts", "Scored rollouts that have a score by this scorer."),
+        ("scorer/{name}/failed", "rollouts", "Scored rollouts that it gave no valid score for."),
+        ("scorer/{name}/agreement", "share", "Reward and score agree on success or failure."),
+        ("scorer/{name}/reward_only_frac", "share", "The reward says success, the scorer not."),
+        ("scorer/{name}/scorer_only_frac", "share", "The scorer says success, the reward not."),
+        ("scorer/{name}/correlation", "1", "Pearson correlation of reward and score."),
+        ("tools/calls_mean", "calls", "Tool calls in delivered turns per scored rollout."),
+        ("tools/by_name/{name}/calls_mean", "calls", "Those of one tool."),
+        ("tools/valid_arguments_frac", "share", "Tool calls whose arguments are a JSON object."),
+        ("turns/cut_off_frac", "share", "Delivered turns that ended for length."),
+        ("turns/at_limit_frac", "share", "Scored rollouts of evaluation.max_turns turns or more."),
+        ("format/match_frac", "share", "Scored rollouts whose last reply has format_pattern."),
+    ),
+    *_metrics(
+        "eval/compare/{name}/{measure}",
+        ("difference", "1", "The first model minus this one, mean over rows that both have."),
+        ("difference_low", "1", "Low end of its 95 % interval, pairs of rows resampled."),
+        ("difference_high", "1", "High end of the same."),
+        ("p_value", "1", "Two-sided sign-flip test of the same rows."),
+        ("paired_rows", "rows", "Rows that both models have a value of."),
+        ("unpaired_rows", "rows", "Rows left out, for a model has no value of them."),
+    ),
+)
+
 METRICS: tuple[Metric, ...] = (
     *_TRAINING,
     *_TIMING,
@@ -210,6 +270,7 @@ METRICS: tuple[Metric, ...] = (
         for family in (_rewards, _successes, _shapes)
         for metric in family(prefix)
     ),
+    *_EVALUATION,
 )
 
 _BY_NAME = {metric.name: metric for metric in METRICS}
@@ -223,9 +284,23 @@ def metric(name: str) -> Metric:
     for family in _FAMILIES:
         if family.covers(name):
             return family
+    if (plain := unscoped(name)) != name:
+        return metric(plain)
     near = difflib.get_close_matches(name, _BY_NAME, n=1)
     remedy = f"did you mean {near[0]}?" if near else "see docs/metrics.md"
     raise errors.InvalidInput("metric", name, "is not in the registry", remedy=remedy)
+
+
+_SCOPED = re.compile(r"(val|eval)/(model/[^/]+/)?(label/[^/]+/)?")
+
+
+def unscoped(name: str) -> str:
+    """The metric of all rows that one of a label's rows, or of another model, corresponds to.
+
+    >>> unscoped("eval/model/walk_3/label/hard/reward/mean"), unscoped("val/label/hard/turns/max")
+    ('eval/reward/mean', 'val/turns/max')
+    """
+    return _SCOPED.sub(r"\1/", name, count=1) if _SCOPED.match(name) else name
 
 
 def check(names: Iterable[str]) -> None:
@@ -244,8 +319,13 @@ def markdown() -> str:
         "",
         "Printed from `turnwise/domain/metrics.py` by",
         "`python -m turnwise.domain.metrics > docs/metrics.md`; a metric that is not listed here",
-        "cannot be logged. `{k}` and `{age}` stand for a number, `{bin}` and `{name}` for a word.",
+        "cannot be logged. `{k}` and `{age}` stand for a number, `{bin}`, `{measure}` and `{name}`",
+        "for a word; a measure is `reward`, `success` or `scorer/{name}`.",
         "A metric without a value in a step (no rollout was scored, say) is left out of it.",
+        "",
+        "A validation's and an evaluation's metrics exist by row label as well: those of the rows",
+        "labelled `hard` are `val/label/hard/...` and `eval/label/hard/...`. In an evaluation of",
+        "several models, `eval/...` is the first one's, and `eval/model/{name}/...` that of each.",
     ]
     section = ""
     for each in METRICS:

@@ -32,11 +32,12 @@ from turnwise.domain.job import Job, JobKind, JobStatus, Secondary
 from turnwise.domain.rollout import Group, Purpose
 from turnwise.loop.assemble import ClosedGroup
 from turnwise.loop.collect import Assignment, Collector
-from turnwise.loop.evaluate import evaluate, run_evaluation
+from turnwise.loop.evaluate import run_evaluation
 from turnwise.loop.plan import Plan
 from turnwise.loop.resume import Start, begin
 from turnwise.loop.sockets import Sockets
 from turnwise.loop.step import Stepper, next_version
+from turnwise.loop.validate import validate
 
 log = logging.getLogger(__name__)
 
@@ -234,13 +235,12 @@ class Training:
         if not await self._is_validation_due():
             return
         await self._say(Secondary.EVALUATING)
-        await evaluate(
+        await validate(
             self._job,
             self._validation_rows,
             self._collector,
             self._sockets,
             policy=self._stepper.policy,
-            purpose=Purpose.VALIDATION,
             step=self._pace.step,
         )
 

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
-from turnwise.ports import AgentRunner, Blobs, Clock, Learner, NewId, Rollouts, Sampler, Store
+from turnwise.ports import (
+    AgentRunner,
+    Blobs,
+    Clock,
+    Learner,
+    NewId,
+    Rollouts,
+    Sampler,
+    Scorer,
+    Store,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,3 +32,5 @@ class Sockets:
     new_id: NewId
     endpoint: Callable[[str, str], str]  # (rollout_id, secret) -> the agent's base URL
     job_arn: str
+    model_folder: Callable[[str], Awaitable[str]]  # a model to evaluate -> its PEFT folder
+    scorers: Sequence[Scorer] = ()  # of an evaluation, beside the agent's reward

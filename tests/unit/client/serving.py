@@ -15,6 +15,7 @@ from tests.builders import ACCOUNT
 from tests.unit.control.kit import Loop, World
 from turnwise.access.keys import Keyring
 from turnwise.control.browse import Browse
+from turnwise.control.results import StoredResults
 from turnwise.domain.event import EventDraft, EventKind
 from turnwise.domain.job import Job, JobStatus
 from turnwise.storage.sql import SqlStore
@@ -69,7 +70,12 @@ class Serving:
         self._listener.bind(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         (self.data / "server.url").write_text(self.url + "\n")
-        app = native_app(self.world.jobs, Browse(self._store), keyring.authenticate)
+        app = native_app(
+            self.world.jobs,
+            Browse(self._store),
+            keyring.authenticate,
+            StoredResults(self._store, self.world.blobs),
+        )
         config = uvicorn.Config(
             app, lifespan="off", ws="none", log_config=None, timeout_graceful_shutdown=1
         )

@@ -12,6 +12,7 @@ from tests.builders import ACCOUNT, SetClock
 from turnwise.control.jobs import Jobs, status_event
 from turnwise.domain.access import Principal
 from turnwise.domain.job import Job, JobSpec, JobStatus, Secondary
+from turnwise.storage.blobs import FolderBlobs
 from turnwise.storage.sql import SqlStore
 
 ADMIN = Principal(account_id=ACCOUNT)
@@ -48,6 +49,7 @@ class World:
     def __init__(self, folder: Path, store: SqlStore, *, max_running: int = 1) -> None:
         self.folder = folder
         self.store = store
+        self.blobs = FolderBlobs(folder / "blobs")
         self.loops: dict[str, Loop] = {}  # by job name
         self.broken: dict[str, Exception] = {}  # what starting that job raises
         self.may_start = asyncio.Event()

@@ -93,4 +93,4 @@ def test_the_page_of_metrics_is_current() -> None:
 
 
 def test_the_examples_in_docstrings_are_true() -> None:
-    assert doctest.testmod(metrics) == doctest.TestResults(failed=0, attempted=2)
+    assert doctest.testmod(metrics) == doctest.TestResults(failed=0, attempted=3)

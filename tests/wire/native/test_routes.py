@@ -14,6 +14,7 @@ from tests.unit.control.kit import World
 from turnwise.access.keys import Keyring
 from turnwise.control.browse import Browse
 from turnwise.control.jobs import status_event
+from turnwise.control.results import StoredResults
 from turnwise.domain.access import ALL_ACTIONS, Action
 from turnwise.domain.event import EventDraft, EventKind
 from turnwise.domain.job import JobStatus, Secondary
@@ -30,7 +31,12 @@ class Door:
     def __init__(self, world: World) -> None:
         self.world = world
         self._keyring = Keyring(world.store)
-        self._app = native_app(world.jobs, Browse(world.store), self._keyring.authenticate)
+        self._app = native_app(
+            world.jobs,
+            Browse(world.store),
+            self._keyring.authenticate,
+            StoredResults(world.store, world.blobs),
+        )
 
     async def key(
         self,

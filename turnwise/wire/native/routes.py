@@ -18,6 +18,7 @@ from turnwise import __version__, errors
 from turnwise.control.browse import PAGE, Browse
 from turnwise.control.job_file import as_mapping, parse_job
 from turnwise.control.jobs import Jobs, adapter_folder
+from turnwise.control.results import StoredResults
 from turnwise.domain.access import Principal
 from turnwise.domain.event import EventKind
 from turnwise.domain.job import JobStatus
@@ -33,7 +34,9 @@ Caller = Callable[[Request], Awaitable[Principal]]
 MAX_WAIT_S = 25.0
 
 
-def native_app(jobs: Jobs, browse: Browse, authenticate: Authenticate) -> FastAPI:
+def native_app(
+    jobs: Jobs, browse: Browse, authenticate: Authenticate, results: StoredResults
+) -> FastAPI:
     """The whole native API as one ASGI app. `authenticate` turns a bearer key into a Principal."""
     app = FastAPI(title="Turnwise", version=__version__, docs_url=None, redoc_url=None)
 
@@ -68,6 +71,7 @@ def native_app(jobs: Jobs, browse: Browse, authenticate: Authenticate) -> FastAP
 
     app.include_router(_job_routes(jobs, principal))
     app.include_router(_reading_routes(browse, principal))
+    app.include_router(_result_routes(results, principal))
     app.include_router(_model_routes(browse, principal))
     return app
 
@@ -171,6 +175,21 @@ def _reading_routes(browse: Browse, principal: Caller) -> APIRouter:
     @routes.get("/rollouts/{rollout_id}")
     async def rollout(rollout_id: str, who: Principal = caller) -> Json:
         return codec.trajectory_body(await browse.trajectory(who, rollout_id))
+
+    return routes
+
+
+def _result_routes(results: StoredResults, principal: Caller) -> APIRouter:
+    routes = APIRouter(prefix="/api/v1/jobs")
+    caller = Depends(principal)
+
+    @routes.get("/{name}/results")
+    async def document(name: str, who: Principal = caller) -> Response:
+        return Response(await results.document(who, name), media_type="application/json")
+
+    @routes.get("/{name}/results.csv")
+    async def table(name: str, who: Principal = caller) -> Response:
+        return Response(await results.table(who, name), media_type="text/csv; charset=utf-8")
 
     return routes
 

@@ -1,0 +1,280 @@
+"""A model's figures on a set of rows, and two models' differences on them. Pure.
+
+Everything is a measure of a rollout (the agent's reward, a scorer's score) with a threshold from
+which on it is a success. Only a slot's last rollout counts; one that was not scored has no
+measure, is counted as not completed, and never as a 0.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from turnwise.domain.data import Row
+from turnwise.domain.evaluation import AGENT, Score, metric_word
+from turnwise.domain.job import EvaluationSpec
+from turnwise.domain.rollout import Trajectory
+from turnwise.rl.comparison import Comparison, compare
+from turnwise.rl.conduct import conduct_metrics
+from turnwise.rl.intervals import ratio_intervals
+from turnwise.rl.passk import pass_at_k, pass_power_k
+from turnwise.rl.statistics import scored, validation_metrics
+
+Values = dict[str, float]
+
+#: More labels than any reader compares; a column of ids taken for one would flood the metrics.
+MAX_LABELS = 50
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptedRow:
+    """A row under one model: the last attempt of each slot, and every scorer's scores of them."""
+
+    row: Row
+    slots: int  # asked for; one that its group had no time left for has no attempt
+    attempts: tuple[Trajectory, ...]
+    scores: Mapping[tuple[str, str], Score] = field(default_factory=dict)  # (scorer, rollout_id)
+
+    @property
+    def scored(self) -> tuple[Trajectory, ...]:
+        """The rollouts that count."""
+        return scored(self.attempts)
+
+    def value(self, scorer: str, trajectory: Trajectory) -> float | None:
+        """What a scorer, or the agent, said of one of the attempts."""
+        if scorer == AGENT:
+            return trajectory.rollout.reward
+        score = self.scores.get((scorer, trajectory.rollout.rollout_id))
+        return None if score is None else score.value
+
+    def values(self, scorer: str) -> list[float]:
+        """What it said of those that count."""
+        found = (self.value(scorer, each) for each in self.scored)
+        return [value for value in found if value is not None]
+
+
+def evaluation_metrics(rows: Sequence[AttemptedRow], spec: EvaluationSpec, *, seed: int) -> Values:
+    """eval/* of one model over all rows, and eval/label/{label}/* over those of each label."""
+    values = _of_rows(rows, spec, "eval", seed)
+    for label, part in by_label(rows).items():
+        values |= _of_rows(part, spec, f"eval/label/{label}", seed)
+    return values
+
+
+def labelled_validation_metrics(
+    groups: Sequence[tuple[Row, Sequence[Trajectory]]],
+    pass_k_values: Sequence[int],
+    success_threshold: float,
+) -> Values:
+    """val/* over all rows, and val/label/{label}/* over those of each label."""
+    rows = [AttemptedRow(row=row, slots=len(each), attempts=tuple(each)) for row, each in groups]
+    parts = {"val": rows, **{f"val/label/{label}": part for label, part in by_label(rows).items()}}
+    return {
+        name: value
+        for prefix, part in parts.items()
+        for name, value in validation_metrics(
+            [each.attempts for each in part], pass_k_values, success_threshold, prefix=prefix
+        ).items()
+    }
+
+
+def by_label(rows: Sequence[AttemptedRow]) -> dict[str, list[AttemptedRow]]:
+    """Rows by their label as a part of a metric's name; nothing if there are too many labels."""
+    found: dict[str, list[AttemptedRow]] = {}
+    for each in rows:
+        if each.row.label is not None:
+            found.setdefault(metric_word(each.row.label), []).append(each)
+    return found if len(found) <= MAX_LABELS else {}
+
+
+# ── one model ─────────────────────────────────────────────────────────────────────────────────
+
+
+def _of_rows(rows: Sequence[AttemptedRow], spec: EvaluationSpec, prefix: str, seed: int) -> Values:
+    counted = [trajectory for each in rows for trajectory in each.scored]
+    return {
+        **validation_metrics(
+            [each.attempts for each in rows],
+            spec.pass_k_values,
+            spec.success_threshold,
+            prefix=prefix,
+        ),
+        **conduct_metrics(
+            counted, prefix=prefix, max_turns=spec.max_turns, pattern=spec.format_pattern
+        ),
+        **_agreements(rows, spec, prefix),
+        **_with_intervals(_ratios(rows, spec, prefix), seed),
+    }
+
+
+Ratios = dict[str, list[tuple[float, float]]]  # name -> (numerator, denominator) per row
+
+
+def _ratios(rows: Sequence[AttemptedRow], spec: EvaluationSpec, prefix: str) -> Ratios:
+    """Every figure that gets an interval."""
+    threshold = spec.success_threshold
+    found: Ratios = {
+        f"{prefix}/completion_rate": [(len(each.scored), each.slots) for each in rows],
+        **_means(rows, AGENT, threshold, f"{prefix}/reward"),
+        **_means(rows, AGENT, threshold, f"{prefix}/scorer/{AGENT}"),
+    }
+    for scorer in spec.scorers:
+        found |= _means(
+            rows, scorer.name, scorer.success_threshold, f"{prefix}/scorer/{scorer.name}"
+        )
+    counts = [(len(v), sum(x >= threshold for x in v)) for v in (r.values(AGENT) for r in rows)]
+    for k in spec.pass_k_values:
+        for name, estimate in (("pass_at", pass_at_k), ("pass_power", pass_power_k)):
+            found[f"{prefix}/reward/{name}_{k}"] = [
+                (estimate(n, c, k), 1.0) if n >= k else (0.0, 0.0) for n, c in counts
+            ]
+    return found
+
+
+def _means(rows: Sequence[AttemptedRow], scorer: str, threshold: float, prefix: str) -> Ratios:
+    """Mean over rollouts and share of successes."""
+    values = [each.values(scorer) for each in rows]
+    return {
+        f"{prefix}/mean": [(sum(each), len(each)) for each in values],
+        f"{prefix}/success_rate": [(sum(x >= threshold for x in v), len(v)) for v in values],
+    }
+
+
+def _with_intervals(ratios: Ratios, seed: int) -> Values:
+    """Each figure as `name`, and its 95 % interval as `name_low` and `name_high`."""
+    table = np.array([list(each) for each in ratios.values()], dtype=np.float64)  # [M, R, 2]
+    if not table.size:
+        return {}
+    sums = table.sum(axis=1)
+    intervals = ratio_intervals(table[:, :, 0].T, table[:, :, 1].T, seed=seed)
+    found: Values = {}
+    for name, (above, below), (low, high) in zip(ratios, sums, intervals, strict=True):
+        if below:
+            found[name] = float(above / below)
+        if not np.isnan(low):
+            found |= {f"{name}_low": float(low), f"{name}_high": float(high)}
+    return found
+
+
+# ── reward and truth ──────────────────────────────────────────────────────────────────────────
+
+
+def _agreements(rows: Sequence[AttemptedRow], spec: EvaluationSpec, prefix: str) -> Values:
+    """How each independent scorer's scores relate to the agent's rewards of the same rollouts."""
+    found: Values = {}
+    for scorer in spec.scorers:
+        asked = [(each, trajectory) for each in rows for trajectory in each.scored]
+        pairs = [
+            (reward, score)
+            for each, trajectory in asked
+            if (reward := trajectory.rollout.reward) is not None
+            and (score := each.value(scorer.name, trajectory)) is not None
+        ]
+        name = f"{prefix}/scorer/{scorer.name}"
+        found |= {f"{name}/scored": len(pairs), f"{name}/failed": len(asked) - len(pairs)}
+        if pairs:
+            rewards, scores = np.array(pairs, dtype=np.float64).T
+            found |= _agreement(
+                name, rewards, scores, spec.success_threshold, scorer.success_threshold
+            )
+    return found
+
+
+def _agreement(
+    name: str,
+    rewards: np.ndarray[tuple[int], np.dtype[np.float64]],  # [N]
+    scores: np.ndarray[tuple[int], np.dtype[np.float64]],  # [N]
+    reward_threshold: float,
+    score_threshold: float,
+) -> Values:
+    claimed, true = rewards >= reward_threshold, scores >= score_threshold
+    found = {
+        f"{name}/agreement": float(np.mean(claimed == true)),
+        f"{name}/reward_only_frac": float(np.mean(claimed & ~true)),
+        f"{name}/scorer_only_frac": float(np.mean(~claimed & true)),
+    }
+    if np.ptp(rewards) > 0 and np.ptp(scores) > 0:
+        found[f"{name}/correlation"] = float(np.corrcoef(rewards, scores)[0, 1])
+    return found
+
+
+# ── two models ────────────────────────────────────────────────────────────────────────────────
+
+
+def comparisons(
+    ours: Sequence[AttemptedRow], theirs: Sequence[AttemptedRow], spec: EvaluationSpec, *, seed: int
+) -> dict[str, Comparison]:
+    """Ours minus theirs, row by row, in "reward", "success" and "scorer/{name}".
+
+    A row's value is the mean over its rollouts that have one. Both have the same rows in order.
+    """
+    threshold = spec.success_threshold
+    found = {
+        "reward": compare(_row_means(ours, AGENT), _row_means(theirs, AGENT), seed=seed),
+        "success": compare(
+            _row_means(ours, AGENT, threshold), _row_means(theirs, AGENT, threshold), seed=seed
+        ),
+    }
+    for scorer in spec.scorers:
+        name = scorer.name
+        found[f"scorer/{name}"] = compare(
+            _row_means(ours, name), _row_means(theirs, name), seed=seed
+        )
+    return {measure: each for measure, each in found.items() if each is not None}
+
+
+def comparison_metrics(found: Mapping[str, Comparison], model: str) -> Values:
+    """eval/compare/{model}/{measure}/*: the first model minus this one."""
+    values: Values = {}
+    for measure, each in found.items():
+        prefix = f"eval/compare/{model}/{measure}"
+        values |= {
+            f"{prefix}/difference": each.difference,
+            f"{prefix}/p_value": each.p_value,
+            f"{prefix}/paired_rows": each.rows,
+            f"{prefix}/unpaired_rows": each.unpaired,
+        }
+        if each.low is not None and each.high is not None:
+            values |= {f"{prefix}/difference_low": each.low, f"{prefix}/difference_high": each.high}
+    return values
+
+
+def _row_means(
+    rows: Sequence[AttemptedRow], scorer: str, threshold: float | None = None
+) -> list[float | None]:
+    """The row's mean value or, with a threshold, its share of successes; None without a value."""
+    values = [each.values(scorer) for each in rows]
+    if threshold is not None:
+        values = [[float(value >= threshold) for value in each] for each in values]
+    return [float(np.mean(each)) if each else None for each in values]
+
+
+# ── what went wrong ───────────────────────────────────────────────────────────────────────────
+
+
+def fault_counts(rows: Sequence[AttemptedRow]) -> list[tuple[str, str, int]]:
+    """(blame/code, a message, count) of the slots that were not scored, commonest first."""
+    counts: Counter[str] = Counter()
+    messages: dict[str, str] = {}
+    for each in rows:
+        for trajectory in each.attempts:
+            if trajectory.rollout.is_scored:
+                continue
+            fault = trajectory.rollout.fault
+            name = f"{fault.blame.value}/{fault.code}" if fault else "agent/agent_failed"
+            counts[name] += 1
+            messages.setdefault(name, fault.message if fault else "it said that it failed")
+        if missing := each.slots - len(each.attempts):
+            counts["agent/deadline"] += missing
+            messages.setdefault("agent/deadline", "the group's time was over before it began")
+    return [(name, messages[name], count) for name, count in counts.most_common()]
+
+
+def problem_counts(rows: Sequence[AttemptedRow]) -> list[tuple[str, str, int]]:
+    """(scorer, problem, count) of the scores that are missing, commonest first."""
+    scores = [score for each in rows for score in each.scores.values()]
+    counts = Counter((score.scorer, score.problem) for score in scores if score.value is None)
+    return [(scorer, problem, count) for (scorer, problem), count in counts.most_common()]
