@@ -45,7 +45,11 @@ class Comparison:
         'base is worse than tuned by 0.31 (95 % interval 0.24 to 0.38, p < 0.001, 256 paired rows)'
         """
         sign = 1 if self.difference >= 0 else -1
-        ends = [] if self.low is None or self.high is None else [sign * self.low, sign * self.high]
+        ends = (
+            []
+            if self.low is None or self.high is None
+            else [sign * self.low + 0.0, sign * self.high + 0.0]
+        )
         interval = "95 % interval {:.3g} to {:.3g}, ".format(*sorted(ends)) if ends else ""
         p = "p < 0.001" if self.p_value < 0.001 else f"p = {self.p_value:.2g}"
         counted = "1 paired row" if self.rows == 1 else f"{self.rows} paired rows"

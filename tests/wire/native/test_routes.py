@@ -330,6 +330,7 @@ async def test_metrics_ledger_and_rollouts_are_read_back(
         "purpose": "train",
         "row_index": 0,
         "step": 0,
+        "pinned_adapter_id": None,
         "status": "FAILED",
         "reward": None,
         "rewards": None,

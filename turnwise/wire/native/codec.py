@@ -62,7 +62,7 @@ def rollout_body(rollout: Rollout) -> Json:
         "purpose": rollout.purpose.value,
         "row_index": rollout.row_index,
         "step": rollout.step,
-        "adapter_id": rollout.policy.adapter_id if rollout.policy else None,
+        "pinned_adapter_id": rollout.policy.adapter_id if rollout.policy else None,
         "status": rollout.status.value,
         "reward": rollout.reward,
         "rewards": list(rollout.rewards) if rollout.rewards is not None else None,

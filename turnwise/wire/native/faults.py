@@ -20,6 +20,7 @@ STATUS: dict[type[errors.TurnwiseError], int] = {
     errors.StorageFull: 507,
     errors.FolderLocked: 500,
     errors.Corrupted: 500,
+    errors.NothingScored: 500,
     errors.ParityExceeded: 500,
     errors.TurnwiseError: 500,
 }
