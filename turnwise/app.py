@@ -130,11 +130,11 @@ class Service:
         rows, validation_rows = await asyncio.to_thread(load_job_rows, job.spec)
         renderer = await asyncio.to_thread(load_renderer, Path(job.spec.model), job.spec.history)
         opened = contextlib.AsyncExitStack()
+        scorers = await _scorers(job.spec, opened)  # first, for it may refuse what it is given
         engine = await self.engines.claim(job.spec)
         opened.push_async_callback(_give_up, engine)
         runner = open_runner(job.spec.agent)
         opened.push_async_callback(runner.close)
-        scorers = await _scorers(job.spec, opened)
         learner = LazyLearner(lambda: self.launcher.learner(self._learner_spec(job.spec)))
         opened.push_async_callback(learner.close)
         self.gateway.attach(job, engine, renderer)

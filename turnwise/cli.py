@@ -159,6 +159,8 @@ _HEADLINE = (
     "training/loss",
     "analysis/zero_adv_groups",
     "val/reward/mean",
+    "eval/reward/mean",
+    "eval/reward/success_rate",
     "timing_s/step",
 )
 

@@ -23,11 +23,13 @@ def summary(results: Json) -> Iterator[str | Table]:
     """The results from the whole to the parts: figures, comparisons, labels, scorers, failures."""
     yield _head(results)
     yield _figures(results)
-    yield from (each["sentence"] for each in results["comparisons"])
+    if results["comparisons"]:
+        yield "\n".join(each["sentence"] for each in results["comparisons"])
     for table in (_labels(results), _scorers(results), _tools(results), _reported(results)):
         if table.row_count:
             yield table
-    yield from _failures(results)
+    if failures := list(_failures(results)):
+        yield "\n".join(failures)
 
 
 # ── numbers ───────────────────────────────────────────────────────────────────────────────────
@@ -56,7 +58,7 @@ def _bounded(metrics: Json, name: str, shown: Callable[[float], str], unit: str)
         return "-"
     text = shown(value) + unit
     low, high = metrics.get(f"{name}_low"), metrics.get(f"{name}_high")
-    if low is None or high is None:
+    if low is None or high is None or low == high:
         return text
     return f"{text} ({shown(low)} to {shown(high)})"
 

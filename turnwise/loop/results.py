@@ -136,9 +136,7 @@ class Results:
                 "against": other.name,
                 "measure": measure,
                 **asdict(each),
-                "sentence": each.sentence(
-                    first, other.name, "" if measure == "reward" else measure
-                ),
+                "sentence": each.sentence(first, other.name, _in_words(measure)),
             }
             for other, compared in zip(self.models[1:], self.comparisons, strict=True)
             for measure, each in compared.items()
@@ -176,6 +174,12 @@ class Results:
             "turns": len(trajectory.delivered),
             "tokens": trajectory.sampled_tokens,
         }
+
+
+def _in_words(measure: str) -> str:
+    """A measure in a sentence; without a word it is the reward."""
+    fixed = {"reward": "", "success": "in success rate"}
+    return fixed.get(measure, f"in score {measure.removeprefix('scorer/')}")
 
 
 def _excerpt(prompt: str) -> str:

@@ -36,7 +36,7 @@ class Comparison:
     unpaired: int  # that one of them lacks, left out
 
     def sentence(self, ours: str, theirs: str, what: str = "") -> str:
-        """The finding in words.
+        """The finding in words; `what` says by which measure ("in success rate").
 
         >>> found = Comparison(
         ...     difference=-0.31, low=-0.38, high=-0.24, p_value=1e-6, rows=256, unpaired=0
@@ -44,22 +44,24 @@ class Comparison:
         >>> found.sentence("base", "tuned")
         'base is worse than tuned by 0.31 (95 % interval 0.24 to 0.38, p < 0.001, 256 paired rows)'
         """
-        sign = 1 if self.difference >= 0 else -1
-        ends = (
-            []
-            if self.low is None or self.high is None
-            else [sign * self.low + 0.0, sign * self.high + 0.0]
-        )
-        interval = "95 % interval {:.3g} to {:.3g}, ".format(*sorted(ends)) if ends else ""
-        p = "p < 0.001" if self.p_value < 0.001 else f"p = {self.p_value:.2g}"
-        counted = "1 paired row" if self.rows == 1 else f"{self.rows} paired rows"
-        facts = f"({interval}{p}, {counted})"
-        of = f" in {what}" if what else ""
+        measured = f" {what}" if what else ""
         if self.p_value > SIGNIFICANT:
             by = f"{self.difference:+.3g}" if self.difference else "0"
-            return f"no clear difference of {ours} from {theirs}{of}: {by} {facts}"
-        word = "better" if sign > 0 else "worse"
-        return f"{ours} is {word} than {theirs}{of} by {abs(self.difference):.3g} {facts}"
+            facts = self._facts(1)
+            return f"no clear difference of {ours} from {theirs}{measured}: {by} {facts}"
+        word, sign = ("better", 1) if self.difference > 0 else ("worse", -1)
+        by, facts = f"{abs(self.difference):.3g}", self._facts(sign)
+        return f"{ours} is {word} than {theirs}{measured} by {by} {facts}"
+
+    def _facts(self, sign: int) -> str:
+        """Interval, p-value and rows; `sign` -1 turns the interval round."""
+        facts = []
+        if self.low is not None and self.high is not None:
+            low, high = sorted((sign * self.low + 0.0, sign * self.high + 0.0))  # never "-0"
+            facts.append(f"95 % interval {low:.3g} to {high:.3g}")
+        facts.append("p < 0.001" if self.p_value < 0.001 else f"p = {self.p_value:.2g}")
+        facts.append("1 paired row" if self.rows == 1 else f"{self.rows} paired rows")
+        return f"({', '.join(facts)})"
 
 
 def compare(

@@ -135,9 +135,9 @@ def test_the_other_way_round_is_the_same_with_the_other_sign(
             "(95 % interval 0.24 to 0.38, p = 0.012, 9 paired rows)",
         ),
         (
-            Comparison(difference=0.02, low=-0.1, high=0.14, p_value=0.71, rows=9, unpaired=0),
-            "no clear difference of tuned from base: +0.02 "
-            "(95 % interval -0.1 to 0.14, p = 0.71, 9 paired rows)",
+            Comparison(difference=-0.02, low=-0.14, high=0.1, p_value=0.71, rows=9, unpaired=0),
+            "no clear difference of tuned from base: -0.02 "
+            "(95 % interval -0.14 to 0.1, p = 0.71, 9 paired rows)",
         ),
         (
             Comparison(difference=1.0, low=None, high=None, p_value=1.0, rows=1, unpaired=3),
