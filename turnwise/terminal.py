@@ -21,15 +21,15 @@ def harmless(text: str) -> str:
 
 def summary(results: Json) -> Iterator[str | Table]:
     """The results from the whole to the parts: figures, comparisons, labels, scorers, failures."""
-    yield _head(results)
+    yield harmless(_head(results))
     yield _figures(results)
     if results["comparisons"]:
-        yield "\n".join(each["sentence"] for each in results["comparisons"])
+        yield harmless("\n".join(each["sentence"] for each in results["comparisons"]))
     for table in (_labels(results), _scorers(results), _tools(results), _reported(results)):
         if table.row_count:
             yield table
     if failures := list(_failures(results)):
-        yield "\n".join(failures)
+        yield harmless("\n".join(failures))
 
 
 # ── numbers ───────────────────────────────────────────────────────────────────────────────────
@@ -106,7 +106,7 @@ def _figures(results: Json) -> Table:
         (f"{sign}{k}", f"eval/reward/{name}_{k}", _share)
         for k in sorted(ks)
         for sign, name in (("pass@", "pass_at"), ("pass^", "pass_power"))
-        if results["group_size"] > 1
+        if results["group_size"] > 1 and (k > 1 or name == "pass_at")
     ]
     table = _table("", *(model["name"] for model in results["models"]))
     for title, name, shown in (*_FIGURES[:2], *passes, *_FIGURES[2:]):

@@ -15,7 +15,9 @@ from tests import builders
 from tests.builders import ACCOUNT
 from tests.unit.client.serving import Serving
 from tests.unit.control.test_jobs import package, register
+from tests.unit.test_terminal import RESULTS
 from turnwise import __version__, cli
+from turnwise.domain.evaluation import results_key, table_key
 from turnwise.domain.job import JobStatus
 from turnwise.domain.rollout import Blame, Fault, ForkCause, RolloutStatus
 
@@ -309,6 +311,24 @@ def test_an_evaluation_is_a_job_of_its_own(
     assert turnwise("eval", job_yaml, "--temperature", "-1").err == (
         "error: eval_sampling_params.temperature: -1.0 is out of range; "
         "must be at least 0 and at most 100\n"
+    )
+
+
+def test_an_evaluations_results_are_shown_at_its_end_and_again_later(
+    turnwise: Run, serving: Serving, job_yaml: str, tmp_path: Path
+):
+    serving.world.blobs.path(results_key("job_a")).write_text(json.dumps(RESULTS))
+    serving.world.blobs.path(table_key("job_a")).write_text("row\r\n0\r\n", newline="")
+
+    said = turnwise("eval", job_yaml, "--name", "judged").lines
+    at = next(place for place, line in enumerate(said) if line.startswith("12 rows"))
+    assert turnwise("jobs", "results", "judged").lines == said[at - 1 :]
+    assert turnwise("jobs", "results", "judged", "--json").json == RESULTS
+    assert turnwise("eval", job_yaml, "--name", "other", "--json").status == 0
+    assert turnwise("jobs", "results", "judged", "--csv", "t.csv").out == "wrote t.csv\n"
+    assert (tmp_path / "t.csv").read_bytes() == b"row\r\n0\r\n"
+    assert turnwise("jobs", "results", "other").err == (
+        "error: job 'other' is COMPLETED and has no results\n"
     )
 
 

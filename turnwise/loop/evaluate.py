@@ -100,6 +100,7 @@ class Evaluation:
     async def run(self) -> None:
         """Attempt, count, record; the files are written before anything is told."""
         started = self._sockets.clock.now()
+        await self._warn_of_copies()
         attempted = await self._attempt_all()
         results = await asyncio.to_thread(self._results, attempted)
         await asyncio.to_thread(write_results, results, self._sockets.blobs)
@@ -108,6 +109,15 @@ class Evaluation:
         values["timing_s/eval"] = self._sockets.clock.now() - started
         await record(self._job, Purpose.EVALUATION, values, self._sockets, step=0)
         await self._tell(results)
+
+    async def _warn_of_copies(self) -> None:
+        size = self._spec.group_size
+        if size > 1 and not self._job.spec.eval_sampling_params.temperature:
+            text = (
+                f"at temperature 0 the {size} rollouts of a row are alike, unless the agent "
+                "differs; for pass@k set eval_sampling_params.temperature"
+            )
+            await self._log(text, Level.WARNING)
 
     # ── attempts ──────────────────────────────────────────────────────────────────────────────
 

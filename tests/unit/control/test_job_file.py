@@ -8,7 +8,8 @@ import yaml
 from tests import builders
 from turnwise import errors
 from turnwise.control.job_file import as_mapping, parse_job, read_job
-from turnwise.domain.job import AgentKind, AgentSpec, JobSpec, ScheduleSpec
+from turnwise.domain.job import AgentKind, AgentSpec, JobSpec, ScheduleSpec, ScorerSpec
+from turnwise.domain.rollout import SamplingParams
 from turnwise.domain.training import AdvantageMethod, LoraSpec
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
@@ -214,6 +215,122 @@ def test_an_evaluation_may_be_greedy_and_take_one_rollout_per_row():
         | {"sampling_params": greedy, "val_sampling_params": greedy}
     )
     assert spec.val_sampling_params.temperature == 0
+
+
+def test_an_evaluation_stands_apart_from_training_and_validation():
+    spec = parse_job(SMALLEST | {"eval_sampling_params": {"max_tokens": 64}})
+
+    assert spec.eval_sampling_params == SamplingParams(temperature=0, max_tokens=64)
+    assert (spec.sampling_params, spec.val_sampling_params) == (SamplingParams(),) * 2
+    assert (spec.evaluation.group_size, spec.evaluated_models) == (1, ("base",))
+
+
+def test_models_to_evaluate_are_folders_beside_the_job_file_names_or_the_base(tmp_path: Path):
+    (tmp_path / "tuned").mkdir()
+    (tmp_path / "base").mkdir()  # the base model's own folder, as like as not
+    spec = parse_job(
+        SMALLEST | {"evaluation": {"models": ["tuned", "walk/3", "base"]}}, folder=tmp_path
+    )
+    assert spec.evaluated_models == (str(tmp_path / "tuned"), "walk/3", "base")
+
+
+def test_scorers_are_read_and_written_back():
+    scorers = [
+        {"name": "exact", "target": "my.judges:exact"},
+        {"name": "judge", "url": "http://127.0.0.1:9/score", "timeout": 5},
+    ]
+    spec = parse_job(SMALLEST | {"evaluation": {"scorers": scorers}})
+
+    assert spec.evaluation.scorers == (
+        ScorerSpec(name="exact", target="my.judges:exact"),
+        ScorerSpec(name="judge", url="http://127.0.0.1:9/score", timeout=5.0),
+    )
+    assert parse_job(as_mapping(spec)) == spec
+
+
+def judged(*scorers: dict[str, Any]) -> dict[str, Any]:
+    return {"evaluation": {"scorers": list(scorers)}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"evaluation": {"models": ["walk/3", "base", ""]}},
+            "evaluation.models[2]: 'base' is there twice; each model is needed once",
+        ),
+        (
+            {"evaluation": {"success_threshold": ".inf"}},
+            "evaluation.success_threshold: '.inf' is not a number",
+        ),
+        (
+            {"evaluation": {"success_threshold": float("nan")}},
+            "evaluation.success_threshold: nan is not a finite number",
+        ),
+        (
+            {"evaluation": {"format_pattern": "<answer>(.*"}},
+            "evaluation.format_pattern: '<answer>(.*' is not a regular expression: missing ), "
+            "unterminated subpattern at position 8; quote special characters with a backslash",
+        ),
+        (
+            {"evaluation": {"pass_k_values": []}},
+            "evaluation.pass_k_values: [] is not a list with at least one entry",
+        ),
+        ({"evaluation": {"models": "base"}}, "evaluation.models: 'base' is not a list"),
+        (
+            {"evaluation": {"scorers": ["exact"]}},
+            "evaluation.scorers[0]: 'exact' is not a block of settings",
+        ),
+        (
+            judged({"name": "a", "target": "m:f"}, {"name": "a", "url": "http://x"}),
+            "evaluation.scorers[1].name: 'a' is there twice; each scorer is needed once",
+        ),
+        (
+            judged({"name": "agent", "target": "m:f"}),
+            "evaluation.scorers[0].name: 'agent' is the agent's own reward; choose another name",
+        ),
+        (
+            judged({"name": "is/right", "target": "m:f"}),
+            "evaluation.scorers[0].name: 'is/right' is not a scorer's name; "
+            "use 1 to 40 letters, digits, hyphens and underscores",
+        ),
+        (
+            judged({"name": "a"}),
+            "evaluation.scorers[0]: 'a' has neither a target nor a url; set one of them",
+        ),
+        (
+            judged({"name": "a", "target": "m:f", "url": "http://x"}),
+            "evaluation.scorers[0]: 'a' has both a target and a url; set one of them",
+        ),
+        (
+            judged({"name": "a", "target": "judges"}),
+            "evaluation.scorers[0].target: 'judges' names no function; "
+            'use "package.module:function"',
+        ),
+        (
+            judged({"name": "a", "url": "localhost:80"}),
+            "evaluation.scorers[0].url: 'localhost:80' is no HTTP address; "
+            "use http://host:port/path",
+        ),
+        (
+            judged({"name": "a", "target": "m:f", "timeout": 0}),
+            "evaluation.scorers[0].timeout: 0.0 is out of range; must be above 0",
+        ),
+        (
+            judged({"nam": "a", "target": "m:f"}),
+            "evaluation.scorers[0].nam: 'a' is set, but there is no such setting; "
+            "did you mean evaluation.scorers[0].name?",
+        ),
+        (
+            judged({"target": "m:f"}),
+            "evaluation.scorers[0].name: None is not a value; the job file must set it",
+        ),
+    ],
+)
+def test_an_evaluation_that_makes_no_sense_is_refused_by_its_setting(
+    changes: dict[str, Any], message: str
+):
+    assert refusal(changes) == message
 
 
 @pytest.mark.parametrize("missing", ["name", "model", "dataset", "agent"])

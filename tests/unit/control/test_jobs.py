@@ -1,6 +1,7 @@
 import asyncio
 import sqlite3
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import event
@@ -12,12 +13,14 @@ from turnwise import errors
 from turnwise.control.jobs import RECORD_AGAIN_S
 from turnwise.domain.access import Action, Principal
 from turnwise.domain.event import Event
-from turnwise.domain.job import JobStatus, Secondary
+from turnwise.domain.job import EvaluationSpec, JobKind, JobStatus, Secondary
 from turnwise.domain.rollout import Policy
 from turnwise.ports import FinishedStep, ModelPackage
 from turnwise.storage.database import open_engine
 from turnwise.storage.sql import SqlStore
 from turnwise.system import SYSTEM_CLOCK
+
+EVALUATION = JobKind.EVALUATION
 
 
 async def status_events(store: SqlStore, name: str) -> list[tuple[str, str]]:
@@ -310,6 +313,47 @@ async def test_files_that_cannot_be_used_are_refused_before_anything_is_stored(
 
     assert str(refused.value) == message
     assert await world.statuses() == {}
+
+
+async def test_the_models_to_evaluate_are_found_and_fixed_to_their_versions(world: World):
+    await world.create("run")
+    await register(world, package(world))
+    tuned = str(world.folder / "checkpoint" / "adapter")
+
+    async def models(**changes: Any) -> tuple[str, ...]:
+        spec = world.spec(f"eval-{len(await world.jobs.list(ADMIN))}", kind=EVALUATION, **changes)
+        return (await world.jobs.create(ADMIN, spec)).spec.evaluation.models
+
+    several = EvaluationSpec(models=("walk", "base", tuned))
+    assert await models(evaluation=several) == ("walk/1", "base", tuned)
+    assert await models(input_adapter="walk") == ("walk/1",)
+    assert await models() == ("base",)
+
+
+@pytest.mark.parametrize(
+    ("models", "message"),
+    [
+        (
+            ("base", "rum"),
+            "evaluation.models[1]: 'rum' is neither a registered model nor a PEFT folder; give "
+            "'base', a name of `turnwise models list`, or a folder's absolute path",
+        ),
+        (
+            ("walk/1", "walk"),
+            "evaluation.models[1]: 'walk' is there twice; each model is needed once",
+        ),
+    ],
+)
+async def test_models_that_cannot_be_evaluated_are_refused(
+    world: World, models: tuple[str, ...], message: str
+):
+    await world.create("run")
+    await register(world, package(world))
+    spec = world.spec("eval", kind=EVALUATION, evaluation=EvaluationSpec(models=models))
+    with pytest.raises(errors.InvalidInput) as refused:
+        await world.jobs.create(ADMIN, spec)
+
+    assert str(refused.value) == message
 
 
 READER = Principal(account_id=ACCOUNT, actions=frozenset({Action.READ}))

@@ -18,7 +18,15 @@ from turnwise.domain import metrics
 from turnwise.domain.data import Row
 from turnwise.domain.evaluation import Finished, Score, results_key, table_key
 from turnwise.domain.event import EventKind, Level
-from turnwise.domain.job import EvaluationSpec, Job, JobKind, JobStatus, RolloutSpec, ScorerSpec
+from turnwise.domain.job import (
+    EvaluationSpec,
+    Job,
+    JobKind,
+    JobStatus,
+    RolloutSpec,
+    ScheduleSpec,
+    ScorerSpec,
+)
 from turnwise.domain.rollout import Policy, Purpose, Rollout
 from turnwise.modeling.fingerprint import fingerprint
 from turnwise.storage.sql import SqlStore
@@ -266,6 +274,10 @@ async def test_attempts_per_row_give_pass_at_k_and_a_line_each(world: World) -> 
     world.reward = lambda rollout: float(rollout.slot == 1)
     await evaluate(world, group_size=4, pass_k_values=(1, 2, 8), max_rows=3)
 
+    assert await told(world, Level.WARNING) == [
+        "at temperature 0 the 4 rollouts of a row are alike, unless the agent differs; "
+        "for pass@k set eval_sampling_params.temperature"
+    ]
     found = await values(world)
     assert [found[f"eval/reward/pass_at_{k}"] for k in (1, 2)] == [0.25, 0.5]
     assert "eval/reward/pass_at_8" not in found
@@ -280,3 +292,17 @@ async def test_a_repeat_of_the_job_replaces_its_results(world: World) -> None:
     assert (await resume(world, job)).status is JobStatus.COMPLETED
     assert results(world)["models"][0]["faults"] == []
     assert {t.rollout.policy for t in await world.trajectories()} == {Policy()}
+
+
+async def test_validation_during_training_has_a_curve_for_each_label(world: World) -> None:
+    world.reward = lambda rollout: float(rollout.row_index % 3 == 0)
+    schedule = ScheduleSpec(max_epochs=1, max_steps=2, val_every=1)
+    job = make_job(schedule=schedule)
+    await world.store.create_job(job)
+    await world.loop(job, rows(4), rows(4)).run()
+
+    curves = [
+        [event.body["values"][f"val/label/{label}/reward/mean"] for label in ("easy", "hard")]
+        for event in await world.events(EventKind.EVALUATION)
+    ]
+    assert curves == [[0.0, 1.0]] * 3

@@ -16,6 +16,7 @@ from turnwise.control.browse import Browse
 from turnwise.control.jobs import status_event
 from turnwise.control.results import StoredResults
 from turnwise.domain.access import ALL_ACTIONS, Action
+from turnwise.domain.evaluation import results_key, table_key
 from turnwise.domain.event import EventDraft, EventKind
 from turnwise.domain.job import JobStatus, Secondary
 from turnwise.domain.rollout import Blame, Fault, Policy, RolloutStatus
@@ -425,3 +426,34 @@ async def test_a_model_whose_files_are_gone_is_said_to_be(
     status, _, message = error_of(await api.get("/api/v1/models/walk/archive"))
     assert status == 404
     assert message.endswith("/gone' does not exist; its files have been removed")
+
+
+async def test_an_evaluations_results_are_read_as_json_and_as_csv(
+    api: httpx.AsyncClient, door: Door, world: World
+):
+    evaluation = world.job_file("judged", kind="evaluation")
+    assert (await api.post("/api/v1/jobs", json=evaluation)).status_code == 201
+    await create(api, world, "trained")
+    before = await api.get("/api/v1/jobs/judged/results")
+    other = await api.get("/api/v1/jobs/trained/results.csv")
+    world.blobs.path(results_key("job_a")).write_text('{"rows": 1}')
+    world.blobs.path(table_key("job_a")).write_text("row,prompt\r\n0,gö\r\n", newline="")
+    document = await api.get("/api/v1/jobs/judged/results")
+    table = await api.get("/api/v1/jobs/judged/results.csv")
+
+    assert error_of(before) == (
+        409,
+        "Conflict",
+        "job 'judged' is RUNNING and has no results yet; they come at its end",
+    )
+    assert error_of(other) == (
+        409,
+        "Conflict",
+        "job 'trained' is not an evaluation; `turnwise eval` makes one of its job file",
+    )
+    assert document.json() == {"rows": 1}
+    assert table.text == "row,prompt\r\n0,gö\r\n"
+    assert table.headers["content-type"] == "text/csv; charset=utf-8"
+    async with door.client(await door.key(OTHER)) as stranger:
+        for name in ("results", "results.csv"):
+            assert (await stranger.get(f"/api/v1/jobs/judged/{name}")).status_code == 404
