@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 from turnwise import errors
 from turnwise.domain.algorithm import ALGORITHMS, AlgorithmName, AlgorithmSpec
 from turnwise.domain.job import BatchSpec, JobSpec
 from turnwise.domain.training import AdvantageMethod, LossName
 
-#: Settings that one method or loss alone reads.
-_READ_BY: Mapping[str, tuple[str, frozenset[str]]] = {
-    "pass_k": ("advantage_method", frozenset({AdvantageMethod.PKPO})),
-    "turn_discount": (
-        "advantage_method",
-        frozenset(method for method in AdvantageMethod if method.is_per_turn),
-    ),
-    "clip_low_threshold": ("loss_fn", frozenset(LossName) - {LossName.IMPORTANCE_SAMPLING}),
-    "clip_high_threshold": ("loss_fn", frozenset(LossName) - {LossName.IMPORTANCE_SAMPLING}),
+_CLIPPING = tuple(loss for loss in LossName if loss is not LossName.IMPORTANCE_SAMPLING)
+_PER_TURN = tuple(method for method in AdvantageMethod if method.is_per_turn)
+
+#: Settings that not every method or loss reads: which of the two decides, and who reads them.
+_READ_BY: Mapping[str, tuple[str, tuple[AdvantageMethod | LossName, ...]]] = {
+    "pass_k": ("advantage_method", (AdvantageMethod.PKPO,)),
+    "turn_discount": ("advantage_method", _PER_TURN),
+    "clip_low_threshold": ("loss_fn", _CLIPPING),
+    "clip_high_threshold": ("loss_fn", _CLIPPING),
 }
 
 
@@ -88,13 +87,8 @@ def _check_unread(algorithm: AlgorithmSpec) -> None:
                 f"algorithm.{setting}",
                 value,
                 f"is set, but {chosen} does not read it",
-                remedy="leave it out; read by " + ", ".join(_in_order(by, readers)),
+                remedy="leave it out; read by " + ", ".join(map(str, readers)),
             )
-
-
-def _in_order(setting: str, readers: frozenset[str]) -> Iterator[str]:
-    kind = {field.name: field.default for field in dataclasses.fields(AlgorithmSpec)}[setting]
-    return (str(member) for member in type(kind) if member in readers)
 
 
 def _check_bounds(algorithm: AlgorithmSpec) -> None:
