@@ -7,7 +7,7 @@ import difflib
 import math
 import re
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -15,20 +15,12 @@ from typing import Any
 import yaml
 
 from turnwise import errors
+from turnwise.control.algorithm import bundle, check_algorithm, check_group_budget
+from turnwise.control.evaluation import check_evaluation
 from turnwise.control.job_settings import SETTINGS, Setting, default_of, entry, leaves
-from turnwise.domain.evaluation import AGENT
-from turnwise.domain.job import (
-    BASE,
-    AgentKind,
-    AgentSpec,
-    EvaluationSpec,
-    JobKind,
-    JobSpec,
-    ScorerSpec,
-)
-from turnwise.domain.training import AdvantageMethod
+from turnwise.domain.algorithm import AlgorithmName, AlgorithmSpec
+from turnwise.domain.job import BASE, AgentKind, AgentSpec, EvaluationSpec, JobKind, JobSpec
 
-_SCORER_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_-]{0,39}")
 _NAME = re.compile(r"[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62}")
 
 
@@ -145,6 +137,8 @@ def _build(cls: type[Any], data: object, prefix: str, block: object = None) -> A
         key: _value(hints[key], data[key], prefix + key, settings[key], default_of(fields[key]))
         for key in data
     }
+    if cls is AlgorithmSpec:  # the one block whose defaults depend on its tag
+        block = bundle(given.get("name", AlgorithmName.CUSTOM))
     return cls(**given) if block is None else dataclasses.replace(typing.cast(Any, block), **given)
 
 
@@ -242,7 +236,7 @@ def _check_sense(spec: JobSpec) -> None:
         )
     _check_given(spec)
     _check_agent(spec.agent)
-    _check_evaluation(spec.evaluation)
+    check_evaluation(spec.evaluation)
     if spec.kind is JobKind.TRAIN:
         _check_training(spec)
     if 0 < spec.rollout.group_timeout < spec.rollout.rollout_timeout:
@@ -260,20 +254,6 @@ def _check_given(spec: JobSpec) -> None:
             raise errors.InvalidInput(name, "", "is empty", remedy="it must be set")
 
 
-def _check_url(field: str, url: str) -> None:
-    if url and not url.startswith(("http://", "https://")):
-        raise errors.InvalidInput(
-            field, url, "is no HTTP address", remedy="use http://host:port/path"
-        )
-
-
-def _check_target(field: str, target: str) -> None:
-    if target and not all(target.partition(":")):
-        raise errors.InvalidInput(
-            field, target, "names no function", remedy='use "package.module:function"'
-        )
-
-
 def _check_agent(agent: AgentSpec) -> None:
     if agent.kind is AgentKind.HTTP and not agent.url.startswith(("http://", "https://")):
         raise errors.InvalidInput(
@@ -288,53 +268,6 @@ def _check_agent(agent: AgentSpec) -> None:
         )
 
 
-def _check_evaluation(evaluation: EvaluationSpec) -> None:
-    _check_distinct("evaluation.models[{}]", evaluation.models, "model")
-    _check_distinct("evaluation.scorers[{}].name", [s.name for s in evaluation.scorers], "scorer")
-    for place, scorer in enumerate(evaluation.scorers):
-        _check_scorer(f"evaluation.scorers[{place}]", scorer)
-    try:
-        re.compile(evaluation.format_pattern)
-    except re.error as error:
-        raise errors.InvalidInput(
-            "evaluation.format_pattern",
-            evaluation.format_pattern,
-            f"is not a regular expression: {error}",
-            remedy="quote special characters with a backslash",
-        ) from None
-
-
-def _check_distinct(field: str, names: Sequence[str], what: str) -> None:
-    for place, name in enumerate(names):
-        if name in names[:place]:
-            raise errors.InvalidInput(
-                field.format(place), name, f"is there twice; each {what} is needed once"
-            )
-
-
-def _check_scorer(where: str, scorer: ScorerSpec) -> None:
-    if not _SCORER_NAME.fullmatch(scorer.name):
-        raise errors.InvalidInput(
-            f"{where}.name",
-            scorer.name,
-            "is not a scorer's name",
-            remedy="use 1 to 40 letters, digits, hyphens and underscores",
-        )
-    if scorer.name == AGENT:
-        raise errors.InvalidInput(
-            f"{where}.name", AGENT, "is the agent's own reward", remedy="choose another name"
-        )
-    if bool(scorer.target) == bool(scorer.url):
-        raise errors.InvalidInput(
-            where,
-            scorer.name,
-            "has both a target and a url" if scorer.url else "has neither a target nor a url",
-            remedy="set one of them",
-        )
-    _check_target(f"{where}.target", scorer.target)
-    _check_url(f"{where}.url", scorer.url)
-
-
 def _check_training(spec: JobSpec) -> None:
     batch = spec.batch
     if batch.group_size < 2:
@@ -344,7 +277,8 @@ def _check_training(spec: JobSpec) -> None:
             f"leaves {spec.algorithm.advantage_method} nothing to compare",
             remedy="use at least 2",
         )
-    _check_algorithm(spec)
+    check_algorithm(spec)
+    check_group_budget(spec)
     if batch.updates_per_step > batch.global_batch_size * batch.group_size:
         raise errors.InvalidInput(
             "batch.updates_per_step",
@@ -359,22 +293,4 @@ def _check_training(spec: JobSpec) -> None:
             0,
             "gives siblings that are all alike, so nothing can be learned",
             remedy="use 1 for training; val_sampling_params may be 0",
-        )
-
-
-def _check_algorithm(spec: JobSpec) -> None:
-    algorithm, size = spec.algorithm, spec.batch.group_size
-    if algorithm.advantage_method is AdvantageMethod.PKPO and algorithm.pass_k > size:
-        raise errors.InvalidInput(
-            "algorithm.pass_k",
-            algorithm.pass_k,
-            f"is more than a group has rollouts ({size}), so the best of so many is unknown",
-            remedy="use at most batch.group_size",
-        )
-    if 0 < algorithm.tis_cap < 1:
-        raise errors.InvalidInput(
-            "algorithm.tis_cap",
-            algorithm.tis_cap,
-            "would cut the weight of tokens on which sampler and learner agree",
-            remedy="use at least 1 (2 is usual), or 0 for none",
         )
