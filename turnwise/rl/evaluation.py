@@ -116,16 +116,16 @@ Ratios = dict[str, list[tuple[float, float]]]  # name -> (numerator, denominator
 def _ratios(rows: Sequence[AttemptedRow], spec: EvaluationSpec, prefix: str) -> Ratios:
     """Every figure that gets an interval."""
     threshold = spec.success_threshold
+    rewards = [each.values(AGENT) for each in rows]
     found: Ratios = {
         f"{prefix}/completion_rate": [(len(each.scored), each.slots) for each in rows],
-        **_means(rows, AGENT, threshold, f"{prefix}/reward"),
-        **_means(rows, AGENT, threshold, f"{prefix}/scorer/{AGENT}"),
+        **_means(rewards, threshold, f"{prefix}/reward"),
+        **_means(rewards, threshold, f"{prefix}/scorer/{AGENT}"),
     }
     for scorer in spec.scorers:
-        found |= _means(
-            rows, scorer.name, scorer.success_threshold, f"{prefix}/scorer/{scorer.name}"
-        )
-    counts = [(len(v), sum(x >= threshold for x in v)) for v in (r.values(AGENT) for r in rows)]
+        scores = [each.values(scorer.name) for each in rows]
+        found |= _means(scores, scorer.success_threshold, f"{prefix}/scorer/{scorer.name}")
+    counts = [(len(each), sum(reward >= threshold for reward in each)) for each in rewards]
     for k in spec.pass_k_values:
         for name, estimate in (("pass_at", pass_at_k), ("pass_power", pass_power_k)):
             found[f"{prefix}/reward/{name}_{k}"] = [
@@ -134,9 +134,8 @@ def _ratios(rows: Sequence[AttemptedRow], spec: EvaluationSpec, prefix: str) -> 
     return found
 
 
-def _means(rows: Sequence[AttemptedRow], scorer: str, threshold: float, prefix: str) -> Ratios:
-    """Mean over rollouts and share of successes."""
-    values = [each.values(scorer) for each in rows]
+def _means(values: Sequence[Sequence[float]], threshold: float, prefix: str) -> Ratios:
+    """Mean over rollouts and share of successes, from the values of each row's rollouts."""
     return {
         f"{prefix}/mean": [(sum(each), len(each)) for each in values],
         f"{prefix}/success_rate": [(sum(x >= threshold for x in v), len(v)) for v in values],
