@@ -200,8 +200,8 @@ SETTINGS: dict[type, dict[str, Setting]] = {
         "name": Setting("Its name in metrics and tables; `agent` is the agent's own reward."),
         "target": Setting(
             'A Python function, "package.module:function", called with one mapping: row, prompt, '
-            "label, messages, reward, rewards, metrics, model, rollout_id; in a thread of the "
-            "server. It returns a number, or a mapping with `score`."
+            "label, messages, reward, rewards, metrics, model, rollout_id; in threads of the "
+            "server, up to 16 at once. It returns a number, or a mapping with `score`."
         ),
         "url": Setting("In place of `target`: an address to POST the same mapping to, as JSON."),
         "timeout": Setting("Longest time for one score, in seconds.", _POSITIVE),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -38,8 +39,8 @@ class Finished:
     metrics: Mapping[str, float] = field(default_factory=dict)
 
     def body(self) -> dict[str, Any]:
-        """As plain values that may be changed, or sent as JSON."""
-        return {
+        """As plain values of its own, which may be changed, or sent as JSON."""
+        shared = {
             "rollout_id": self.rollout_id,
             "model": self.model,
             "row_index": self.row_index,
@@ -51,6 +52,7 @@ class Finished:
             "rewards": list(self.rewards),
             "metrics": dict(self.metrics),
         }
+        return copy.deepcopy(shared)
 
 
 def results_folder(job_id: str) -> str:

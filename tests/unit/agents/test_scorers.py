@@ -67,6 +67,16 @@ async def test_a_function_gets_the_row_the_conversation_and_the_reward() -> None
     assert seen == [BODY]
 
 
+async def test_a_function_may_change_what_it_gets_for_it_gets_its_own() -> None:
+    finished = replace(FINISHED, row={"steps": [1, 2]})
+    scorer = PythonScorer(
+        ScorerSpec(name="judge"), lambda rollout: rollout["row"]["steps"].pop() and 1.0
+    )
+
+    assert [(await scorer.score(finished)).value for _ in range(3)] == [1.0] * 3
+    assert finished.row == {"steps": [1, 2]}
+
+
 async def later(rollout: dict[str, Any]) -> float:
     await asyncio.sleep(0)
     return 0.5
