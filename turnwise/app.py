@@ -46,6 +46,7 @@ from turnwise.training.handle import RemoteLearner
 from turnwise.wire.asgi import Receive, Scope, Send
 from turnwise.wire.aws.arns import JobArn
 from turnwise.wire.dataplane import DataPlane
+from turnwise.wire.inside import InsideDoor
 from turnwise.wire.native.routes import native_app
 
 log = logging.getLogger(__name__)
@@ -131,7 +132,7 @@ class Service:
         opened = contextlib.AsyncExitStack()
         engine = await self.engines.claim(job.spec)
         opened.push_async_callback(_give_up, engine)
-        runner = open_runner(job.spec.agent)
+        runner = open_runner(job.spec.agent, InsideDoor(self.gateway, job.account_id))
         opened.push_async_callback(runner.close)
         learner = LazyLearner(lambda: self.launcher.learner(self._learner_spec(job.spec)))
         opened.push_async_callback(learner.close)

@@ -218,6 +218,23 @@ class AgentOutcome:
     metrics: Mapping[str, float] = field(default_factory=dict)
 
 
+class AgentDoor(Protocol):
+    """What an agent in the server's own process calls, where one outside calls its endpoint."""
+
+    async def chat(self, rollout_id: str, body: Mapping[str, Any]) -> Mapping[str, Any]:
+        """One turn: OpenAI's request body in, its `chat.completion` out.
+
+        Raises as `Gateway.chat`. Cancelling it is a client that has gone.
+        """
+        ...
+
+    async def report(
+        self, rollout_id: str, rewards: Sequence[float], metrics: Mapping[str, float]
+    ) -> None:
+        """The rollout is complete: its reward (one, or one per delivered turn) and its metrics."""
+        ...
+
+
 class AgentRunner(Protocol):
     """Reaches the user's agent."""
 
