@@ -45,10 +45,7 @@ def run(repeats: int = REPEATS, steps: int = STEPS) -> list[dict[str, Any]]:
         with serving(Path(folder) / "data") as server, server.client() as client:
             _round(server, client, made, "warm", k=0, steps=1)  # starts the engine
             rounds = [
-                [
-                    _round(server, client, made, f"k{k}-{repeat}", k=k, steps=steps)
-                    for k in (K, 0)
-                ]
+                [_round(server, client, made, f"k{k}-{repeat}", k=k, steps=steps) for k in (K, 0)]
                 for repeat in range(repeats)
             ]
     ours, peer = ([pair[i] for pair in rounds] for i in (0, 1))

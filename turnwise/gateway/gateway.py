@@ -100,7 +100,7 @@ class Gateway:
         """Wait until the rollout is rewarded or failed; its full record."""
         record = await self._record(rollout_id)
         await record.closed.wait()
-        return await self._store.trajectory(record.rollout.account_id, rollout_id)
+        return record.trajectory()
 
     async def fail(self, rollout_id: str, fault: Fault) -> None:
         """Close an open rollout as failed. No effect on one that has closed."""

@@ -55,6 +55,12 @@ class Record:
         if not self.rollout.status.is_open:
             self.closed.set()
 
+    def trajectory(self) -> Trajectory:
+        """The whole record, as the store has it."""
+        return Trajectory(
+            rollout=self.rollout, nodes=tuple(self.graph.nodes), turns=tuple(self.turns)
+        )
+
     # ── calls under way ───────────────────────────────────────────────────────────────────────
 
     def begin(self, exchange: Exchange) -> None:
