@@ -35,9 +35,7 @@ class InsideDoor:
         self, rollout_id: str, rewards: Sequence[float], metrics: Mapping[str, float]
     ) -> None:
         """Complete and reward a rollout."""
-        agent = self._agent(rollout_id)
-        await self._gateway.complete_rollout(agent, rollout_id, "ready")
-        await self._gateway.update_reward(agent, rollout_id, rewards, metrics=metrics)
+        await self._gateway.finish(self._agent(rollout_id), rollout_id, rewards, metrics=metrics)
 
     def _agent(self, rollout_id: str) -> Principal:
         return Principal(
