@@ -117,6 +117,10 @@ SETTINGS: dict[type, dict[str, Setting]] = {
         "group_size": Setting("Rollouts per group; at least 2 in training.", _COUNT),
         "updates_per_step": Setting("Optimizer updates per step, on disjoint parts.", _COUNT),
         "tokens_per_micro_batch": Setting("Tokens per forward pass of the learner.", _COUNT),
+        "share_prefixes": Setting(
+            "Whether the learner computes once what several rows begin with; the result is the "
+            "same."
+        ),
     },
     AlgorithmSpec: {
         "advantage_method": Setting("How rewards become advantages."),

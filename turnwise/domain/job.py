@@ -108,6 +108,7 @@ class BatchSpec:
     group_size: int = 8
     updates_per_step: int = 1
     tokens_per_micro_batch: int = 8192
+    share_prefixes: bool = True
 
     @property
     def rollouts_per_update(self) -> float:
