@@ -168,6 +168,7 @@ class Service:
             optimizer=spec.optimizer,
             seed=spec.seed,
             tokens_per_micro_batch=spec.batch.tokens_per_micro_batch,
+            share_prefixes=spec.batch.share_prefixes,
             device=self.settings.device,
             threads=self.settings.learner_threads,
             input_adapter=spec.input_adapter or None,

@@ -126,6 +126,10 @@ SETTINGS: dict[type, dict[str, Setting]] = {
         ),
         "updates_per_step": Setting("Optimizer updates per step, on disjoint parts.", _COUNT),
         "tokens_per_micro_batch": Setting("Tokens per forward pass of the learner.", _COUNT),
+        "share_prefixes": Setting(
+            "Whether the learner computes once what several rows begin with; the result is the "
+            "same."
+        ),
     },
     AlgorithmSpec: {
         "name": Setting(

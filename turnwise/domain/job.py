@@ -109,6 +109,7 @@ class BatchSpec:
     refill: bool = False
     updates_per_step: int = 1
     tokens_per_micro_batch: int = 8192
+    share_prefixes: bool = True
 
     @property
     def rollouts_per_update(self) -> float:
