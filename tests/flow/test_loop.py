@@ -42,10 +42,12 @@ from turnwise.domain.job import (
     JobStatus,
     RolloutSpec,
     ScheduleSpec,
+    TruncatedTurns,
     ValidationSpec,
 )
 from turnwise.domain.ledger import Bin
 from turnwise.domain.rollout import (
+    FinishReason,
     Group,
     GroupStatus,
     Policy,
@@ -377,6 +379,35 @@ async def test_a_step_whose_agents_sampled_nothing_warns_what_to_change(world: W
         "temperature 0; have the agent leave the temperature to the job"
     ]
     await assert_ledger_is_complete(world)
+
+
+async def test_a_step_whose_turns_are_all_masked_warns_what_to_change(world: World) -> None:
+    world.gateway.finish_reason = FinishReason.LENGTH
+    limits = replace(LIMITS, truncated_turns=TruncatedTurns.MASK)
+    await run(world, make_job(schedule=replace(TWO_STEPS, max_steps=1), rollout=limits))
+
+    assert await world.warnings() == [
+        "step 0 made no update: all 16 tokens that could have been learned from are of truncated "
+        "turns, which rollout.truncated_turns masks; raise max_tokens"
+    ]
+    await assert_ledger_is_complete(world)
+
+
+async def test_a_penalty_lowers_what_is_learned_and_no_score(world: World) -> None:
+    world.gateway.finish_reason = FinishReason.LENGTH
+    world.reward = lambda rollout: 1.0
+    limits = replace(LIMITS, truncated_turns=TruncatedTurns.PENALISE, truncation_penalty=0.25)
+    every = replace(TWO_STEPS, max_steps=1, val_every=1)
+    await run(world, make_job(schedule=every, rollout=limits), validation=rows(1))
+
+    logged = [event.body["values"] for event in await world.events(EventKind.METRICS)]
+    [validated, trained, _] = logged
+    # Each rollout has two truncated turns.
+    assert (trained["rollout/reward/mean"], trained["rollout/reward/penalised_mean"]) == (1.0, 0.5)
+    assert trained["rollout/turns/at_cap_frac"] == validated["val/turns/at_cap_frac"] == 1.0
+    assert validated["val/reward/mean"] == 1.0
+    for values in logged:
+        metrics.check(values)
 
 
 # ── agents that are not there ─────────────────────────────────────────────────────────────────

@@ -16,7 +16,14 @@ import yaml
 
 from turnwise import errors
 from turnwise.control.job_settings import SETTINGS, Setting, leaves
-from turnwise.domain.job import AgentKind, AgentSpec, JobKind, JobSpec
+from turnwise.domain.job import (
+    AgentKind,
+    AgentSpec,
+    JobKind,
+    JobSpec,
+    RolloutSpec,
+    TruncatedTurns,
+)
 from turnwise.domain.training import AdvantageMethod
 
 _NAME = re.compile(r"[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62}")
@@ -227,6 +234,7 @@ def _check_sense(spec: JobSpec) -> None:
             f"ends a group before its rollouts may end ({spec.rollout.rollout_timeout:g})",
             remedy="use at least rollout.rollout_timeout, or 0",
         )
+    _check_truncation(spec.rollout)
 
 
 def _check_given(spec: JobSpec) -> None:
@@ -246,6 +254,24 @@ def _check_agent(agent: AgentSpec) -> None:
             agent.target,
             "names no function",
             remedy='use "package.module:function"',
+        )
+
+
+def _check_truncation(limits: RolloutSpec) -> None:
+    is_penalised = limits.truncated_turns is TruncatedTurns.PENALISE
+    if is_penalised and not limits.truncation_penalty:
+        raise errors.InvalidInput(
+            "rollout.truncation_penalty",
+            limits.truncation_penalty,
+            "penalises nothing",
+            remedy="use more than 0, or rollout.truncated_turns: keep",
+        )
+    if limits.truncation_penalty and not is_penalised:
+        raise errors.InvalidInput(
+            "rollout.truncation_penalty",
+            limits.truncation_penalty,
+            f"has no effect with rollout.truncated_turns: {limits.truncated_turns}",
+            remedy="use rollout.truncated_turns: penalise, or leave the penalty out",
         )
 
 

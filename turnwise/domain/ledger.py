@@ -11,6 +11,7 @@ class Bin(StrEnum):
     TRAINED = "trained"
     MASKED_GREEDY = "masked_greedy"  # sampled at temperature 0
     MASKED_FIRST_POSITION = "masked_first_position"  # nothing precedes it, so nothing predicts it
+    MASKED_TRUNCATED = "masked_truncated"  # its turn was cut off, and the job masks such turns
     DROPPED_FAILED = "dropped_failed"  # the rollout failed
     DROPPED_DEADLINE = "dropped_deadline"  # the rollout or its group ran out of time
     DROPPED_UNDELIVERED = "dropped_undelivered"  # the agent never got the reply

@@ -168,6 +168,7 @@ class FinishReason(StrEnum):
     LENGTH = "length"  # max_tokens, or the context is full
     TOOL_CALLS = "tool_calls"  # a stop whose reply holds tool calls
     ABORT = "abort"
+    TIMEOUT = "timeout"  # the job's turn_timeout passed; never delivered
 
 
 class Delivery(StrEnum):
@@ -199,6 +200,11 @@ class Turn:
     def is_delivered(self) -> bool:
         """Whether the agent got it."""
         return self.delivery is Delivery.DELIVERED
+
+    @property
+    def is_truncated(self) -> bool:
+        """Whether the agent got a reply that was cut off: by max_tokens, a budget, the context."""
+        return self.is_delivered and self.finish_reason is FinishReason.LENGTH
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

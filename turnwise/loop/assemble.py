@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from turnwise.domain.job import JobSpec
+from turnwise.domain.job import JobSpec, RolloutSpec, TruncatedTurns
 from turnwise.domain.rollout import Group, Trajectory
 from turnwise.domain.training import LossSpec, Sample, StepRequest
 from turnwise.rl import ledger, statistics
 from turnwise.rl.advantages import Outcomes, step_advantages
 from turnwise.rl.rows import rows, trained_tokens
 from turnwise.rl.statistics import ScoredGroup
+from turnwise.rl.truncation import learned_rewards, penalty_metrics, truncation_metrics
 from turnwise.rl.weights import mini_batches
 
 
@@ -44,9 +45,12 @@ def assemble(
     """Lay out one step. Rollouts go in by (place in the plan, slot), whenever they closed."""
     ordered = sorted(closed, key=lambda each: each.group.order)
     groups = _score(spec, ordered)
-    samples = [sample for group in groups if group.is_valid for sample in _samples(group)]
+    limits, is_masked = spec.rollout, spec.rollout.truncated_turns is TruncatedTurns.MASK
+    samples = [s for group in groups if group.is_valid for s in _samples(group, is_masked)]
     bins = {
-        trajectory.rollout.rollout_id: ledger.account(trajectory, ledger.of_group(group.advantages))
+        trajectory.rollout.rollout_id: ledger.account(
+            trajectory, ledger.of_group(group.advantages), mask_truncated=is_masked
+        )
         for group in groups
         for trajectory in group.trajectories
     }
@@ -59,6 +63,8 @@ def assemble(
         },
         metrics={
             **statistics.rollout_metrics(groups, per_turn=is_per_turn),
+            **truncation_metrics("rollout", [t for g in groups for t in g.trajectories], limits),
+            **penalty_metrics([t for group in groups for t in group.scored], limits),
             **statistics.training_metrics(
                 samples,
                 step=step,
@@ -75,7 +81,7 @@ def _score(spec: JobSpec, closed: Sequence[ClosedGroup]) -> list[ScoredGroup]:
     scored = [statistics.scored(each.attempts) for each in closed]
     found = step_advantages(
         spec.algorithm.advantage_method,
-        [_outcomes(trajectories) for trajectories in scored],
+        [_outcomes(trajectories, spec.rollout) for trajectories in scored],
         discount=spec.algorithm.turn_discount,
         pass_k=spec.algorithm.pass_k,
     )
@@ -85,16 +91,17 @@ def _score(spec: JobSpec, closed: Sequence[ClosedGroup]) -> list[ScoredGroup]:
     ]
 
 
-def _outcomes(scored: Sequence[Trajectory]) -> Outcomes:
+def _outcomes(scored: Sequence[Trajectory], limits: RolloutSpec) -> Outcomes:
+    is_masked = limits.truncated_turns is TruncatedTurns.MASK
     return Outcomes(
-        rewards=tuple(trajectory.rollout.rewards or () for trajectory in scored),
-        tokens=tuple(trained_tokens(trajectory) for trajectory in scored),
+        rewards=tuple(learned_rewards(trajectory, limits) for trajectory in scored),
+        tokens=tuple(trained_tokens(each, mask_truncated=is_masked) for each in scored),
     )
 
 
-def _samples(group: ScoredGroup) -> list[Sample]:
+def _samples(group: ScoredGroup, is_masked: bool) -> list[Sample]:
     pairs = zip(group.scored, group.advantages.per_turn, strict=True)
-    return [sample for trajectory, values in pairs for sample in rows(trajectory, values)]
+    return [s for each, values in pairs for s in rows(each, values, mask_truncated=is_masked)]
 
 
 def _request(

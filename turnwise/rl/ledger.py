@@ -8,7 +8,8 @@ A token's bin is the first of these that applies to it:
    reward, say), `dropped_superseded` by the fault's code, else `dropped_failed`
 4. its rollout was scored, but nothing of it is trained: `dropped_unpaired`,
    `dropped_zero_advantage` or `dropped_superseded`, as its group's fate says
-5. a rule masks it: `masked_greedy`, `masked_first_position` (see `turnwise.rl.rows`)
+5. a rule masks it: `masked_greedy`, `masked_truncated`, `masked_first_position` (see
+   `turnwise.rl.rows`)
 6. `trained`
 """
 
@@ -38,7 +39,7 @@ def of_group(group: GroupAdvantages) -> Bin:
     return Bin.DROPPED_ZERO_ADVANTAGE if group.is_zero else Bin.TRAINED
 
 
-def account(trajectory: Trajectory, fate: Bin) -> dict[Bin, int]:
+def account(trajectory: Trajectory, fate: Bin, *, mask_truncated: bool = False) -> dict[Bin, int]:
     """Tokens per bin of one closed rollout; they add up to `trajectory.sampled_tokens`.
 
     `fate` is its group's, and counts if the rollout was scored. Empty bins are left out. Raises
@@ -47,6 +48,8 @@ def account(trajectory: Trajectory, fate: Bin) -> dict[Bin, int]:
     bins: Counter[Bin] = Counter()
     for turn in trajectory.turns:
         bin = _bin(trajectory, turn, fate)
+        if bin is Bin.TRAINED and mask_truncated and turn.is_truncated:
+            bin = Bin.MASKED_TRUNCATED
         bins[bin] += turn.completion_tokens
         if bin is Bin.TRAINED and is_first(trajectory, turn):
             bins[Bin.TRAINED] -= 1
