@@ -135,10 +135,20 @@ class Sampler(Protocol):
         ...
 
     def generate(self, request: SampleRequest) -> AsyncIterator[Chunk]:
-        """Sample one completion. Closing the iterator aborts the request.
+        """Sample one completion.
+
+        Closing the iterator ends the request too, but what it sampled since the last chunk is
+        not told then; `abort` tells it.
 
         Raises `NotFound` for an unknown adapter, `InvalidInput` for a prompt that does not fit,
         `LimitExceeded` when the queue is full.
+        """
+        ...
+
+    async def abort(self, request_id: str) -> None:
+        """End a request early, whether it streams or not: its last chunk comes soon, "abort".
+
+        That chunk has what was sampled since the one before. Unknown and ended ids are fine.
         """
         ...
 

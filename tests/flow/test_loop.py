@@ -281,6 +281,17 @@ async def test_an_answer_of_500_is_tried_again_with_a_new_rollout_id(world: Worl
     assert (logged["rollout/retried"], logged["rollout/failed"]) == (4, 0)
 
 
+async def test_an_attempt_that_failed_with_its_tokens_used_up_is_the_last(world: World) -> None:
+    world.behave = lambda rollout: Behaviour.ABORT
+    limits = replace(LIMITS, rollout_max_tokens=2)
+    await run(world, make_job(schedule=replace(TWO_STEPS, max_steps=1), rollout=limits))
+
+    logged = (await world.events(EventKind.METRICS))[0].body["values"]
+    names = ("rollout/retried", "rollout/failed", "rollout/truncated/over_budget")
+    assert [logged[name] for name in names] == [0, 4, 4]
+    await assert_ledger_is_complete(world)
+
+
 async def test_a_deterministic_run_says_once_that_a_retry_made_it_incomparable(
     world: World,
 ) -> None:

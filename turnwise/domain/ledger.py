@@ -12,10 +12,12 @@ class Bin(StrEnum):
     MASKED_GREEDY = "masked_greedy"  # sampled at temperature 0
     MASKED_FIRST_POSITION = "masked_first_position"  # nothing precedes it, so nothing predicts it
     MASKED_TRUNCATED = "masked_truncated"  # its turn was cut off, and the job masks such turns
+    DROPPED_PAST_STOP = "dropped_past_stop"  # sampled behind a stop string, before sampling ended
     DROPPED_FAILED = "dropped_failed"  # the rollout failed
     DROPPED_DEADLINE = "dropped_deadline"  # the rollout or its group ran out of time
     DROPPED_UNDELIVERED = "dropped_undelivered"  # the agent never got the reply
     DROPPED_SUPERSEDED = "dropped_superseded"  # of an earlier incarnation, planned again
+    DROPPED_UNFINISHED = "dropped_unfinished"  # the job ended before a step took its group
     DROPPED_ZERO_ADVANTAGE = "dropped_zero_advantage"  # all advantages of the group are 0
     DROPPED_UNPAIRED = "dropped_unpaired"  # fewer than two siblings were scored
     NOT_FOR_TRAINING = "not_for_training"  # validation and evaluation

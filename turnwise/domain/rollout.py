@@ -195,6 +195,13 @@ class Turn:
     delivery: Delivery = Delivery.DELIVERED
     started_at: float = 0.0
     ended_at: float = 0.0
+    cached_tokens: int = 0  # of the prompt, taken from the sampler's prefix cache
+    past_stop_tokens: int = 0  # sampled behind a stop string: on no node, never trained
+
+    @property
+    def sampled_tokens(self) -> int:
+        """All that was sampled for it."""
+        return self.completion_tokens + self.past_stop_tokens
 
     @property
     def is_delivered(self) -> bool:
@@ -223,7 +230,7 @@ class Trajectory:
     @property
     def sampled_tokens(self) -> int:
         """All tokens the model sampled for it, delivered or not."""
-        return sum(t.completion_tokens for t in self.turns)
+        return sum(turn.sampled_tokens for turn in self.turns)
 
     def path(self, leaf: int) -> tuple[Node, ...]:
         """Nodes from the root to `leaf`."""

@@ -111,7 +111,9 @@ def _turn_body(turn: Turn) -> Json:
         "finish_reason": turn.finish_reason.value,
         "delivery": turn.delivery.value,
         "prompt_tokens": turn.prompt_tokens,
+        "cached_tokens": turn.cached_tokens,
         "completion_tokens": turn.completion_tokens,
+        "past_stop_tokens": turn.past_stop_tokens,
         "seconds": turn.ended_at - turn.started_at,
     }
 
