@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from turnwise.domain.access import Account, Key
 from turnwise.domain.event import Event, EventDraft
 from turnwise.domain.job import Job, JobSpec, JobStatus
+from turnwise.domain.ledger import TokenUsage
 from turnwise.domain.rollout import (
     Fault,
     Floats,
@@ -572,7 +573,15 @@ class Store(Protocol):
         ...
 
     async def ledger(self, account_id: str, job_id: str) -> dict[int, dict[str, int]]:
-        """Tokens per bin per step, over all finished steps."""
+        """Tokens per bin per step, over all finished steps.
+
+        Of a job that has ended also what no step took, as `dropped_unfinished` of the step that
+        would have been next: then all sampled tokens are there, and a resume may still move them.
+        """
+        ...
+
+    async def usage(self, account_id: str, job_id: str) -> TokenUsage:
+        """What the job cost so far, from its turns and its ledger. Raises `NotFound`."""
         ...
 
     # steps and models

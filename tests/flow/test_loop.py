@@ -45,7 +45,7 @@ from turnwise.domain.job import (
     TruncatedTurns,
     ValidationSpec,
 )
-from turnwise.domain.ledger import Bin
+from turnwise.domain.ledger import Bin, TokenUsage
 from turnwise.domain.rollout import (
     FinishReason,
     Group,
@@ -186,6 +186,7 @@ async def assert_ledger_is_complete(world: World) -> None:
     bins = await world.store.ledger(builders.ACCOUNT, "job_walk")
     sampled = sum(t.sampled_tokens for t in await world.trajectories())
     assert sum(tokens for step in bins.values() for tokens in step.values()) == sampled
+    await assert_usage_is_the_ledgers(world)
     logged: dict[int, dict[str, int]] = {}
     for event in await world.events(EventKind.METRICS):
         values = event.body["values"]
@@ -193,6 +194,21 @@ async def assert_ledger_is_complete(world: World) -> None:
         ended = {bin.value: values[name] for bin in Bin if (name := f"ledger/{bin}") in values}
         logged[event.body["step"]] = logged.get(event.body["step"], {}) | ended
     assert _without_zeros(logged) == _without_zeros(bins)
+
+
+async def assert_usage_is_the_ledgers(world: World) -> None:
+    """Of a job that has ended: everything it sampled is in a bin, and the cost follows from it."""
+    bins: Counter[str] = Counter()
+    for step in (await world.store.ledger(builders.ACCOUNT, "job_walk")).values():
+        bins.update(step)
+    turns = [turn for t in await world.trajectories() for turn in t.turns]
+    assert await world.store.usage(builders.ACCOUNT, "job_walk") == TokenUsage(
+        train=bins["trained"],
+        prefill=sum(turn.prompt_tokens for turn in turns),
+        cached=sum(turn.cached_tokens for turn in turns),
+        sample=bins.total(),
+    )
+    assert bins.total() == sum(turn.sampled_tokens for turn in turns)
 
 
 def _without_zeros(bins: Mapping[int, Mapping[str, int]]) -> dict[int, dict[str, int]]:
@@ -452,6 +468,7 @@ async def test_an_agent_that_goes_away_ends_the_job_instead_of_using_up_its_rows
 
     assert (job.status, job.step) == (JobStatus.FAILED, 1)
     assert job.message.startswith("the agent cannot be reached")
+    await assert_usage_is_the_ledgers(world)
 
 
 async def test_an_error_nobody_foresaw_fails_the_job_with_its_name(
@@ -507,6 +524,10 @@ async def test_a_stopped_job_resumes_at_its_next_step_with_the_groups_it_had(
     await running
     stopped = await world.job()
     assert (stopped.status, stopped.step) == (JobStatus.STOPPED, 1)
+    # The second step was under way; its groups are kept, and until then in no step.
+    ledger = await world.store.ledger(builders.ACCOUNT, "job_walk")
+    assert (ledger[0]["trained"], ledger[1]) == (16, {"dropped_unfinished": 16})
+    await assert_usage_is_the_ledgers(world)
     rollouts_before = len(world.gateway.rollouts)
 
     resumed = await resume(world, job)
@@ -531,6 +552,7 @@ async def test_a_stop_cancels_open_rollouts_and_their_rows_are_planned_again(
     await running
     cancelled = [t.rollout.fault for t in await world.trajectories() if t.rollout.fault]
     assert [fault.code for fault in cancelled] == ["cancelled"] * 4
+    await assert_usage_is_the_ledgers(world)
 
     world.behave = lambda rollout: Behaviour.PLAY
     resumed = await resume(world, job)

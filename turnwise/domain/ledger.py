@@ -1,7 +1,11 @@
-"""Where sampled tokens end: the bins of the ledger. `rl.ledger` says which token ends where."""
+"""Where sampled tokens end: the bins of the ledger. `rl.ledger` says which token ends where.
+
+And what a job cost in all.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import StrEnum
 
 
@@ -21,3 +25,17 @@ class Bin(StrEnum):
     DROPPED_ZERO_ADVANTAGE = "dropped_zero_advantage"  # all advantages of the group are 0
     DROPPED_UNPAIRED = "dropped_unpaired"  # fewer than two siblings were scored
     NOT_FOR_TRAINING = "not_for_training"  # validation and evaluation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenUsage:
+    """The tokens of a job, over all its rollouts: training, validation and evaluation.
+
+    Once the job has ended, `sample` is the sum of its ledger over all steps and bins, and `train`
+    that of the bin `trained`.
+    """
+
+    train: int = 0  # trained on, each once
+    prefill: int = 0  # in the prompts of all turns, as each turn shows its whole prompt
+    cached: int = 0  # those of `prefill` that came from the sampler's prefix cache
+    sample: int = 0  # sampled, whatever became of them
