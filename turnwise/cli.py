@@ -276,9 +276,11 @@ def jobs_list(
 
 @jobs_app.command("describe")
 def jobs_describe(name: Name, as_json: AsJson = False) -> None:
-    """One job: where it stands and its whole job file."""
+    """One job: where it stands, what it cost in tokens, and its whole job file."""
     with _server.client() as client:
         job = client.job(name)
+        spec = job.pop("spec")
+        job |= {"usage": client.usage(name), "spec": spec}
     _show(job, as_json, lambda: yaml.safe_dump(job, sort_keys=False))
 
 
@@ -323,7 +325,7 @@ def jobs_metrics(
 
 @jobs_app.command("ledger")
 def jobs_ledger(name: Name, as_json: AsJson = False) -> None:
-    """Where every sampled token went, per step."""
+    """Where every sampled token went, per step; complete once the job has ended."""
     with _server.client() as client:
         steps = client.ledger(name)
     bins = sorted({key for step in steps for key in step["bins"]})

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from turnwise.domain.access import Account, Key
 from turnwise.domain.event import Event, EventDraft
 from turnwise.domain.job import Job, JobSpec, JobStatus
+from turnwise.domain.ledger import TokenUsage
 from turnwise.domain.rollout import (
     Fault,
     Floats,
@@ -135,10 +136,20 @@ class Sampler(Protocol):
         ...
 
     def generate(self, request: SampleRequest) -> AsyncIterator[Chunk]:
-        """Sample one completion. Closing the iterator aborts the request.
+        """Sample one completion.
+
+        Closing the iterator ends the request too, but what it sampled since the last chunk is
+        not told then; `abort` tells it.
 
         Raises `NotFound` for an unknown adapter, `InvalidInput` for a prompt that does not fit,
         `LimitExceeded` when the queue is full.
+        """
+        ...
+
+    async def abort(self, request_id: str) -> None:
+        """End a request early, whether it streams or not: its last chunk comes soon, "abort".
+
+        That chunk has what was sampled since the one before. Unknown and ended ids are fine.
         """
         ...
 
@@ -579,7 +590,15 @@ class Store(Protocol):
         ...
 
     async def ledger(self, account_id: str, job_id: str) -> dict[int, dict[str, int]]:
-        """Tokens per bin per step, over all finished steps."""
+        """Tokens per bin per step, over all finished steps.
+
+        Of a job that has ended also what no step took, as `dropped_unfinished` of the step that
+        would have been next: then all sampled tokens are there, and a resume may still move them.
+        """
+        ...
+
+    async def usage(self, account_id: str, job_id: str) -> TokenUsage:
+        """What the job cost so far, from its turns and its ledger. Raises `NotFound`."""
         ...
 
     # steps and models

@@ -155,6 +155,12 @@ class Client:
         found: list[Json] = self._call("GET", _job(name, "/ledger"))["steps"]
         return found
 
+    def usage(self, name: str) -> Json:
+        """What a job cost so far: train_tokens, prefill_tokens (of which cached_prefill_tokens
+        came from the prefix cache) and sample_tokens.
+        """
+        return self._call("GET", _job(name, "/usage"))
+
     def rollouts(self, name: str, **filters: Any) -> Json:
         """A page: {rollouts, next_after}. Filters: step, purpose, status, after, limit."""
         return self._call("GET", _job(name, "/rollouts"), params=filters)

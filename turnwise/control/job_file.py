@@ -18,7 +18,14 @@ from turnwise import errors
 from turnwise.control.algorithm import bundle, check_algorithm, check_group_budget
 from turnwise.control.job_settings import SETTINGS, Setting, leaves
 from turnwise.domain.algorithm import AlgorithmName, AlgorithmSpec
-from turnwise.domain.job import AgentKind, AgentSpec, JobKind, JobSpec
+from turnwise.domain.job import (
+    AgentKind,
+    AgentSpec,
+    JobKind,
+    JobSpec,
+    RolloutSpec,
+    TruncatedTurns,
+)
 
 _NAME = re.compile(r"[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62}")
 
@@ -231,6 +238,7 @@ def _check_sense(spec: JobSpec) -> None:
             f"ends a group before its rollouts may end ({spec.rollout.rollout_timeout:g})",
             remedy="use at least rollout.rollout_timeout, or 0",
         )
+    _check_truncation(spec.rollout)
 
 
 def _check_given(spec: JobSpec) -> None:
@@ -250,6 +258,24 @@ def _check_agent(agent: AgentSpec) -> None:
             agent.target,
             "names no function",
             remedy='use "package.module:function"',
+        )
+
+
+def _check_truncation(limits: RolloutSpec) -> None:
+    is_penalised = limits.truncated_turns is TruncatedTurns.PENALISE
+    if is_penalised and not limits.truncation_penalty:
+        raise errors.InvalidInput(
+            "rollout.truncation_penalty",
+            limits.truncation_penalty,
+            "penalises nothing",
+            remedy="use more than 0, or rollout.truncated_turns: keep",
+        )
+    if limits.truncation_penalty and not is_penalised:
+        raise errors.InvalidInput(
+            "rollout.truncation_penalty",
+            limits.truncation_penalty,
+            f"has no effect with rollout.truncated_turns: {limits.truncated_turns}",
+            remedy="use rollout.truncated_turns: penalise, or leave the penalty out",
         )
 
 

@@ -208,6 +208,18 @@ SETTINGS: dict[type, dict[str, Setting]] = {
         "group_timeout": Setting(
             "Longest time for a group, retries included; 0: twice rollout_timeout.", _NOT_NEGATIVE
         ),
+        "rollout_max_tokens": Setting(
+            "Most tokens a rollout may sample in all its turns; calls after that are refused. "
+            "0: no limit.",
+            _NOT_NEGATIVE,
+        ),
+        "truncated_turns": Setting(
+            "A turn cut off by a token limit is trained like any other (keep), only read (mask), "
+            "or lowers its reward for learning by truncation_penalty (penalise)."
+        ),
+        "truncation_penalty": Setting(
+            "What each truncated turn costs, with truncated_turns: penalise.", _NOT_NEGATIVE
+        ),
     },
     AsyncSpec: {
         "max_steps_off_policy": Setting(

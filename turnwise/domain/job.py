@@ -142,15 +142,29 @@ class ValidationSpec:
     success_threshold: float = 1.0
 
 
+class TruncatedTurns(StrEnum):
+    """What learning makes of a turn whose reply was cut off (`rl.truncation`)."""
+
+    KEEP = "keep"  # trained like any other
+    MASK = "mask"  # only read
+    PENALISE = "penalise"  # costs `truncation_penalty`
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutSpec:
-    """Limits on one rollout, in seconds. `group_timeout` 0 means twice `rollout_timeout`."""
+    """Limits on one rollout, in seconds and tokens, and what learning makes of meeting them.
+
+    `group_timeout` 0 means twice `rollout_timeout`.
+    """
 
     rollout_max_concurrency: int = 96
     rollout_timeout: float = 600.0
     turn_timeout: float = 300.0
     rollout_max_retries: int = 3
     group_timeout: float = 0.0
+    rollout_max_tokens: int = 0  # sampled in all its turns; 0: as many as its turns may
+    truncated_turns: TruncatedTurns = TruncatedTurns.KEEP
+    truncation_penalty: float = 0.0  # of each truncated turn, where the rule is `penalise`
 
     @property
     def group_timeout_s(self) -> float:

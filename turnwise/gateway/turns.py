@@ -101,6 +101,7 @@ class Completion:
         self._deltas: list[Delta] = []
         self.finish_reason: FinishReason | None = None
         self.cached_tokens = 0
+        self.past_stop_tokens = 0
         self.is_stopped = False  # by a stop string; nothing after it counts
         self.is_streamed = asked.stream or bool(asked.stop)
         self._stops = renderer.stops(asked.stop) if asked.stop else None
@@ -121,6 +122,9 @@ class Completion:
     def feed(self, chunk: Chunk) -> Sequence[Delta]:
         """Take the next tokens; what may be sent by now. `finish_reason` is set at the end."""
         self.cached_tokens = max(self.cached_tokens, chunk.cached_tokens)
+        if self.is_stopped:
+            self.past_stop_tokens += len(chunk.tokens)
+            return ()
         if chunk.finish_reason is not None:
             self.finish_reason = FinishReason(chunk.finish_reason)
         kept, readable = len(chunk.tokens), chunk.tokens
@@ -130,6 +134,7 @@ class Completion:
             if scan.kept is not None:
                 kept = scan.kept - sum(map(len, self._tokens))
                 self.is_stopped = True
+                self.past_stop_tokens = len(chunk.tokens) - kept
                 self.finish_reason = FinishReason.STOP
         self._tokens.append(chunk.tokens[:kept])
         self._logprobs.append(chunk.logprobs[:kept])

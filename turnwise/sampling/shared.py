@@ -53,6 +53,10 @@ class ClaimedSampler:
         """See `ports.Sampler`."""
         return self._sampler.generate(request)
 
+    async def abort(self, request_id: str) -> None:
+        """See `ports.Sampler`."""
+        await self._sampler.abort(request_id)
+
     async def score(
         self, tokens: Tokens, adapter_id: str | None, temperature: float = 1.0
     ) -> Floats:

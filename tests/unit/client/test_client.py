@@ -71,6 +71,7 @@ def test_every_question_is_answered(serving: Serving, client: Client):
         "training/loss": [{"step": 0, "value": 0.5, "seq": 4}]
     }
     assert client.ledger("walk") == []
+    assert client.usage("walk")["sample_tokens"] == 0
     assert client.rollouts("walk", step=0, purpose=None) == {"rollouts": [], "next_after": None}
     assert [model["name"] for model in client.models(group="walk")] == ["walk/1"]
     assert client.model("walk")["package_id"] == "package_a"

@@ -194,6 +194,7 @@ READS = (
     "/api/v1/jobs/walk/events",
     "/api/v1/jobs/walk/metrics",
     "/api/v1/jobs/walk/ledger",
+    "/api/v1/jobs/walk/usage",
     "/api/v1/jobs/walk/rollouts",
     "/api/v1/rollouts/rol_a",
     "/api/v1/models/walk/1",
@@ -384,10 +385,18 @@ async def test_a_rollout_is_shown_with_its_messages_tokens_and_turns(
             "finish_reason": "stop",
             "delivery": "delivered",
             "prompt_tokens": 2,
+            "cached_tokens": 0,
             "completion_tokens": 2,
+            "past_stop_tokens": 0,
             "seconds": 0.5,
         }
     ]
+    assert (await api.get("/api/v1/jobs/walk/usage")).json() == {
+        "train_tokens": 0,
+        "prefill_tokens": 2,
+        "cached_prefill_tokens": 0,
+        "sample_tokens": 2,
+    }
 
 
 async def test_a_model_is_listed_and_packed(api: httpx.AsyncClient, world: World, tmp_path: Path):

@@ -7,9 +7,11 @@ from typing import Any
 import openai
 import pytest
 
+from tests import builders
 from tests.unit.gateway.kit import KEY, SECRET, World, a_world, assistant, text_of, user
 from tests.wire.served import ARN, HEADERS, a_browser, a_client, served
 from turnwise import errors
+from turnwise.domain.job import RolloutSpec
 from turnwise.domain.rollout import Delivery, ForkCause
 
 TOOLS: list[Any] = [
@@ -310,6 +312,23 @@ async def test_a_finished_rollout_answers_400_with_the_text_that_agents_look_for
                 model="default", messages=[user("hi")], stream=stream
             )
     assert "not in valid status" in str(caught.value)
+
+
+async def test_a_rollout_that_has_used_its_tokens_is_told_by_a_code_and_not_asked_again():
+    limited = builders.spec(rollout=RolloutSpec(rollout_max_tokens=6))
+    async with (
+        a_world("hello", spec=limited) as world,
+        served(world) as url,
+        a_client(url, max_retries=2) as client,
+    ):
+        first = await client.chat.completions.create(model="default", messages=[user("hi")])
+        with pytest.raises(openai.BadRequestError) as caught:
+            await client.chat.completions.create(model="default", messages=[user("more")])
+    assert first.usage is not None
+    assert first.usage.completion_tokens == 6
+    assert caught.value.code == "rollout_token_budget_exceeded"
+    assert "complete it and report its reward" in caught.value.message
+    assert len(world.script.asked) == 1
 
 
 async def test_a_busy_sampler_is_retried_by_the_client_and_sampled_once():

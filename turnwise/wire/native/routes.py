@@ -151,6 +151,10 @@ def _reading_routes(browse: Browse, principal: Caller) -> APIRouter:
         bins = await browse.ledger(who, name)
         return {"steps": [{"step": step, "bins": bins[step]} for step in sorted(bins)]}
 
+    @routes.get("/jobs/{name}/usage")
+    async def usage(name: str, who: Principal = caller) -> Json:
+        return codec.usage_body(await browse.usage(who, name))
+
     @routes.get("/jobs/{name}/rollouts")
     async def rollouts(
         name: str,

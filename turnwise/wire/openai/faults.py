@@ -25,6 +25,7 @@ TABLE: dict[type[Exception], Fault] = {
     errors.InvalidInput: Fault(400, "invalid_request_error", "invalid_value"),
     errors.NotFound: Fault(404, "invalid_request_error", "not_found"),
     errors.NotInValidStatus: Fault(400, "invalid_request_error", "trajectory_not_in_valid_status"),
+    errors.OverBudget: Fault(400, "invalid_request_error", "rollout_token_budget_exceeded"),
     errors.Conflict: Fault(409, "invalid_request_error", "conflict"),
     errors.Unauthenticated: Fault(401, "authentication_error", "invalid_api_key"),
     errors.Denied: Fault(403, "permission_error", "permission_denied"),
