@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from turnwise import errors
@@ -15,17 +14,13 @@ from turnwise.gateway.chat import ChatRequest, Delta
 from turnwise.gateway.exchange import Exchange
 from turnwise.gateway.graph import path_sha256, turn_seed
 from turnwise.gateway.record import Record, reply_to
-from turnwise.gateway.turns import Call, Completion, Prompt, build_prompt
-from turnwise.ports import Chunk, Clock, Renderer, Sampler, SampleRequest, Store
+from turnwise.gateway.turns import Call, Completion, build_prompt, listen, read, room
+from turnwise.ports import Clock, Renderer, Sampler, SampleRequest, Store
 
 log = logging.getLogger(__name__)
 
 #: Bodies above this are rendered in a thread: measured at 0.2 to 0.3 ms per KB, this is 4 ms.
 RENDER_INLINE_BYTES = 16_384
-
-#: Completions above this are read in a thread, unless they were read as they came: measured at
-#: 2 us per token, this is 4 ms.
-READ_INLINE_TOKENS = 2048
 
 
 @dataclass(slots=True, kw_only=True)
@@ -61,7 +56,7 @@ class TurnRunner:
             said = Completion(attached.renderer, call)
             try:
                 await self._sample(record, exchange, attached, call, said)
-                message, rest = await _read(said)
+                message, rest = await read(said)
             except Exception:
                 await self._keep_undelivered(record, call, said)
                 raise
@@ -88,7 +83,7 @@ class TurnRunner:
             prompt = build_prompt(record.graph, attached.renderer, request)
         else:
             prompt = await asyncio.to_thread(build_prompt, record.graph, attached.renderer, request)
-        room = _room(prompt, attached.max_length)
+        left = room(prompt, attached.max_length)
         rollout = record.rollout
         path = path_sha256(prompt.tokens)
         return Call(
@@ -96,7 +91,7 @@ class TurnRunner:
             request_sha256=exchange.sha256,
             prompt=prompt,
             policy=rollout.policy or attached.policy,
-            sampling=request.params(rollout.sampling, room=room),
+            sampling=request.params(rollout.sampling, room=left),
             seed=turn_seed(_place(rollout), path, record.count(path), request.seed),
             started_at=exchange.created_at,
             turn_id=exchange.turn_id,
@@ -124,14 +119,8 @@ class TurnRunner:
             stream=said.is_streamed,
         )
         try:
-            async with (
-                exchange.limited(left_s),
-                contextlib.aclosing(_generate(attached.sampler, ask)) as chunks,
-            ):
-                async for chunk in chunks:
-                    exchange.publish(said.feed(chunk))
-                    if said.is_stopped:
-                        break
+            async with exchange.limited(left_s):
+                await listen(attached.sampler, ask, said, exchange.publish)
         except TimeoutError:
             if exchange.expired:
                 raise not_in_valid_status(rollout, "was closed during the call") from None
@@ -141,8 +130,6 @@ class TurnRunner:
                 f"the turn took longer than its limit of {left_s:g} s; "
                 "raise rollout.turn_timeout or lower max_tokens"
             ) from None
-        if said.finish_reason in (None, FinishReason.ABORT) and not said.is_stopped:
-            raise errors.Unavailable("the sampler ended the call early", retry_after_s=1.0)
 
     async def _deliver(
         self,
@@ -200,25 +187,6 @@ class TurnRunner:
         return turn
 
 
-async def _read(said: Completion) -> tuple[Message, Sequence[Delta]]:
-    """The whole message and what of it was still held back; a long one is read in a thread."""
-    if said.is_streamed or len(said.tokens) <= READ_INLINE_TOKENS:
-        return said.close()
-    return await asyncio.to_thread(said.close)
-
-
-async def _generate(sampler: Sampler, ask: SampleRequest) -> AsyncGenerator[Chunk, None]:
-    """The sampler's stream as a generator, whose closing closes it."""
-    stream = sampler.generate(ask)
-    try:
-        async for chunk in stream:
-            yield chunk
-    finally:
-        close = getattr(stream, "aclose", None)
-        if close is not None:
-            await close()
-
-
 def _place(rollout: Rollout) -> tuple[int | str, ...]:
     """What distinguishes a rollout from all others of its job, in a repeat of the job too."""
     return (
@@ -229,19 +197,6 @@ def _place(rollout: Rollout) -> tuple[int | str, ...]:
         rollout.slot,
         rollout.attempt,
     )
-
-
-def _room(prompt: Prompt, max_length: int) -> int:
-    """How many tokens the reply may have."""
-    used = len(prompt.tokens)
-    if used >= max_length:
-        raise errors.PromptTooLong(
-            "messages",
-            used,
-            f"tokens do not fit this model's context of {max_length} tokens",
-            remedy="shorten the conversation",
-        )
-    return max_length - used
 
 
 def not_in_valid_status(rollout: Rollout, what: str) -> errors.NotInValidStatus:
