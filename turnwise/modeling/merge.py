@@ -127,7 +127,7 @@ def _shards(base: Path) -> list[Path]:
             "base_model",
             str(base),
             f"has no {WEIGHTS_FILE}",
-            remedy="save it as safetensors (save_pretrained does), or export the PEFT folder",
+            remedy="save it as safetensors (save_pretrained does), or export the adapter",
         )
     return [base / WEIGHTS_FILE]
 
@@ -172,7 +172,7 @@ def _check_fits(deltas: Mapping[str, _Delta], stored: Sequence[_Stored]) -> None
                 "base_model",
                 tensor.dtype,
                 f"is the type of {name}, to which nothing can be added",
-                remedy="give a base that is not quantized, or export the PEFT folder",
+                remedy="give a base that is not quantized, or export the adapter",
             )
 
 
