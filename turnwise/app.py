@@ -12,10 +12,9 @@ import gc
 import logging
 import signal
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import uvicorn
 import uvloop
@@ -38,10 +37,11 @@ from turnwise.launching.lazy import LazyLearner
 from turnwise.launching.local import LocalLauncher
 from turnwise.loop.run import JobLoop
 from turnwise.loop.sockets import Sockets
-from turnwise.ports import EngineSpec, Launcher, ModelPackage, Sampler
+from turnwise.ports import EngineSpec, ModelPackage, Sampler
 from turnwise.rendering.family import load_renderer
+from turnwise.sampling.engines import Engines
 from turnwise.sampling.handle import RemoteSampler
-from turnwise.sampling.shared import ClaimedSampler, SharedSampler
+from turnwise.sampling.shared import ClaimedSampler
 from turnwise.settings import Settings
 from turnwise.storage.blobs import FolderBlobs
 from turnwise.storage.folder import DataFolder
@@ -60,86 +60,6 @@ Asgi = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 #: Region in the ARNs that this server makes; AWS clients insist on a real one.
 REGION = "us-west-2"
-
-
-@dataclass(slots=True)
-class _Running:
-    """An engine process, and the time at which it ends for want of users."""
-
-    shared: SharedSampler
-    timer: asyncio.TimerHandle | None = None
-
-
-class Engines:
-    """One engine process per base model and mode: started when needed, ended when nobody has
-    needed it for a while, forgotten when dead.
-    """
-
-    def __init__(self, launcher: Launcher, settings: Settings) -> None:
-        self._launcher = launcher
-        self._settings = settings
-        self._running: dict[tuple[str, bool], _Running] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._moving = asyncio.Lock()
-
-    async def claim(self, model: str, *, deterministic: bool) -> ClaimedSampler:
-        """A user's own view of its engine, which may still be loading its model."""
-        async with self._moving:
-            return await self._claim((model, deterministic))
-
-    async def claim_any(self, model: str) -> ClaimedSampler:
-        """As `claim`, in whichever mode an engine of that model runs."""
-        async with self._moving:
-            return await self._claim((model, (model, True) in self._running))
-
-    async def _claim(self, key: tuple[str, bool]) -> ClaimedSampler:
-        running = self._running.get(key)
-        if running is None:
-            running = self._running[key] = await self._start(key)
-        if running.timer is not None:
-            running.timer.cancel()
-        return running.shared.claim()
-
-    async def _start(self, key: tuple[str, bool]) -> _Running:
-        engine = await self._launcher.engine(self._spec(*key))
-        running = _Running(SharedSampler(engine, lambda: self._end_later(key, running)))
-        self._spawn(self._forget(key, running))
-        return running
-
-    def _end_later(self, key: tuple[str, bool], running: _Running) -> None:
-        loop = asyncio.get_running_loop()
-        running.timer = loop.call_later(
-            self._settings.serving_idle_s, lambda: self._spawn(self._end(key, running))
-        )
-
-    async def _end(self, key: tuple[str, bool], running: _Running) -> None:
-        async with self._moving:
-            if running.shared.users or self._running.get(key) is not running:
-                return
-            del self._running[key]
-        await running.shared.sampler.close()
-
-    async def _forget(self, key: tuple[str, bool], running: _Running) -> None:
-        await running.shared.sampler.lost()
-        if self._running.get(key) is running:
-            del self._running[key]
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    def _spec(self, model: str, deterministic: bool) -> EngineSpec:
-        settings = self._settings
-        return EngineSpec(
-            base_model=model,
-            device=settings.device,
-            threads=settings.engine_threads,
-            deterministic=deterministic,
-            max_slots=settings.engine_slots,
-            max_length=settings.engine_max_length,
-            max_queue=settings.engine_queue,
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -239,6 +159,18 @@ class Service:
         )
 
 
+def _engine_spec(settings: Settings, model: str, deterministic: bool) -> EngineSpec:
+    return EngineSpec(
+        base_model=model,
+        device=settings.device,
+        threads=settings.engine_threads,
+        deterministic=deterministic,
+        max_slots=settings.engine_slots,
+        max_length=settings.engine_max_length,
+        max_queue=settings.engine_queue,
+    )
+
+
 async def _give_up(engine: ClaimedSampler) -> None:
     with contextlib.suppress(errors.ProcessDied):
         await engine.close()
@@ -258,6 +190,10 @@ async def open_service(settings: Settings, url: str) -> AsyncIterator[tuple[Serv
             sampler=_remote_sampler, learner=_remote_learner, archive=_remote_archive
         )
         opened.push_async_callback(launcher.close)
+
+        async def start_engine(model: str, deterministic: bool) -> Sampler:
+            return await launcher.engine(_engine_spec(settings, model, deterministic))
+
         gateway = Gateway(store, SYSTEM_CLOCK, new_id)
         opened.push_async_callback(gateway.close)
         service = Service(
@@ -268,7 +204,7 @@ async def open_service(settings: Settings, url: str) -> AsyncIterator[tuple[Serv
             store=store,
             gateway=gateway,
             launcher=launcher,
-            engines=Engines(launcher, settings),
+            engines=Engines(start_engine, idle_s=settings.serving_idle_s),
         )
         jobs = Jobs(
             store=store,
