@@ -425,8 +425,8 @@ def models_export(
     """Write a model as a PEFT folder, or merged into its base as a Hugging Face folder."""
     if folder.exists():
         raise errors.InvalidInput("folder", str(folder), "exists", remedy="name a new folder")
-    bar = Progress(TextColumn("{task.description}"), BarColumn(), DownloadColumn(), console=err)
-    bar.disable = as_json or not err.is_terminal
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
+    bar = Progress(*columns, console=err, disable=as_json or not err.is_terminal)
     with _server.client() as client, bar:
         task = bar.add_task(name, total=None)
         client.export_model(

@@ -439,6 +439,11 @@ async def test_a_checkpoint_is_packed_without_the_optimizers_state(
     with tarfile.open(fileobj=io.BytesIO(archive.content)) as tar:
         assert tar.getnames() == ["adapter_config.json"]
 
+    (Path(checkpoint.path) / "state.safetensors").write_text("changed")
+    status, kind, message = error_of(await api.get("/api/v1/models/walk/1/archive"))
+    assert (status, kind) == (500, "Corrupted")
+    assert message.startswith(f"model walk/1 is damaged: checkpoint {checkpoint.path} has sha256 ")
+
 
 async def test_a_damaged_model_is_not_exported(
     api: httpx.AsyncClient, world: World, tmp_path: Path
