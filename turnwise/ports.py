@@ -671,6 +671,31 @@ class EngineSpec:
     max_queue: int = 1024
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MergeSpec:
+    """A base model's folder and the PEFT folder to add to its weights."""
+
+    base_model: str
+    adapter: str
+    threads: int = 1
+
+
+class Archive(Protocol):
+    """A tar file that is made while it is read, so that it never exists as a whole."""
+
+    async def size(self) -> int:
+        """Its length in bytes. Raises what is wrong with the files before a byte is read."""
+        ...
+
+    def pieces(self) -> AsyncIterator[bytes]:
+        """Its content, once, in order."""
+        ...
+
+    async def close(self) -> None:
+        """Free what it holds; an archive half read ends here."""
+        ...
+
+
 class Launcher(Protocol):
     """Starts engines and learners and ends them."""
 
@@ -680,6 +705,10 @@ class Launcher(Protocol):
 
     async def learner(self, spec: LearnerSpec) -> Learner:
         """A running learner."""
+        ...
+
+    async def merge(self, spec: MergeSpec) -> Archive:
+        """A base with an adapter merged in, from a process that ends with the archive."""
         ...
 
     async def close(self) -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 
 from turnwise import errors
+from turnwise.domain.rollout import FinishReason
+from turnwise.gateway.chat import Delta
+from turnwise.gateway.turns import Completion
 from turnwise.ports import Chunk, Sampler, SampleRequest
 
 #: A sampler that was told to end a request answers within a step or two; one that does not is
@@ -14,6 +17,29 @@ from turnwise.ports import Chunk, Sampler, SampleRequest
 ABORT_WAIT_S = 5.0
 
 Take = Callable[[Chunk], bool]
+
+
+async def listen(
+    sampler: Sampler,
+    ask: SampleRequest,
+    said: Completion,
+    publish: Callable[[Sequence[Delta]], None],
+    in_time: contextlib.AbstractAsyncContextManager[object],
+) -> None:
+    """Take a completion in until the model or a stop string ends it, within `in_time`.
+
+    `publish` is given what may be sent, as it becomes certain. Raises `Unavailable` if the sampler
+    ended it before, and what `in_time` raises.
+    """
+
+    def take(chunk: Chunk) -> bool:
+        publish(said.feed(chunk))
+        return not said.is_stopped
+
+    async with generating(sampler, ask, take) as reading, in_time:
+        await asyncio.shield(reading)
+    if said.finish_reason in (None, FinishReason.ABORT) and not said.is_stopped:
+        raise errors.Unavailable("the sampler ended the call early", retry_after_s=1.0)
 
 
 @contextlib.asynccontextmanager

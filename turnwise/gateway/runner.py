@@ -13,20 +13,16 @@ from turnwise.domain.job import Job
 from turnwise.domain.rollout import Delivery, FinishReason, Message, Policy, Rollout, Turn
 from turnwise.gateway.chat import ChatRequest, Delta
 from turnwise.gateway.exchange import Exchange
-from turnwise.gateway.generation import generating
+from turnwise.gateway.generation import listen
 from turnwise.gateway.graph import path_sha256, turn_seed
 from turnwise.gateway.record import Record, reply_to
-from turnwise.gateway.turns import Call, Completion, Prompt, build_prompt
-from turnwise.ports import Chunk, Clock, Renderer, Sampler, SampleRequest, Store
+from turnwise.gateway.turns import Call, Completion, build_prompt, read, room
+from turnwise.ports import Clock, Renderer, Sampler, SampleRequest, Store
 
 log = logging.getLogger(__name__)
 
 #: Bodies above this are rendered in a thread: measured at 0.2 to 0.3 ms per KB, this is 4 ms.
 RENDER_INLINE_BYTES = 16_384
-
-#: Completions above this are read in a thread, unless they were read as they came: measured at
-#: 2 us per token, this is 4 ms.
-READ_INLINE_TOKENS = 2048
 
 
 @dataclass(slots=True, kw_only=True)
@@ -62,7 +58,7 @@ class TurnRunner:
             said = Completion(attached.renderer, call)
             try:
                 await self._sample(record, exchange, attached, call, said)
-                message, rest = await _read(said)
+                message, rest = await read(said)
             except Exception as error:
                 await self._keep_undelivered(record, call, said, error)
                 raise
@@ -90,7 +86,7 @@ class TurnRunner:
         else:
             prompt = await asyncio.to_thread(build_prompt, record.graph, attached.renderer, request)
         rollout, limits = record.rollout, attached.job.spec.rollout
-        sampling = request.params(rollout.sampling, room=_room(prompt, attached.max_length))
+        sampling = request.params(rollout.sampling, room=room(prompt, attached.max_length))
         async with self._in_time(record, exchange, attached):
             granted = await record.budget.hold(
                 exchange.turn_id, sampling.max_tokens, limits.rollout_max_tokens
@@ -128,17 +124,8 @@ class TurnRunner:
             stream=said.is_streamed,
         )
 
-        def take(chunk: Chunk) -> bool:
-            exchange.publish(said.feed(chunk))
-            return not said.is_stopped
-
-        async with (
-            generating(attached.sampler, ask, take) as reading,
-            self._in_time(record, exchange, attached),
-        ):
-            await asyncio.shield(reading)
-        if said.finish_reason in (None, FinishReason.ABORT) and not said.is_stopped:
-            raise errors.Unavailable("the sampler ended the call early", retry_after_s=1.0)
+        in_time = self._in_time(record, exchange, attached)
+        await listen(attached.sampler, ask, said, exchange.publish, in_time)
 
     @contextlib.asynccontextmanager
     async def _in_time(
@@ -216,13 +203,6 @@ class TurnRunner:
         return turn
 
 
-async def _read(said: Completion) -> tuple[Message, Sequence[Delta]]:
-    """The whole message and what of it was still held back; a long one is read in a thread."""
-    if said.is_streamed or len(said.tokens) <= READ_INLINE_TOKENS:
-        return said.close()
-    return await asyncio.to_thread(said.close)
-
-
 def _place(rollout: Rollout) -> tuple[int | str, ...]:
     """What distinguishes a rollout from all others of its job, in a repeat of the job too."""
     return (
@@ -233,19 +213,6 @@ def _place(rollout: Rollout) -> tuple[int | str, ...]:
         rollout.slot,
         rollout.attempt,
     )
-
-
-def _room(prompt: Prompt, max_length: int) -> int:
-    """How many tokens the reply may have."""
-    used = len(prompt.tokens)
-    if used >= max_length:
-        raise errors.PromptTooLong(
-            "messages",
-            used,
-            f"tokens do not fit this model's context of {max_length} tokens",
-            remedy="shorten the conversation",
-        )
-    return max_length - used
 
 
 def not_in_valid_status(rollout: Rollout, what: str) -> errors.NotInValidStatus:

@@ -282,13 +282,15 @@ async def a_world(
     renderer: PlainRenderer | None = None,
     grace_s: float = 5.0,
     max_length: int = 4096,
+    max_slots: int = 1024,
+    max_queue: int = 1024,
     opened: bool = True,
     sampler: type[GatedSampler] = GatedSampler,
     **job: Any,
 ) -> AsyncIterator[World]:
     clock, store = HeldClock(), SqlStore.in_memory()
     script = Script(list(replies) or ["hello"])
-    made = sampler(script, max_length=max_length)
+    made = sampler(script, max_length=max_length, max_slots=max_slots, max_queue=max_queue)
     gateway = Gateway(store, clock, new_id, retry_grace_s=grace_s)
     stored = await store.create_job(builders.job(**job))
     await store.open_group(builders.group())

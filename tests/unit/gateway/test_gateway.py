@@ -987,7 +987,8 @@ async def test_models_are_those_of_the_callers_jobs():
             Principal(**its, job_ids=frozenset({"job_run"})),
             Principal(account_id="acc_other"),
         ]
-        names = [world.gateway.models(caller) for caller in callers]
+        names = [world.gateway.models(caller, "job_walk") for caller in callers]
+        assert world.gateway.models(callers[0], "job_run") == ()
     assert names == [("default", "walk", "tiny")] * 2 + [()] * 2
 
 
