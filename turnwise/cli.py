@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
-import io
 import json
 import sys
-import tarfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +15,7 @@ from typing import Annotated, Any
 import typer
 import yaml
 from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 from rich.table import Table
 
 from turnwise import __version__, errors
@@ -282,9 +281,11 @@ def jobs_list(
 
 @jobs_app.command("describe")
 def jobs_describe(name: Name, as_json: AsJson = False) -> None:
-    """One job: where it stands and its whole job file."""
+    """One job: where it stands, what it cost in tokens, and its whole job file."""
     with _server.client() as client:
         job = client.job(name)
+        spec = job.pop("spec")
+        job |= {"usage": client.usage(name), "spec": spec}
     _show(job, as_json, lambda: yaml.safe_dump(job, sort_keys=False))
 
 
@@ -329,7 +330,7 @@ def jobs_metrics(
 
 @jobs_app.command("ledger")
 def jobs_ledger(name: Name, as_json: AsJson = False) -> None:
-    """Where every sampled token went, per step."""
+    """Where every sampled token went, per step; complete once the job has ended."""
     with _server.client() as client:
         steps = client.ledger(name)
     bins = sorted({key for step in steps for key in step["bins"]})
@@ -450,16 +451,26 @@ def models_list(
 def models_export(
     name: Annotated[str, typer.Argument(help='"group/version", or "group" for the newest.')],
     folder: Annotated[Path, typer.Argument(help="A new folder to write.")],
+    merged: Annotated[
+        bool, typer.Option(help="Write a whole model, the adapter merged into its base.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write a model as a PEFT folder."""
+    """Write a model as a PEFT folder, or merged into its base as a Hugging Face folder."""
     if folder.exists():
         raise errors.InvalidInput("folder", str(folder), "exists", remedy="name a new folder")
-    with _server.client() as client:
-        packed = client.model_archive(name)
-    with tarfile.open(fileobj=io.BytesIO(packed)) as tar:
-        tar.extractall(folder, filter="data")
-    _show({"model": name, "folder": str(folder)}, as_json, lambda: f"wrote {folder}")
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
+    bar = Progress(*columns, console=err, disable=as_json or not err.is_terminal)
+    with _server.client() as client, bar:
+        task = bar.add_task(name, total=None)
+        client.export_model(
+            name,
+            folder,
+            merged=merged,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    facts = {"model": name, "folder": str(folder), "merged": merged}
+    _show(facts, as_json, lambda: f"wrote {folder}")
 
 
 if __name__ == "__main__":

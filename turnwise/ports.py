@@ -11,6 +11,7 @@ from turnwise.domain.access import Account, Key
 from turnwise.domain.evaluation import Finished, Score
 from turnwise.domain.event import Event, EventDraft
 from turnwise.domain.job import Job, JobSpec, JobStatus
+from turnwise.domain.ledger import TokenUsage
 from turnwise.domain.rollout import (
     Fault,
     Floats,
@@ -136,10 +137,20 @@ class Sampler(Protocol):
         ...
 
     def generate(self, request: SampleRequest) -> AsyncIterator[Chunk]:
-        """Sample one completion. Closing the iterator aborts the request.
+        """Sample one completion.
+
+        Closing the iterator ends the request too, but what it sampled since the last chunk is
+        not told then; `abort` tells it.
 
         Raises `NotFound` for an unknown adapter, `InvalidInput` for a prompt that does not fit,
         `LimitExceeded` when the queue is full.
+        """
+        ...
+
+    async def abort(self, request_id: str) -> None:
+        """End a request early, whether it streams or not: its last chunk comes soon, "abort".
+
+        That chunk has what was sampled since the one before. Unknown and ended ids are fine.
         """
         ...
 
@@ -217,6 +228,23 @@ class AgentOutcome:
     rollout_id: str
     fault: Fault | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+class AgentDoor(Protocol):
+    """What an agent in the server's own process calls, where one outside calls its endpoint."""
+
+    async def chat(self, rollout_id: str, body: Mapping[str, Any]) -> Mapping[str, Any]:
+        """One turn: OpenAI's request body in, its `chat.completion` out.
+
+        Raises as `Gateway.chat`. Cancelling it is a client that has gone.
+        """
+        ...
+
+    async def report(
+        self, rollout_id: str, rewards: Sequence[float], metrics: Mapping[str, float]
+    ) -> None:
+        """The rollout is complete: its reward (one, or one per delivered turn) and its metrics."""
+        ...
 
 
 class AgentRunner(Protocol):
@@ -580,7 +608,15 @@ class Store(Protocol):
         ...
 
     async def ledger(self, account_id: str, job_id: str) -> dict[int, dict[str, int]]:
-        """Tokens per bin per step, over all finished steps."""
+        """Tokens per bin per step, over all finished steps.
+
+        Of a job that has ended also what no step took, as `dropped_unfinished` of the step that
+        would have been next: then all sampled tokens are there, and a resume may still move them.
+        """
+        ...
+
+    async def usage(self, account_id: str, job_id: str) -> TokenUsage:
+        """What the job cost so far, from its turns and its ledger. Raises `NotFound`."""
         ...
 
     # steps and models
@@ -653,6 +689,31 @@ class EngineSpec:
     max_queue: int = 1024
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MergeSpec:
+    """A base model's folder and the PEFT folder to add to its weights."""
+
+    base_model: str
+    adapter: str
+    threads: int = 1
+
+
+class Archive(Protocol):
+    """A tar file that is made while it is read, so that it never exists as a whole."""
+
+    async def size(self) -> int:
+        """Its length in bytes. Raises what is wrong with the files before a byte is read."""
+        ...
+
+    def pieces(self) -> AsyncIterator[bytes]:
+        """Its content, once, in order."""
+        ...
+
+    async def close(self) -> None:
+        """Free what it holds; an archive half read ends here."""
+        ...
+
+
 class Launcher(Protocol):
     """Starts engines and learners and ends them."""
 
@@ -662,6 +723,10 @@ class Launcher(Protocol):
 
     async def learner(self, spec: LearnerSpec) -> Learner:
         """A running learner."""
+        ...
+
+    async def merge(self, spec: MergeSpec) -> Archive:
+        """A base with an adapter merged in, from a process that ends with the archive."""
         ...
 
     async def close(self) -> None:

@@ -90,7 +90,7 @@ _FIGURES: tuple[tuple[str, str, Shown], ...] = (
     ("completed", "eval/completion_rate", _share),
     ("turns", "eval/turns/mean", _mean),
     ("tokens", "eval/tokens/response_mean", _mean),
-    ("turns cut off", "eval/turns/cut_off_frac", _share),
+    ("turns cut off", "eval/turns/at_cap_frac", _share),
     ("at turn limit", "eval/turns/at_limit_frac", _share),
     ("format kept", "eval/format/match_frac", _share),
     ("tool calls", "eval/tools/calls_mean", _mean),

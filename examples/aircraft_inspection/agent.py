@@ -11,9 +11,8 @@ reports a reward. It knows nothing of how the model is trained; all that it uses
 from __future__ import annotations
 
 import argparse
-import json
 import socket
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -23,76 +22,42 @@ from fastapi import FastAPI, HTTPException
 from openai import AsyncOpenAI, DefaultAioHttpClient, OpenAIError
 from openai.types.chat import ChatCompletionMessage
 
-from examples.aircraft_inspection.data import Row, Task, load
-from examples.aircraft_inspection.task import (
-    AnswerFormat,
-    expected_outputs,
-    opening_messages,
-    score,
-)
-from examples.aircraft_inspection.tools import Tools
+from examples.aircraft_inspection.data import load
+from examples.aircraft_inspection.inspector import MAX_TURNS, Ask, InspectionAgent, Json
 from turnwise.rft import InferenceParams, RolloutRequest, make_inference_headers, rft_handler
-
-#: Model calls per rollout. The generated task's procedure needs six at most.
-MAX_TURNS = 8
 
 MODEL_TIMEOUT_S = 300.0
 
 
-class InspectionAgent:
-    """Works through a procedure with tools; one row of the tables per rollout."""
+def _asking(model: AsyncOpenAI, params: InferenceParams | None) -> Ask:
+    """How the inspector reaches its model over HTTP."""
+    sampling = params.model_dump(exclude_none=True) if params else {}
 
-    def __init__(self, task: Task, *, max_turns: int = MAX_TURNS) -> None:
-        self.task = task
-        self.answer_format = AnswerFormat.of(task)
-        self._tools = Tools(task)
-        self._max_turns = max_turns
-        self._rows = {self._key(row): row for row in task.rows}
+    async def ask(messages: list[Json], tools: Sequence[Json]) -> Json:
+        # `extra_body` goes out as it is; as arguments, the client would walk through every
+        # message and tool again on each call, which costs more than all the rest of it.
+        body = {"messages": messages, "tools": tools}
+        completion = await model.chat.completions.create(
+            model="default", messages=[], extra_body=body, **sampling
+        )
+        return _said(completion.choices[0].message)
 
-    def row(self, instance: Mapping[str, Any]) -> Row:
-        """The row that a rollout is about. Raises KeyError if the tables have none."""
-        return self._rows[self._key(instance)]
-
-    def _key(self, values: Mapping[str, Any]) -> tuple[str, ...]:
-        return tuple(str(values[column]) for column in self.task.input_columns)
-
-    async def answer(self, model: AsyncOpenAI, prompt: str, params: InferenceParams | None) -> str:
-        """Talk with the model until it answers: its last words, "" if its turns ran out."""
-        messages = opening_messages(self.task, prompt)
-        sampling = params.model_dump(exclude_none=True) if params else {}
-        for _ in range(self._max_turns):
-            # `extra_body` goes out as it is; as arguments, the client would walk through every
-            # message and tool again on each call, which costs more than all the rest of it.
-            body = {"messages": messages, "tools": self.task.tools}
-            completion = await model.chat.completions.create(
-                model="default", messages=[], extra_body=body, **sampling
-            )
-            reply = completion.choices[0].message
-            if not reply.tool_calls:
-                return reply.content or ""
-            messages += self._after(reply)
-        return ""
-
-    def _after(self, reply: ChatCompletionMessage) -> list[dict[str, Any]]:
-        """What the conversation goes on with: the model's calls, and the tools' answers."""
-        said: dict[str, Any] = {"role": "assistant", "content": reply.content, "tool_calls": []}
-        answers: list[dict[str, Any]] = []
-        for call in reply.tool_calls or ():
-            if call.type != "function":
-                continue
-            name, arguments = call.function.name, call.function.arguments
-            function = {"name": name, "arguments": arguments}
-            said["tool_calls"].append({"id": call.id, "type": "function", "function": function})
-            answer = json.dumps(self._tools.call(name, _parsed(arguments)))
-            answers.append({"role": "tool", "tool_call_id": call.id, "content": answer})
-        return [said, *answers]
+    return ask
 
 
-def _parsed(arguments: str) -> object:
-    try:
-        return json.loads(arguments)
-    except ValueError:
-        return None
+def _said(reply: ChatCompletionMessage) -> Json:
+    """The client's object as the message that goes back into the conversation."""
+    calls = [
+        {
+            "id": call.id,
+            "type": "function",
+            "function": {"name": call.function.name, "arguments": call.function.arguments},
+        }
+        for call in reply.tool_calls or ()
+        if call.type == "function"
+    ]
+    said: Json = {"role": "assistant", "content": reply.content}
+    return said | ({"tool_calls": calls} if calls else {})
 
 
 def create_app(agent: InspectionAgent) -> FastAPI:
@@ -128,10 +93,10 @@ def create_app(agent: InspectionAgent) -> FastAPI:
             default_headers=make_inference_headers(request.metadata),
         )
         try:
-            text = await agent.answer(model, prompt, request.inference_params)
+            text = await agent.answer(_asking(model, request.inference_params), prompt)
         except OpenAIError as error:
             raise HTTPException(502, f"the model call failed: {error}") from error
-        result = score(text, expected_outputs(agent.task, row), agent.answer_format)
+        result = agent.score(row, text)
         return {"reward": result.reward, "metrics": result.metrics}
 
     return app

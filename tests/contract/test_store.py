@@ -16,6 +16,7 @@ from turnwise import errors
 from turnwise.domain.access import Action, Key
 from turnwise.domain.event import Event, EventDraft, EventKind, Level
 from turnwise.domain.job import Job, JobStatus, Secondary
+from turnwise.domain.ledger import TokenUsage
 from turnwise.domain.rollout import (
     Blame,
     Delivery,
@@ -603,6 +604,52 @@ async def test_the_ledger_adds_up_per_step(store: SqlStore) -> None:
     }
 
 
+async def test_the_ledger_of_an_ended_job_holds_all_that_was_sampled(store: SqlStore) -> None:
+    """What no step took is `dropped_unfinished`, until a resume trains or supersedes it."""
+    purposes = (Purpose.TRAIN, Purpose.TRAIN, Purpose.VALIDATION, Purpose.TRAIN)
+    made = [rollout(f"rol_{n}", slot=n, purpose=purpose) for n, purpose in enumerate(purposes)]
+    await with_group(store, *made)
+    for n in range(4):
+        nodes, turn = turn_with_nodes(completion=range(n + 1), past_stop_tokens=n)
+        await store.commit_turn(ACCOUNT, f"rol_{n}", nodes, turn)
+    trained = {"trained": 1}
+    await store.finish_step(ACCOUNT, "job_walk", finished(groups=(), bins={"rol_0": trained}))
+    running = {0: trained}
+    assert await store.ledger(ACCOUNT, "job_walk") == running
+
+    await store.append(ACCOUNT, "job_walk", [status_event(JobStatus.FAILED)])
+    assert await store.ledger(ACCOUNT, "job_walk") == {
+        0: {"trained": 1, "not_for_training": 3 + 2},
+        1: {"dropped_unfinished": 2 + 1 + 4 + 3},
+    }
+
+    await store.append(ACCOUNT, "job_walk", [status_event(JobStatus.PENDING)])
+    assert await store.ledger(ACCOUNT, "job_walk") == running
+    late = {"rol_1": {"trained": 3}}
+    await store.finish_step(ACCOUNT, "job_walk", finished(1, groups=(), bins=late))
+    await store.append(ACCOUNT, "job_walk", [status_event(JobStatus.STOPPED)])
+    assert (await store.ledger(ACCOUNT, "job_walk"))[1] == {"trained": 3}
+    assert (await store.ledger(ACCOUNT, "job_walk"))[2] == {"dropped_unfinished": 7}
+
+
+async def test_usage_counts_every_turn_of_the_job_and_no_other(store: SqlStore) -> None:
+    await with_job(store)
+    assert await store.usage(ACCOUNT, "job_walk") == TokenUsage()
+    await store.create_job(job("other"))
+    await store.open_rollouts([rollout(), rollout("rol_o", job_id="job_other", slot=9)])
+    for rollout_id, index, cached in (("rol_a", 0, 0), ("rol_a", 1, 3), ("rol_o", 0, 9)):
+        nodes, turn = turn_with_nodes(
+            index, turn_id=f"trn_{rollout_id}{index}", cached_tokens=cached, past_stop_tokens=index
+        )
+        await store.commit_turn(ACCOUNT, rollout_id, nodes, turn)
+    await store.mark_undelivered(ACCOUNT, "rol_a", "trn_rol_a1")
+    done = finished(groups=(), bins={"rol_a": {"trained": 2, "dropped_undelivered": 3}})
+    await store.finish_step(ACCOUNT, "job_walk", done)
+    assert await store.usage(ACCOUNT, "job_walk") == TokenUsage(
+        train=2, prefill=6, cached=3, sample=5
+    )
+
+
 async def test_a_checkpoint_of_the_same_step_takes_the_place_of_the_earlier(
     store: SqlStore,
 ) -> None:
@@ -657,6 +704,7 @@ async def test_another_account_sees_and_changes_nothing(store: SqlStore) -> None
         store.move_rollout(OTHER, "rol_a", list(RolloutStatus), status=RolloutStatus.FAILED),
         store.trajectory(OTHER, "rol_a"),
         store.ledger(OTHER, "job_walk"),
+        store.usage(OTHER, "job_walk"),
         store.finish_step(OTHER, "job_walk", finished(1)),
         store.save_checkpoint(OTHER, "job_walk", builders.checkpoint(1)),
         store.package(OTHER, "walk"),

@@ -575,6 +575,9 @@ def test_everything_but_the_failed_rollouts_is_trained_and_all_tokens_are_accoun
         "dropped_deadline": late,
         "dropped_failed": failed - late,
     }
+    usage = world.client.usage("mixed")
+    assert (usage["train_tokens"], usage["sample_tokens"]) == (trained, trained + failed)
+    assert 0 < usage["cached_prefill_tokens"] < usage["prefill_tokens"]
 
 
 # ── what the agent sees ───────────────────────────────────────────────────────────────────────

@@ -43,10 +43,12 @@ from turnwise.domain.job import (
     JobStatus,
     RolloutSpec,
     ScheduleSpec,
+    TruncatedTurns,
     ValidationSpec,
 )
-from turnwise.domain.ledger import Bin
+from turnwise.domain.ledger import Bin, TokenUsage
 from turnwise.domain.rollout import (
+    FinishReason,
     Group,
     GroupStatus,
     Policy,
@@ -193,6 +195,7 @@ async def assert_ledger_is_complete(world: World) -> None:
     bins = await world.store.ledger(builders.ACCOUNT, "job_walk")
     sampled = sum(t.sampled_tokens for t in await world.trajectories())
     assert sum(tokens for step in bins.values() for tokens in step.values()) == sampled
+    await assert_usage_is_the_ledgers(world)
     logged: dict[int, dict[str, int]] = {}
     for event in await world.events(EventKind.METRICS):
         values = event.body["values"]
@@ -200,6 +203,21 @@ async def assert_ledger_is_complete(world: World) -> None:
         ended = {bin.value: values[name] for bin in Bin if (name := f"ledger/{bin}") in values}
         logged[event.body["step"]] = logged.get(event.body["step"], {}) | ended
     assert _without_zeros(logged) == _without_zeros(bins)
+
+
+async def assert_usage_is_the_ledgers(world: World) -> None:
+    """Of a job that has ended: everything it sampled is in a bin, and the cost follows from it."""
+    bins: Counter[str] = Counter()
+    for step in (await world.store.ledger(builders.ACCOUNT, "job_walk")).values():
+        bins.update(step)
+    turns = [turn for t in await world.trajectories() for turn in t.turns]
+    assert await world.store.usage(builders.ACCOUNT, "job_walk") == TokenUsage(
+        train=bins["trained"],
+        prefill=sum(turn.prompt_tokens for turn in turns),
+        cached=sum(turn.cached_tokens for turn in turns),
+        sample=bins.total(),
+    )
+    assert bins.total() == sum(turn.sampled_tokens for turn in turns)
 
 
 def _without_zeros(bins: Mapping[int, Mapping[str, int]]) -> dict[int, dict[str, int]]:
@@ -286,6 +304,17 @@ async def test_an_answer_of_500_is_tried_again_with_a_new_rollout_id(world: Worl
     assert list(attempts.values()) == [["http_error", None]] * 8
     logged = (await world.events(EventKind.METRICS))[0].body["values"]
     assert (logged["rollout/retried"], logged["rollout/failed"]) == (4, 0)
+
+
+async def test_an_attempt_that_failed_with_its_tokens_used_up_is_the_last(world: World) -> None:
+    world.behave = lambda rollout: Behaviour.ABORT
+    limits = replace(LIMITS, rollout_max_tokens=2)
+    await run(world, make_job(schedule=replace(TWO_STEPS, max_steps=1), rollout=limits))
+
+    logged = (await world.events(EventKind.METRICS))[0].body["values"]
+    names = ("rollout/retried", "rollout/failed", "rollout/truncated/over_budget")
+    assert [logged[name] for name in names] == [0, 4, 4]
+    await assert_ledger_is_complete(world)
 
 
 async def test_a_deterministic_run_says_once_that_a_retry_made_it_incomparable(
@@ -388,6 +417,35 @@ async def test_a_step_whose_agents_sampled_nothing_warns_what_to_change(world: W
     await assert_ledger_is_complete(world)
 
 
+async def test_a_step_whose_turns_are_all_masked_warns_what_to_change(world: World) -> None:
+    world.gateway.finish_reason = FinishReason.LENGTH
+    limits = replace(LIMITS, truncated_turns=TruncatedTurns.MASK)
+    await run(world, make_job(schedule=replace(TWO_STEPS, max_steps=1), rollout=limits))
+
+    assert await world.warnings() == [
+        "step 0 made no update: all 16 tokens that could have been learned from are of truncated "
+        "turns, which rollout.truncated_turns masks; raise max_tokens"
+    ]
+    await assert_ledger_is_complete(world)
+
+
+async def test_a_penalty_lowers_what_is_learned_and_no_score(world: World) -> None:
+    world.gateway.finish_reason = FinishReason.LENGTH
+    world.reward = lambda rollout: 1.0
+    limits = replace(LIMITS, truncated_turns=TruncatedTurns.PENALISE, truncation_penalty=0.25)
+    every = replace(TWO_STEPS, max_steps=1, val_every=1)
+    await run(world, make_job(schedule=every, rollout=limits), validation=rows(1))
+
+    logged = [event.body["values"] for event in await world.events(EventKind.METRICS)]
+    [validated, trained, _] = logged
+    # Each rollout has two truncated turns.
+    assert (trained["rollout/reward/mean"], trained["rollout/reward/penalised_mean"]) == (1.0, 0.5)
+    assert trained["rollout/turns/at_cap_frac"] == validated["val/turns/at_cap_frac"] == 1.0
+    assert validated["val/reward/mean"] == 1.0
+    for values in logged:
+        metrics.check(values)
+
+
 # ── agents that are not there ─────────────────────────────────────────────────────────────────
 
 
@@ -419,6 +477,7 @@ async def test_an_agent_that_goes_away_ends_the_job_instead_of_using_up_its_rows
 
     assert (job.status, job.step) == (JobStatus.FAILED, 1)
     assert job.message.startswith("the agent cannot be reached")
+    await assert_usage_is_the_ledgers(world)
 
 
 async def test_an_error_nobody_foresaw_fails_the_job_with_its_name(
@@ -474,6 +533,10 @@ async def test_a_stopped_job_resumes_at_its_next_step_with_the_groups_it_had(
     await running
     stopped = await world.job()
     assert (stopped.status, stopped.step) == (JobStatus.STOPPED, 1)
+    # The second step was under way; its groups are kept, and until then in no step.
+    ledger = await world.store.ledger(builders.ACCOUNT, "job_walk")
+    assert (ledger[0]["trained"], ledger[1]) == (16, {"dropped_unfinished": 16})
+    await assert_usage_is_the_ledgers(world)
     rollouts_before = len(world.gateway.rollouts)
 
     resumed = await resume(world, job)
@@ -498,6 +561,7 @@ async def test_a_stop_cancels_open_rollouts_and_their_rows_are_planned_again(
     await running
     cancelled = [t.rollout.fault for t in await world.trajectories() if t.rollout.fault]
     assert [fault.code for fault in cancelled] == ["cancelled"] * 4
+    await assert_usage_is_the_ledgers(world)
 
     world.behave = lambda rollout: Behaviour.PLAY
     resumed = await resume(world, job)

@@ -60,7 +60,7 @@ def cast(learner: TorchLearner, dtype: torch.dtype) -> None:
     """Compute in `dtype`, norms included: transformers' own round to fp32 whatever they get."""
     model = learner.model.module.to(dtype)
     for path, module in list(model.named_modules()):
-        if type(module).__name__ == "Qwen3RMSNorm":
+        if hasattr(module, "variance_epsilon"):
             norm = torch.nn.RMSNorm(module.weight.shape, eps=module.variance_epsilon, dtype=dtype)
             norm.weight = module.weight
             model.set_submodule(path, norm)

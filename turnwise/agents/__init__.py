@@ -4,19 +4,27 @@ from __future__ import annotations
 
 from turnwise import errors
 from turnwise.agents.http import HttpAgent
-from turnwise.agents.python import PythonAgent
+from turnwise.agents.python import PythonAgent, PythonRollout
 from turnwise.agents.scorers import open_scorers
 from turnwise.agents.scripted import HttpCall, ScriptedAgent
 from turnwise.domain.job import AgentKind, AgentSpec
-from turnwise.ports import AgentRunner
+from turnwise.ports import AgentDoor, AgentRunner
 
-__all__ = ["HttpAgent", "PythonAgent", "ScriptedAgent", "open_runner", "open_scorers"]
+__all__ = [
+    "HttpAgent",
+    "PythonAgent",
+    "PythonRollout",
+    "ScriptedAgent",
+    "open_runner",
+    "open_scorers",
+]
 
 
-def open_runner(spec: AgentSpec) -> AgentRunner:
+def open_runner(spec: AgentSpec, door: AgentDoor) -> AgentRunner:
     """The runner that a job asks for. Call it inside a running event loop; `close` it after use.
 
-    Raises `InvalidInput` when the spec names no agent, or one that cannot be imported.
+    `door` is what a Python agent calls. Raises `InvalidInput` when the spec names no agent, or one
+    that cannot be imported.
     """
     if spec.kind is AgentKind.HTTP:
         if not spec.url.startswith(("http://", "https://")):
@@ -25,5 +33,5 @@ def open_runner(spec: AgentSpec) -> AgentRunner:
             )
         return HttpAgent(spec.url)
     if spec.kind is AgentKind.PYTHON:
-        return PythonAgent(spec.target)
+        return PythonAgent(spec.target, door)
     return ScriptedAgent(HttpCall())

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, SupportsFloat
 
+from turnwise import errors
 from turnwise.domain.rollout import Blame, Fault
 from turnwise.ports import AgentOutcome, AgentRequest
 
@@ -53,6 +54,26 @@ def answered(request: AgentRequest, answer: Any) -> AgentOutcome:
             request, "agent_error", excerpt(said), retryable=str(kind) not in _PERMANENT_ERRORS
         )
     return AgentOutcome(rollout_id=request.rollout_id, metrics=_numbers(answer.get("metrics")))
+
+
+def rewards_of(answer: Any) -> tuple[float, ...] | None:
+    """The reward in an agent's answer: a number, or a list of one per turn; None without one.
+
+    >>> rewards_of({"reward": 1}), rewards_of({"reward": [0.5, 1.0]}), rewards_of({})
+    ((1.0,), (0.5, 1.0), None)
+
+    Raises `InvalidInput` for anything else.
+    """
+    given = answer.get("reward") if isinstance(answer, Mapping) else None
+    if given is None:
+        return None
+    values = given if isinstance(given, list | tuple) else [given]
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, SupportsFloat):
+            raise errors.InvalidInput(
+                "reward", given, "is no number and no list of numbers", remedy="return one of them"
+            )
+    return tuple(float(value) for value in values)
 
 
 def excerpt(text: str) -> str:

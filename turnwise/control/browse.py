@@ -10,6 +10,7 @@ from turnwise import errors
 from turnwise.domain.access import Action, Principal
 from turnwise.domain.event import Event, EventKind
 from turnwise.domain.job import Job
+from turnwise.domain.ledger import TokenUsage
 from turnwise.domain.rollout import Trajectory
 from turnwise.ports import ModelPackage, RolloutQuery, RolloutSummary, Store
 
@@ -90,9 +91,14 @@ class Browse:
         }
 
     async def ledger(self, principal: Principal, id_or_name: str) -> dict[int, dict[str, int]]:
-        """Sampled tokens per bin, for each finished step."""
+        """Sampled tokens per bin, for each finished step; all of them once the job has ended."""
         job = await self._job(principal, id_or_name)
         return await self._store.ledger(job.account_id, job.job_id)
+
+    async def usage(self, principal: Principal, id_or_name: str) -> TokenUsage:
+        """What a job cost so far, in tokens."""
+        job = await self._job(principal, id_or_name)
+        return await self._store.usage(job.account_id, job.job_id)
 
     async def rollouts(self, principal: Principal, query: RolloutQuery) -> list[RolloutSummary]:
         """A page of a job's rollouts."""

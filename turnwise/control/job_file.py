@@ -19,7 +19,16 @@ from turnwise.control.algorithm import bundle, check_algorithm, check_group_budg
 from turnwise.control.evaluation import check_evaluation
 from turnwise.control.job_settings import SETTINGS, Setting, default_of, entry, leaves
 from turnwise.domain.algorithm import AlgorithmName, AlgorithmSpec
-from turnwise.domain.job import BASE, AgentKind, AgentSpec, EvaluationSpec, JobKind, JobSpec
+from turnwise.domain.job import (
+    BASE,
+    AgentKind,
+    AgentSpec,
+    EvaluationSpec,
+    JobKind,
+    JobSpec,
+    RolloutSpec,
+    TruncatedTurns,
+)
 
 _NAME = re.compile(r"[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62}")
 
@@ -246,6 +255,7 @@ def _check_sense(spec: JobSpec) -> None:
             f"ends a group before its rollouts may end ({spec.rollout.rollout_timeout:g})",
             remedy="use at least rollout.rollout_timeout, or 0",
         )
+    _check_truncation(spec.rollout)
 
 
 def _check_given(spec: JobSpec) -> None:
@@ -265,6 +275,24 @@ def _check_agent(agent: AgentSpec) -> None:
             agent.target,
             "names no function",
             remedy='use "package.module:function"',
+        )
+
+
+def _check_truncation(limits: RolloutSpec) -> None:
+    is_penalised = limits.truncated_turns is TruncatedTurns.PENALISE
+    if is_penalised and not limits.truncation_penalty:
+        raise errors.InvalidInput(
+            "rollout.truncation_penalty",
+            limits.truncation_penalty,
+            "penalises nothing",
+            remedy="use more than 0, or rollout.truncated_turns: keep",
+        )
+    if limits.truncation_penalty and not is_penalised:
+        raise errors.InvalidInput(
+            "rollout.truncation_penalty",
+            limits.truncation_penalty,
+            f"has no effect with rollout.truncated_turns: {limits.truncated_turns}",
+            remedy="use rollout.truncated_turns: penalise, or leave the penalty out",
         )
 
 

@@ -130,6 +130,10 @@ SETTINGS: dict[type, dict[str, Setting]] = {
         ),
         "updates_per_step": Setting("Optimizer updates per step, on disjoint parts.", _COUNT),
         "tokens_per_micro_batch": Setting("Tokens per forward pass of the learner.", _COUNT),
+        "share_prefixes": Setting(
+            "Whether the learner computes once what several rows begin with; the result is the "
+            "same."
+        ),
     },
     AlgorithmSpec: {
         "name": Setting(
@@ -236,6 +240,18 @@ SETTINGS: dict[type, dict[str, Setting]] = {
         "rollout_max_retries": Setting("New attempts after a failed one.", _NOT_NEGATIVE),
         "group_timeout": Setting(
             "Longest time for a group, retries included; 0: twice rollout_timeout.", _NOT_NEGATIVE
+        ),
+        "rollout_max_tokens": Setting(
+            "Most tokens a rollout may sample in all its turns; calls after that are refused. "
+            "0: no limit.",
+            _NOT_NEGATIVE,
+        ),
+        "truncated_turns": Setting(
+            "A turn cut off by a token limit is trained like any other (keep), only read (mask), "
+            "or lowers its reward for learning by truncation_penalty (penalise)."
+        ),
+        "truncation_penalty": Setting(
+            "What each truncated turn costs, with truncated_turns: penalise.", _NOT_NEGATIVE
         ),
     },
     AsyncSpec: {

@@ -113,6 +113,7 @@ class BatchSpec:
     refill: bool = False
     updates_per_step: int = 1
     tokens_per_micro_batch: int = 8192
+    share_prefixes: bool = True
 
     @property
     def rollouts_per_update(self) -> float:
@@ -143,6 +144,14 @@ class ValidationSpec:
     group_size: int = 1
     pass_k_values: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
     success_threshold: float = 1.0
+
+
+class TruncatedTurns(StrEnum):
+    """What learning makes of a turn whose reply was cut off (`rl.truncation`)."""
+
+    KEEP = "keep"  # trained like any other
+    MASK = "mask"  # only read
+    PENALISE = "penalise"  # costs `truncation_penalty`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,13 +187,19 @@ class EvaluationSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutSpec:
-    """Limits on one rollout, in seconds. `group_timeout` 0 means twice `rollout_timeout`."""
+    """Limits on one rollout, in seconds and tokens, and what learning makes of meeting them.
+
+    `group_timeout` 0 means twice `rollout_timeout`.
+    """
 
     rollout_max_concurrency: int = 96
     rollout_timeout: float = 600.0
     turn_timeout: float = 300.0
     rollout_max_retries: int = 3
     group_timeout: float = 0.0
+    rollout_max_tokens: int = 0  # sampled in all its turns; 0: as many as its turns may
+    truncated_turns: TruncatedTurns = TruncatedTurns.KEEP
+    truncation_penalty: float = 0.0  # of each truncated turn, where the rule is `penalise`
 
     @property
     def group_timeout_s(self) -> float:

@@ -155,6 +155,7 @@ class LearnerSpec:
     optimizer: OptimizerSpec
     seed: int
     tokens_per_micro_batch: int = 8192
+    share_prefixes: bool = True  # compute what rows begin alike with once per forward pass
     device: str = "cpu"
     threads: int = 1
     input_adapter: str | None = None

@@ -100,7 +100,7 @@ class Gateway:
         """Wait until the rollout is rewarded or failed; its full record."""
         record = await self._record(rollout_id)
         await record.closed.wait()
-        return await self._store.trajectory(record.rollout.account_id, rollout_id)
+        return record.trajectory()
 
     async def fail(self, rollout_id: str, fault: Fault) -> None:
         """Close an open rollout as failed. No effect on one that has closed."""
@@ -111,6 +111,9 @@ class Gateway:
 
     async def add_metrics(self, rollout_id: str, metrics: Mapping[str, float]) -> None:
         """Store what the agent measured, over what is there already."""
+        known = await self.rollout(rollout_id)
+        if metrics.items() <= known.metrics.items():  # it came with the reward already
+            return
         record = await self._record(rollout_id)
         async with record.moves:
             status = record.rollout.status
@@ -144,15 +147,13 @@ class Gateway:
             name=f"rollout {rollout_id}",
         )
 
-    def models(self, principal: Principal, *, job_id: str | None = None) -> tuple[str, ...]:
-        """Model names that the caller may use, in that job or in all running ones."""
-        names: dict[str, None] = {}
-        for attached in self._attached.values():
-            job = attached.job
-            is_asked = job_id in (None, job.job_id) and job.account_id == principal.account_id
-            if is_asked and (principal.job_ids is None or job.job_id in principal.job_ids):
-                names |= dict.fromkeys(attached.models)
-        return tuple(names)
+    def models(self, principal: Principal, job_id: str) -> tuple[str, ...]:
+        """Names by which the job's model may be asked for; none if it is not the caller's."""
+        attached = self._attached.get(job_id)
+        if attached is None or attached.job.account_id != principal.account_id:
+            return ()
+        is_allowed = principal.job_ids is None or job_id in principal.job_ids
+        return attached.models if is_allowed else ()
 
     # ── model calls ───────────────────────────────────────────────────────────────────────────
 
@@ -262,28 +263,50 @@ class Gateway:
         different score.
         """
         record = await self._record_for(principal, Action.REPORT, rollout_id)
-        given = tuple(float(reward) for reward in rewards)
         async with record.moves:
-            rollout = record.rollout
-            if rollout.status is RolloutStatus.PENDING:
-                raise not_in_valid_status(rollout, "has not been completed")
-            _check_rewards(given, record.delivered_turns)
-            _check_metrics(metrics or {})
-            if rollout.rewards is not None:
-                if rollout.rewards != given:
-                    raise errors.Conflict(
-                        f"trajectory {rollout_id} already has the rewards {list(rollout.rewards)}"
-                    )
-                return
-            is_failed = rollout.status is RolloutStatus.FAILED
-            await self._move(
-                record,
-                (rollout.status,),
-                RolloutStatus.FAILED if is_failed else RolloutStatus.REWARDED,
-                rewards=given,
-                metrics={**rollout.metrics, **(metrics or {})},
-                ended_at=rollout.ended_at if is_failed else self._clock.now(),
-            )
+            if record.rollout.status is RolloutStatus.PENDING:
+                raise not_in_valid_status(record.rollout, "has not been completed")
+            await self._score(record, rewards, metrics or {})
+
+    async def finish(
+        self,
+        principal: Principal,
+        rollout_id: str,
+        rewards: Sequence[float],
+        *,
+        metrics: Mapping[str, float] | None = None,
+    ) -> None:
+        """`complete_rollout` and `update_reward` in one; raises what they raise."""
+        record = await self._record_for(principal, Action.REPORT, rollout_id)
+        async with record.moves:
+            if record.rollout.status is RolloutStatus.PENDING:
+                _check_rewards(rewards, record.delivered_turns)
+                _check_metrics(metrics or {})
+                await self._settle(record)
+            await self._score(record, rewards, metrics or {})
+
+    async def _score(
+        self, record: Record, rewards: Sequence[float], metrics: Mapping[str, float]
+    ) -> None:
+        rollout, given = record.rollout, tuple(float(reward) for reward in rewards)
+        _check_rewards(given, record.delivered_turns)
+        _check_metrics(metrics)
+        if rollout.rewards is not None:
+            if rollout.rewards != given:
+                raise errors.Conflict(
+                    f"trajectory {rollout.rollout_id} already has the rewards "
+                    f"{list(rollout.rewards)}"
+                )
+            return
+        is_failed = rollout.status is RolloutStatus.FAILED
+        await self._move(
+            record,
+            (rollout.status,),
+            RolloutStatus.FAILED if is_failed else RolloutStatus.REWARDED,
+            rewards=given,
+            metrics={**rollout.metrics, **metrics},
+            ended_at=rollout.ended_at if is_failed else self._clock.now(),
+        )
 
     async def _fail(self, record: Record, fault: Fault) -> None:
         await self._settle(record)
@@ -384,7 +407,7 @@ _AGENT_FAILED = Fault(
 )
 
 
-def _check_rewards(rewards: tuple[float, ...], turns: int) -> None:
+def _check_rewards(rewards: Sequence[float], turns: int) -> None:
     for reward in rewards:
         if not math.isfinite(reward):
             raise errors.InvalidInput("Rewards", reward, "must be a finite number")

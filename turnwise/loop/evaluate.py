@@ -1,7 +1,7 @@
 """An evaluation job: every row attempted under each model alike, nothing trained.
 
     models --load--> policies          per row, all models side by side:
-                        |                collect -> last attempts -> scorers -> AttemptedRow
+                        |                collect -> scorers -> AttemptedRow
     rows ---------------+--> attempts ---------------------------------------------.
                                                                                     v
     metrics, results.json, rows.csv, a verdict  <--  figures of each model, comparisons
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 
 from turnwise import errors
 from turnwise.domain.data import Row
@@ -25,7 +26,7 @@ from turnwise.domain.rollout import Policy, Purpose, Trajectory
 from turnwise.loop.collect import Assignment, Collector
 from turnwise.loop.results import EvaluatedModel, Results, write_results
 from turnwise.loop.sockets import Sockets
-from turnwise.loop.validate import last_attempts, record
+from turnwise.loop.validate import record
 from turnwise.modeling.fingerprint import fingerprint
 from turnwise.rl.conduct import conversation
 from turnwise.rl.evaluation import (
@@ -152,8 +153,8 @@ class Evaluation:
         )
         attempts = await self._collector.collect(assignment)
         self._sampled_tokens += sum(trajectory.sampled_tokens for trajectory in attempts)
-        last = AttemptedRow(row=row, slots=self._spec.group_size, attempts=last_attempts(attempts))
-        return await self._scored(last, model)
+        attempted = AttemptedRow(row=row, slots=self._spec.group_size, attempts=attempts)
+        return await self._scored(attempted, model)
 
     async def _scored(self, attempted: AttemptedRow, model: EvaluatedModel) -> AttemptedRow:
         """The row with what every scorer says of its rollouts that count."""
@@ -161,12 +162,8 @@ class Evaluation:
         scores = await asyncio.gather(
             *(scorer.score(each) for scorer in self._sockets.scorers for each in finished)
         )
-        return AttemptedRow(
-            row=attempted.row,
-            slots=attempted.slots,
-            attempts=attempted.attempts,
-            scores={(score.scorer, score.rollout_id): score for score in scores},
-        )
+        by_place = {(score.scorer, score.rollout_id): score for score in scores}
+        return replace(attempted, scores=by_place)
 
     async def _say_progress(self) -> None:
         done, total = self._rows_done, len(self._rows)
@@ -178,15 +175,15 @@ class Evaluation:
     # ── what comes out ────────────────────────────────────────────────────────────────────────
 
     def _results(self, attempted: Sequence[Sequence[AttemptedRow]]) -> Results:
-        spec, seed = self._spec, self._job.spec.seed
+        spec = self._job.spec
         columns = [[row[at] for row in attempted] for at in range(len(self._models))]
         first = columns[0]
         return Results(
             job=self._job,
             models=tuple(self._models),
             rows=tuple(tuple(column) for column in columns),
-            values=tuple(evaluation_metrics(column, spec, seed=seed) for column in columns),
-            comparisons=tuple(comparisons(first, other, spec, seed=seed) for other in columns[1:]),
+            values=tuple(evaluation_metrics(column, spec) for column in columns),
+            comparisons=tuple(comparisons(first, other, spec) for other in columns[1:]),
         )
 
     async def _tell(self, results: Results) -> None:

@@ -149,7 +149,7 @@ class Results:
             "label": row.label,
             "prompt": _excerpt(row.prompt),
             "models": {
-                model.name: [self._rollout(rows[at], each) for each in rows[at].attempts]
+                model.name: [self._rollout(rows[at], each) for each in rows[at].last]
                 for model, rows in self.by_model()
             },
         }

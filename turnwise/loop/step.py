@@ -249,5 +249,10 @@ def _no_update(step: int, closed: Sequence[ClosedGroup], assembly: Assembly) -> 
             f"all {greedy} tokens that could have been learned from were sampled at "
             "temperature 0; have the agent leave the temperature to the job"
         )
+    elif masked := assembly.metrics["ledger/masked_truncated"]:
+        why = (
+            f"all {masked} tokens that could have been learned from are of truncated turns, which "
+            "rollout.truncated_turns masks; raise max_tokens"
+        )
     body = {"message": f"step {step} made no update: {why}", "step": step}
     return EventDraft(kind=EventKind.LOG, body=body, level=Level.WARNING)

@@ -12,7 +12,7 @@ from turnwise.domain.ledger import Bin
 from turnwise.domain.rollout import Policy, Purpose, Trajectory
 from turnwise.loop.collect import Assignment, Collector
 from turnwise.loop.sockets import Sockets
-from turnwise.rl.evaluation import labelled_validation_metrics
+from turnwise.rl.evaluation import AttemptedRow, labelled_validation_metrics
 from turnwise.rl.statistics import ledger_metrics
 
 
@@ -51,20 +51,17 @@ async def validate(
         ]
     attempts = [task.result() for task in collected]
     values = labelled_validation_metrics(
-        [(row, last_attempts(each)) for row, each in zip(chosen, attempts, strict=True)],
-        spec.pass_k_values,
-        spec.success_threshold,
+        [
+            AttemptedRow(row=row, slots=spec.group_size, attempts=each)
+            for row, each in zip(chosen, attempts, strict=True)
+        ],
+        job.spec,
     )
     sampled = sum(trajectory.sampled_tokens for each in attempts for trajectory in each)
     values |= ledger_metrics({Bin.NOT_FOR_TRAINING: sampled})
     values["timing_s/eval"] = sockets.clock.now() - started
     await record(job, Purpose.VALIDATION, values, sockets, step=step)
     return values
-
-
-def last_attempts(attempts: Sequence[Trajectory]) -> tuple[Trajectory, ...]:
-    """The attempt of each slot that counts, by slot."""
-    return tuple({each.rollout.slot: each for each in attempts}.values())
 
 
 async def record(

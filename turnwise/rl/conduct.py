@@ -1,4 +1,4 @@
-"""What the model did in its turns: tools called, turns cut off, the shape of its last words."""
+"""What the model did in its turns: tools called, turns used up, the shape of its last words."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from turnwise.domain.evaluation import metric_word
-from turnwise.domain.rollout import FinishReason, Message, Trajectory
+from turnwise.domain.rollout import Message, Trajectory
 
 #: A model may make up names: tools beyond the most used of this many are not counted by name.
 MAX_TOOLS = 50
@@ -30,11 +30,7 @@ def conduct_metrics(
 
     `max_turns` 0 and `pattern` "" mean that there is nothing to compare with.
     """
-    turns = [turn for t in trajectories for turn in t.delivered]
     values = _tool_metrics(trajectories, f"{prefix}/tools")
-    if turns:
-        cut = sum(turn.finish_reason is FinishReason.LENGTH for turn in turns)
-        values[f"{prefix}/turns/cut_off_frac"] = cut / len(turns)
     if trajectories and max_turns:
         full = sum(len(t.delivered) >= max_turns for t in trajectories)
         values[f"{prefix}/turns/at_limit_frac"] = full / len(trajectories)

@@ -15,13 +15,14 @@ import numpy as np
 
 from turnwise.domain.data import Row
 from turnwise.domain.evaluation import AGENT, Score, metric_word
-from turnwise.domain.job import EvaluationSpec
+from turnwise.domain.job import EvaluationSpec, JobSpec
 from turnwise.domain.rollout import Trajectory
 from turnwise.rl.comparison import Comparison, compare
 from turnwise.rl.conduct import conduct_metrics
 from turnwise.rl.intervals import ratio_intervals
 from turnwise.rl.passk import pass_at_k, pass_power_k
 from turnwise.rl.statistics import scored, validation_metrics
+from turnwise.rl.truncation import truncation_metrics
 
 Values = dict[str, float]
 
@@ -31,7 +32,7 @@ MAX_LABELS = 50
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttemptedRow:
-    """A row under one model: the last attempt of each slot, and every scorer's scores of them."""
+    """A row under one model: every attempt by (slot, attempt), and the scorers' scores of them."""
 
     row: Row
     slots: int  # asked for; one that its group had no time left for has no attempt
@@ -39,9 +40,14 @@ class AttemptedRow:
     scores: Mapping[tuple[str, str], Score] = field(default_factory=dict)  # (scorer, rollout_id)
 
     @property
+    def last(self) -> tuple[Trajectory, ...]:
+        """The attempt of each slot that counts, by slot."""
+        return tuple({each.rollout.slot: each for each in self.attempts}.values())
+
+    @property
     def scored(self) -> tuple[Trajectory, ...]:
         """The rollouts that count."""
-        return scored(self.attempts)
+        return scored(self.last)
 
     def value(self, scorer: str, trajectory: Trajectory) -> float | None:
         """What a scorer, or the agent, said of one of the attempts."""
@@ -56,29 +62,23 @@ class AttemptedRow:
         return [value for value in found if value is not None]
 
 
-def evaluation_metrics(rows: Sequence[AttemptedRow], spec: EvaluationSpec, *, seed: int) -> Values:
+def evaluation_metrics(rows: Sequence[AttemptedRow], spec: JobSpec) -> Values:
     """eval/* of one model over all rows, and eval/label/{label}/* over those of each label."""
-    values = _of_rows(rows, spec, "eval", seed)
-    for label, part in by_label(rows).items():
-        values |= _of_rows(part, spec, f"eval/label/{label}", seed)
-    return values
+    parts = _by_prefix(rows, "eval")
+    return {k: v for prefix, part in parts for k, v in _evaluated(part, spec, prefix).items()}
 
 
-def labelled_validation_metrics(
-    groups: Sequence[tuple[Row, Sequence[Trajectory]]],
-    pass_k_values: Sequence[int],
-    success_threshold: float,
-) -> Values:
+def labelled_validation_metrics(rows: Sequence[AttemptedRow], spec: JobSpec) -> Values:
     """val/* over all rows, and val/label/{label}/* over those of each label."""
-    rows = [AttemptedRow(row=row, slots=len(each), attempts=tuple(each)) for row, each in groups]
-    parts = {"val": rows, **{f"val/label/{label}": part for label, part in by_label(rows).items()}}
-    return {
-        name: value
-        for prefix, part in parts.items()
-        for name, value in validation_metrics(
-            [each.attempts for each in part], pass_k_values, success_threshold, prefix=prefix
-        ).items()
-    }
+    parts = _by_prefix(rows, "val")
+    return {k: v for prefix, part in parts for k, v in _validated(part, spec, prefix).items()}
+
+
+def _by_prefix(
+    rows: Sequence[AttemptedRow], prefix: str
+) -> list[tuple[str, Sequence[AttemptedRow]]]:
+    labelled = by_label(rows).items()
+    return [(prefix, rows), *((f"{prefix}/label/{label}", part) for label, part in labelled)]
 
 
 def by_label(rows: Sequence[AttemptedRow]) -> dict[str, list[AttemptedRow]]:
@@ -93,20 +93,32 @@ def by_label(rows: Sequence[AttemptedRow]) -> dict[str, list[AttemptedRow]]:
 # ── one model ─────────────────────────────────────────────────────────────────────────────────
 
 
-def _of_rows(rows: Sequence[AttemptedRow], spec: EvaluationSpec, prefix: str, seed: int) -> Values:
+def _validated(rows: Sequence[AttemptedRow], spec: JobSpec, prefix: str) -> Values:
+    chosen = spec.validation
+    return _described(rows, spec, chosen.pass_k_values, chosen.success_threshold, prefix)
+
+
+def _evaluated(rows: Sequence[AttemptedRow], spec: JobSpec, prefix: str) -> Values:
+    chosen = spec.evaluation
     counted = [trajectory for each in rows for trajectory in each.scored]
     return {
-        **validation_metrics(
-            [each.attempts for each in rows],
-            spec.pass_k_values,
-            spec.success_threshold,
-            prefix=prefix,
-        ),
+        **_described(rows, spec, chosen.pass_k_values, chosen.success_threshold, prefix),
         **conduct_metrics(
-            counted, prefix=prefix, max_turns=spec.max_turns, pattern=spec.format_pattern
+            counted, prefix=prefix, max_turns=chosen.max_turns, pattern=chosen.format_pattern
         ),
-        **_agreements(rows, spec, prefix),
-        **_with_intervals(_ratios(rows, spec, prefix), seed),
+        **_agreements(rows, chosen, prefix),
+        **_with_intervals(_ratios(rows, chosen, prefix), spec.seed),
+    }
+
+
+def _described(
+    rows: Sequence[AttemptedRow], spec: JobSpec, ks: Sequence[int], threshold: float, prefix: str
+) -> Values:
+    """What validation and evaluation have in common."""
+    attempts = [trajectory for each in rows for trajectory in each.attempts]
+    return {
+        **validation_metrics([each.last for each in rows], ks, threshold, prefix=prefix),
+        **truncation_metrics(prefix, attempts, spec.rollout),
     }
 
 
@@ -204,20 +216,20 @@ def _agreement(
 
 
 def comparisons(
-    ours: Sequence[AttemptedRow], theirs: Sequence[AttemptedRow], spec: EvaluationSpec, *, seed: int
+    ours: Sequence[AttemptedRow], theirs: Sequence[AttemptedRow], spec: JobSpec
 ) -> dict[str, Comparison]:
     """Ours minus theirs, row by row, in "reward", "success" and "scorer/{name}".
 
     A row's value is the mean over its rollouts that have one. Both have the same rows in order.
     """
-    threshold = spec.success_threshold
+    seed, threshold = spec.seed, spec.evaluation.success_threshold
     found = {
         "reward": compare(_row_means(ours, AGENT), _row_means(theirs, AGENT), seed=seed),
         "success": compare(
             _row_means(ours, AGENT, threshold), _row_means(theirs, AGENT, threshold), seed=seed
         ),
     }
-    for scorer in spec.scorers:
+    for scorer in spec.evaluation.scorers:
         name = scorer.name
         found[f"scorer/{name}"] = compare(
             _row_means(ours, name), _row_means(theirs, name), seed=seed
@@ -259,14 +271,14 @@ def fault_counts(rows: Sequence[AttemptedRow]) -> list[tuple[str, str, int]]:
     counts: Counter[str] = Counter()
     messages: dict[str, str] = {}
     for each in rows:
-        for trajectory in each.attempts:
+        for trajectory in each.last:
             if trajectory.rollout.is_scored:
                 continue
             fault = trajectory.rollout.fault
             name = f"{fault.blame.value}/{fault.code}" if fault else "agent/agent_failed"
             counts[name] += 1
             messages.setdefault(name, fault.message if fault else "it said that it failed")
-        if missing := each.slots - len(each.attempts):
+        if missing := each.slots - len(each.last):
             counts["agent/deadline"] += missing
             messages.setdefault("agent/deadline", "the group's time was over before it began")
     return [(name, messages[name], count) for name, count in counts.most_common()]

@@ -7,13 +7,23 @@ from dataclasses import replace
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import Connection, and_, delete, or_, select, update
+from sqlalchemy import Connection, Select, and_, bindparam, delete, or_, select, update
 
 from turnwise import errors
 from turnwise.domain.event import Event, EventDraft, EventKind
 from turnwise.domain.job import Job, JobSpec, JobStatus, Secondary, check_move
 from turnwise.storage.rows import from_row, from_rows, select_nouns, to_row
 from turnwise.storage.tables import checkpoints, events, groups, jobs, nodes, rollouts, steps, turns
+
+# Statements of every event's way, built once: building one costs more than running it.
+_ITS = and_(jobs.c.job_id == bindparam("its_id"), jobs.c.account_id == bindparam("its_account"))
+_LAST_EVENT = select(jobs.c.last_event).where(_ITS)
+_HELD = _LAST_EVENT.with_for_update()
+_LOCKED = select_nouns(Job, _ITS).with_for_update()
+_APPEND = events.insert()
+_COUNT = (
+    update(jobs).where(jobs.c.job_id == bindparam("its_id")).values(last_event=bindparam("newest"))
+)
 
 
 def create(connection: Connection, job: Job) -> Job:
@@ -85,22 +95,28 @@ def append(
     now: float,
 ) -> list[Event]:
     """Number and keep events, and move the job by those of kind STATUS."""
-    before = lock(connection, account_id, job_id)
-    after = before
-    for draft in drafts:
-        if draft.kind is EventKind.STATUS:
-            after = _moved(after, draft, now)
-    last = last_event(connection, account_id, job_id)
+    last = hold(connection, account_id, job_id)
     appended = [
         Event(seq=seq, job_id=job_id, at=now, kind=draft.kind, level=draft.level, body=draft.body)
         for seq, draft in enumerate(drafts, last + 1)
     ]
+    if moves := [draft for draft in drafts if draft.kind is EventKind.STATUS]:
+        _move(connection, account_id, job_id, moves, now)
     if appended:
         rows = [to_row(event, account_id=account_id) for event in appended]
-        connection.execute(events.insert(), rows)
-        changes = _changes(before, after) | {"last_event": last + len(appended)}
-        connection.execute(update(jobs).where(_is(job_id)).values(changes))
+        connection.execute(_APPEND, rows)
+        connection.execute(_COUNT, {"its_id": job_id, "newest": last + len(appended)})
     return appended
+
+
+def _move(
+    connection: Connection, account_id: str, job_id: str, moves: Sequence[EventDraft], now: float
+) -> None:
+    before = after = lock(connection, account_id, job_id)
+    for draft in moves:
+        after = _moved(after, draft, now)
+    if changes := _changes(before, after):
+        connection.execute(update(jobs).where(_is(job_id)).values(changes))
 
 
 def read_events(
@@ -122,17 +138,27 @@ def read_events(
 
 def last_event(connection: Connection, account_id: str, job_id: str) -> int:
     """The newest event's seq, 0 if there is none; `NotFound`."""
-    query = select(jobs.c.last_event).where(_is(job_id), jobs.c.account_id == account_id)
-    last = connection.execute(query).scalar_one_or_none()
-    if last is None:
+    return _one_number(connection, _LAST_EVENT, account_id, job_id)
+
+
+def hold(connection: Connection, account_id: str, job_id: str) -> int:
+    """Keep other writers off the job until the transaction ends; as `last_event`."""
+    return _one_number(connection, _HELD, account_id, job_id)
+
+
+def _one_number(
+    connection: Connection, query: Select[tuple[int]], account_id: str, job_id: str
+) -> int:
+    given = {"its_id": job_id, "its_account": account_id}
+    number = connection.execute(query, given).scalar_one_or_none()
+    if number is None:
         raise errors.NotFound("job", job_id)
-    return int(last)
+    return int(number)
 
 
 def lock(connection: Connection, account_id: str, job_id: str) -> Job:
-    """The job, held against other writers until the transaction ends; `NotFound`."""
-    query = select_nouns(Job, and_(_is(job_id), jobs.c.account_id == account_id))
-    row = connection.execute(query.with_for_update()).first()
+    """The whole job, held like `hold`; `NotFound`."""
+    row = connection.execute(_LOCKED, {"its_id": job_id, "its_account": account_id}).first()
     if row is None:
         raise errors.NotFound("job", job_id)
     return from_row(Job, row)

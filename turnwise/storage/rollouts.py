@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cache
 from typing import Any
 
-from sqlalchemy import Connection, and_, select, update
+from sqlalchemy import Connection, Update, and_, bindparam, select, update
 
 from turnwise import errors
 from turnwise.domain.ledger import Bin
@@ -26,10 +28,15 @@ from turnwise.storage.tables import groups, rollouts
 OPEN = (RolloutStatus.PENDING, RolloutStatus.READY)
 _UNTRAINED = (GroupStatus.OPEN, GroupStatus.CLOSED)
 
+# Statements of every rollout's way, built once: building one costs more than running it.
+_BY_ID = select_nouns(Rollout, rollouts.c.rollout_id == bindparam("its_id"))
+_LOCKED_BY_ID = _BY_ID.with_for_update()
+_OPEN = rollouts.insert()
+
 
 def open_group(connection: Connection, group: Group) -> None:
     """Insert a group; `NotFound` without its job."""
-    jobs_of.lock(connection, group.account_id, group.job_id)
+    jobs_of.hold(connection, group.account_id, group.job_id)
     connection.execute(groups.insert(), to_row(group))
 
 
@@ -58,9 +65,9 @@ def list_groups(
 def open_all(connection: Connection, opened: Sequence[Rollout]) -> None:
     """Insert rollouts; `NotFound` without their job."""
     for account_id, job_id in {(rollout.account_id, rollout.job_id) for rollout in opened}:
-        jobs_of.lock(connection, account_id, job_id)
+        jobs_of.hold(connection, account_id, job_id)
     if opened:
-        connection.execute(rollouts.insert(), [to_row(rollout) for rollout in opened])
+        connection.execute(_OPEN, [to_row(rollout) for rollout in opened])
 
 
 def find(connection: Connection, rollout_id: str, account_id: str | None) -> Rollout:
@@ -83,8 +90,16 @@ def move(
     changes = {name: value for name, value in given.items() if value is not None}
     if "metrics" in changes:
         changes["metrics"] = {**rollout.metrics, **changes["metrics"]}
-    connection.execute(update(rollouts).where(rollouts.c.rollout_id == rollout_id).values(changes))
-    return _find(connection, rollout_id, account_id, lock=False)
+    values = {f"new_{name}": value for name, value in changes.items()}
+    connection.execute(_changing(*sorted(changes)), {"its_id": rollout_id, **values})
+    return replace(rollout, **changes)
+
+
+@cache
+def _changing(*names: str) -> Update:
+    """The statement that gives a rollout new values in these columns."""
+    changed = update(rollouts).where(rollouts.c.rollout_id == bindparam("its_id"))
+    return changed.values({name: bindparam(f"new_{name}") for name in names})
 
 
 def page(connection: Connection, account_id: str, query: RolloutQuery) -> list[RolloutSummary]:
@@ -172,10 +187,8 @@ def _superseded(incarnation: int) -> Fault:
 def _find(
     connection: Connection, rollout_id: str, account_id: str | None, *, lock: bool
 ) -> Rollout:
-    query = select_nouns(Rollout, rollouts.c.rollout_id == rollout_id)
-    if account_id is not None:
-        query = query.where(rollouts.c.account_id == account_id)
-    row = connection.execute(query.with_for_update() if lock else query).first()
-    if row is None:
+    query = _LOCKED_BY_ID if lock else _BY_ID
+    row = connection.execute(query, {"its_id": rollout_id}).first()
+    if row is None or account_id not in (None, row.account_id):
         raise errors.NotFound("rollout", rollout_id)
     return from_row(Rollout, row)

@@ -14,6 +14,7 @@ from turnwise import errors
 from turnwise.domain.access import Account, Key
 from turnwise.domain.event import Event, EventDraft
 from turnwise.domain.job import Job, JobSpec, JobStatus
+from turnwise.domain.ledger import TokenUsage
 from turnwise.domain.rollout import (
     Fault,
     Group,
@@ -277,6 +278,10 @@ class SqlStore:
     async def ledger(self, account_id: str, job_id: str) -> dict[int, dict[str, int]]:
         """Tokens per bin per step."""
         return await self._read(steps.ledger, account_id, job_id)
+
+    async def usage(self, account_id: str, job_id: str) -> TokenUsage:
+        """What the job cost so far; `NotFound`."""
+        return await self._read(steps.usage, account_id, job_id)
 
     # ── steps and models ──────────────────────────────────────────────────────────────────────
 

@@ -9,14 +9,15 @@ from sqlalchemy import Connection, delete, func, select, update
 
 from turnwise import errors
 from turnwise.domain.event import Event
-from turnwise.domain.ledger import Bin
+from turnwise.domain.job import Job
+from turnwise.domain.ledger import Bin, TokenUsage
 from turnwise.domain.rollout import GroupStatus, Policy, Purpose
 from turnwise.domain.training import Checkpoint
 from turnwise.ports import FinishedStep, ModelPackage
 from turnwise.storage import jobs as jobs_of
 from turnwise.storage.rollouts import OPEN
 from turnwise.storage.rows import from_rows, select_nouns, to_row
-from turnwise.storage.tables import checkpoints, groups, jobs, packages, rollouts, steps
+from turnwise.storage.tables import checkpoints, groups, jobs, packages, rollouts, steps, turns
 
 
 def finish(
@@ -119,23 +120,61 @@ def find_package(connection: Connection, account_id: str, id_or_name: str) -> Mo
 
 
 def ledger(connection: Connection, account_id: str, job_id: str) -> dict[int, dict[str, int]]:
-    """Tokens per bin per step; what was sampled for no training counts once it has closed."""
-    jobs_of.last_event(connection, account_id, job_id)
-    query = select(rollouts.c.ledger_step, rollouts.c.bins).where(
-        rollouts.c.job_id == job_id, rollouts.c.ledger_step.is_not(None)
-    )
+    """Tokens per bin per step; what was sampled for no training counts once it has closed.
+
+    The bins of a job that has ended hold all that it sampled: see `_unfinished`.
+    """
+    job = jobs_of.find(connection, account_id, job_id)
     totals: dict[int, dict[str, int]] = defaultdict(lambda: defaultdict(int))
-    for step, bins in connection.execute(query):
+    counted = select(rollouts.c.ledger_step, rollouts.c.bins).where(
+        rollouts.c.job_id == job.job_id, rollouts.c.ledger_step.is_not(None)
+    )
+    for step, bins in connection.execute(counted):
         for name, tokens in bins.items():
             totals[step][name] += tokens
-    measured = select(rollouts.c.step, func.sum(rollouts.c.tokens)).where(
-        rollouts.c.job_id == job_id,
-        rollouts.c.purpose != Purpose.TRAIN,
-        rollouts.c.status.not_in(OPEN),
-    )
-    for step, tokens in connection.execute(measured.group_by(rollouts.c.step)):
-        totals[step][Bin.NOT_FOR_TRAINING.value] += int(tokens)
+    for step, tokens in _measured(connection, job):
+        totals[step][Bin.NOT_FOR_TRAINING.value] += tokens
+    if job.status.is_final and (tokens := _unfinished(connection, job)):
+        totals[job.step][Bin.DROPPED_UNFINISHED.value] += tokens
     return {step: dict(totals[step]) for step in sorted(totals)}
+
+
+def _measured(connection: Connection, job: Job) -> list[tuple[int, int]]:
+    """Steps and the tokens of their validations, or of the evaluation."""
+    query = select(rollouts.c.step, func.sum(rollouts.c.tokens)).where(
+        rollouts.c.job_id == job.job_id, rollouts.c.purpose != Purpose.TRAIN
+    )
+    if not job.status.is_final:
+        query = query.where(rollouts.c.status.not_in(OPEN))
+    return [(step, int(n)) for step, n in connection.execute(query.group_by(rollouts.c.step))]
+
+
+def _unfinished(connection: Connection, job: Job) -> int:
+    """Training tokens that no step took. Computed, not written: a resume may still train them."""
+    query = select(func.sum(rollouts.c.tokens)).where(
+        rollouts.c.job_id == job.job_id,
+        rollouts.c.purpose == Purpose.TRAIN,
+        rollouts.c.bins.is_(None),
+    )
+    return int(connection.execute(query).scalar() or 0)
+
+
+def usage(connection: Connection, account_id: str, job_id: str) -> TokenUsage:
+    """What the job cost so far: prompts and samples from its turns, training from its ledger."""
+    job = jobs_of.find(connection, account_id, job_id)
+    amounts = (
+        turns.c.prompt_tokens,
+        turns.c.cached_tokens,
+        turns.c.completion_tokens + turns.c.past_stop_tokens,
+    )
+    query = select(*(func.coalesce(func.sum(amount), 0) for amount in amounts)).join_from(
+        rollouts, turns, turns.c.rollout_id == rollouts.c.rollout_id
+    )
+    its = query.where(rollouts.c.job_id == job.job_id)
+    prefill, cached, sample = map(int, connection.execute(its).one())
+    bins = ledger(connection, account_id, job_id).values()
+    train = sum(counts.get(Bin.TRAINED.value, 0) for counts in bins)
+    return TokenUsage(train=train, prefill=prefill, cached=cached, sample=sample)
 
 
 def _train_groups(connection: Connection, job_id: str, done: FinishedStep) -> None:

@@ -324,6 +324,8 @@ turns = Table(
     _word("delivery", Delivery),
     _time("started_at"),
     _time("ended_at"),
+    _int("cached_tokens", server_default="0"),
+    _int("past_stop_tokens", server_default="0"),
 )
 
 steps = Table(

@@ -112,7 +112,8 @@ class TorchLearner:
         ]
 
     def _micro_batches(self, mini_batch: MiniBatch) -> list[MicroBatch]:
-        return micro_batches(mini_batch.samples, self._spec.tokens_per_micro_batch)
+        budget, share = self._spec.tokens_per_micro_batch, self.model.reads_tries
+        return micro_batches(mini_batch.samples, budget, share=share)
 
     def _starts(self, request: StepRequest) -> list[list[Tensor] | None]:
         """Per mini-batch, this moment's logprobs where the loss will need them and not have them.

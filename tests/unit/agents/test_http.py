@@ -9,6 +9,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer, unused_port
 
+from tests.unit.agents.door import Door
 from turnwise import errors
 from turnwise.agents import HttpAgent, open_runner
 from turnwise.agents.http import payload
@@ -212,7 +213,7 @@ async def test_an_unhealthy_agent_says_its_status() -> None:
 
 async def test_an_address_that_is_not_http_is_refused() -> None:
     with pytest.raises(errors.InvalidInput) as raised:
-        open_runner(AgentSpec(kind=AgentKind.HTTP, url="localhost:8080"))
+        open_runner(AgentSpec(kind=AgentKind.HTTP, url="localhost:8080"), Door())
     assert str(raised.value) == (
         "agent.url: 'localhost:8080' is no HTTP address; use http://host:port"
     )

@@ -8,6 +8,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
+from tests.unit.agents.door import Door
 from tests.unit.agents.test_http import request
 from turnwise import errors
 from turnwise.agents import open_runner
@@ -113,7 +114,7 @@ async def test_as_a_jobs_agent_it_talks_http_to_its_endpoint() -> None:
     app.router.add_post("/{any:.*}", reply)
     server = TestServer(app)
     await server.start_server()
-    runner = open_runner(AgentSpec(kind=AgentKind.SCRIPTED))
+    runner = open_runner(AgentSpec(kind=AgentKind.SCRIPTED), Door())
     sent = request(endpoint=str(server.make_url("/r/secret")), fields={})
     [outcome] = [outcome async for outcome in runner.run([sent])]
     await runner.close()

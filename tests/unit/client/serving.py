@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import uvicorn
 
 from tests.builders import ACCOUNT
-from tests.unit.control.kit import Loop, World
+from tests.unit.control.kit import Loop, World, archives
 from turnwise.access.keys import Keyring
 from turnwise.control.browse import Browse
 from turnwise.control.results import StoredResults
@@ -73,8 +73,9 @@ class Serving:
         app = native_app(
             self.world.jobs,
             Browse(self._store),
-            keyring.authenticate,
+            archives(),
             StoredResults(self._store, self.world.blobs),
+            keyring.authenticate,
         )
         config = uvicorn.Config(
             app, lifespan="off", ws="none", log_config=None, timeout_graceful_shutdown=1

@@ -10,12 +10,25 @@ from typing import Any
 from tests import builders
 from tests.builders import ACCOUNT, SetClock
 from turnwise.control.jobs import Jobs, status_event
+from turnwise.control.served import verified_folder
 from turnwise.domain.access import Principal
 from turnwise.domain.job import Job, JobSpec, JobStatus, Secondary
+from turnwise.exporting.archives import Archives
+from turnwise.ports import Archive, MergeSpec
 from turnwise.storage.blobs import FolderBlobs
 from turnwise.storage.sql import SqlStore
+from turnwise.training.checkpoint import verify
 
 ADMIN = Principal(account_id=ACCOUNT)
+
+
+async def _no_merge(spec: MergeSpec) -> Archive:
+    raise AssertionError("merging needs a process, which flow tests start")
+
+
+def archives() -> Archives:
+    """Exports of verified PEFT folders."""
+    return Archives(lambda package: verified_folder(package, verify), _no_merge)
 
 
 class Loop:

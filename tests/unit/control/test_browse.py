@@ -11,6 +11,7 @@ from turnwise.control.browse import Browse, Point
 from turnwise.domain.access import Principal
 from turnwise.domain.event import EventDraft, EventKind
 from turnwise.domain.job import Job
+from turnwise.domain.ledger import TokenUsage
 from turnwise.domain.rollout import Policy
 from turnwise.ports import FinishedStep, ModelPackage, RolloutQuery
 from turnwise.storage.sql import SqlStore
@@ -108,6 +109,7 @@ async def test_rollouts_and_trajectories_are_found_by_the_jobs_name(store: SqlSt
     assert summary.rollout == builders.rollout()
     assert (await browse.trajectory(ADMIN, "rol_a")).rollout == builders.rollout()
     assert await browse.ledger(ADMIN, "walk") == {}
+    assert await browse.usage(ADMIN, "walk") == TokenUsage()
 
 
 async def test_models_are_found_by_id_version_and_group(store: SqlStore, job: Job):
@@ -137,6 +139,7 @@ async def test_nothing_is_shown_to_another_account_or_to_a_key_of_another_job(
             browse.events(principal, "walk"),
             browse.metrics(principal, "walk"),
             browse.ledger(principal, "walk"),
+            browse.usage(principal, "walk"),
             browse.rollouts(principal, RolloutQuery(job_id="walk")),
             browse.trajectory(principal, "rol_a"),
             browse.package(principal, "walk"),

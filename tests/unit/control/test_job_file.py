@@ -197,6 +197,20 @@ def test_a_bad_value_is_refused_with_field_value_and_what_is_allowed(
             "learned; use 1 for training; val_sampling_params may be 0",
         ),
         (
+            {"rollout": {"truncated_turns": "penalise"}},
+            "rollout.truncation_penalty: 0.0 penalises nothing; "
+            "use more than 0, or rollout.truncated_turns: keep",
+        ),
+        (
+            {"rollout": {"truncated_turns": "mask", "truncation_penalty": 0.5}},
+            "rollout.truncation_penalty: 0.5 has no effect with rollout.truncated_turns: mask; "
+            "use rollout.truncated_turns: penalise, or leave the penalty out",
+        ),
+        (
+            {"rollout": {"truncated_turns": "drop"}},
+            "rollout.truncated_turns: 'drop' is not a choice; allowed: keep, mask, penalise",
+        ),
+        (
             {"rollout": {"rollout_timeout": 60, "group_timeout": 30}},
             "rollout.group_timeout: 30.0 ends a group before its rollouts may end (60); "
             "use at least rollout.rollout_timeout, or 0",

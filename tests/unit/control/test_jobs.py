@@ -1,4 +1,5 @@
 import asyncio
+import dataclasses
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from turnwise.ports import FinishedStep, ModelPackage
 from turnwise.storage.database import open_engine
 from turnwise.storage.sql import SqlStore
 from turnwise.system import SYSTEM_CLOCK
+from turnwise.training.checkpoint import folder_sha256
 
 EVALUATION = JobKind.EVALUATION
 
@@ -50,6 +52,7 @@ async def register(world: World, package: ModelPackage) -> None:
     adapter = Path(package.path) / "adapter"
     adapter.mkdir(parents=True)
     (adapter / "adapter_config.json").write_text("{}")
+    package = dataclasses.replace(package, sha256=folder_sha256(Path(package.path)))
     done = FinishedStep(
         step=0,
         policy=Policy(adapter_id=builders.ZERO_SHA256, policy_step=1),

@@ -17,6 +17,7 @@ from tests import builders
 from turnwise import errors
 from turnwise.domain.rollout import (
     Fault,
+    FinishReason,
     Floats,
     Policy,
     Rollout,
@@ -92,6 +93,7 @@ class FakeGateway:
         self._turns: Counter[str] = Counter()
         self.rollouts: dict[str, Rollout] = {}
         self.policies: list[Policy] = []
+        self.finish_reason = FinishReason.STOP
 
     # for the loop
     def publish(self, job_id: str, policy: Policy) -> None:
@@ -143,7 +145,12 @@ class FakeGateway:
         index = self._turns[rollout.rollout_id]
         self._turns[rollout.rollout_id] += 1
         policy = rollout.policy or self.policies[-1]
-        nodes, turn = builders.turn_with_nodes(index, policy=policy, sampling=rollout.sampling)
+        nodes, turn = builders.turn_with_nodes(
+            index,
+            policy=policy,
+            sampling=rollout.sampling,
+            finish_reason=self.finish_reason,
+        )
         await self._store.commit_turn(rollout.account_id, rollout.rollout_id, nodes, turn)
         return {"choices": [{"message": {"role": "assistant", "content": f"answer {index}"}}]}
 

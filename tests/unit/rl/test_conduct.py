@@ -8,7 +8,7 @@ import pytest
 
 from tests.unit.rl.graphs import Graph, chain
 from turnwise.domain import metrics
-from turnwise.domain.rollout import Delivery, FinishReason, Trajectory
+from turnwise.domain.rollout import Delivery, Trajectory
 from turnwise.rl.conduct import conduct_metrics, conversation, last_words_match, tool_calls
 
 
@@ -40,7 +40,6 @@ def test_tool_calls_are_counted_by_name_and_by_whether_their_arguments_can_be_re
         "eval/tools/valid_arguments_frac": pytest.approx(1 / 3),
         "eval/tools/by_name/look/calls_mean": 1.0,
         "eval/tools/by_name/note/calls_mean": 0.5,
-        "eval/turns/cut_off_frac": 0.0,
     }
 
 
@@ -63,17 +62,10 @@ def test_tools_that_the_model_made_up_cannot_flood_the_metrics() -> None:
     assert "eval/tools/by_name/tool_0_x/calls_mean" in names
 
 
-def test_turns_that_ended_for_length_and_rollouts_at_the_limit_are_shares() -> None:
-    cut = chain(2)
-    cut = replace(
-        cut, turns=(cut.turns[0], replace(cut.turns[1], finish_reason=FinishReason.LENGTH))
-    )
-    found = conduct_metrics([cut, chain(3), chain(5)], prefix="eval", max_turns=3)
+def test_rollouts_that_used_up_the_agents_turns_are_a_share() -> None:
+    found = conduct_metrics([chain(2), chain(3), chain(5)], prefix="eval", max_turns=3)
 
-    assert found == {
-        "eval/turns/cut_off_frac": 0.1,
-        "eval/turns/at_limit_frac": pytest.approx(2 / 3),
-    }
+    assert found == {"eval/turns/at_limit_frac": pytest.approx(2 / 3)}
 
 
 def test_the_format_is_looked_for_in_the_last_reply_alone() -> None:

@@ -5,11 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from tests import builders
 from tests.unit.rl.graphs import chain
 from turnwise.domain import metrics
 from turnwise.domain.data import Row
 from turnwise.domain.evaluation import Score
-from turnwise.domain.job import EvaluationSpec, ScorerSpec
+from turnwise.domain.job import EvaluationSpec, JobSpec, ScorerSpec
 from turnwise.domain.rollout import Blame, Fault, RolloutStatus, Trajectory
 from turnwise.rl.evaluation import (
     AttemptedRow,
@@ -66,8 +67,12 @@ def row(
     )
 
 
+def job_spec(evaluation: EvaluationSpec | None = None) -> JobSpec:
+    return builders.spec(evaluation=evaluation or EvaluationSpec())
+
+
 def figures(rows: list[AttemptedRow], spec: EvaluationSpec | None = None) -> dict[str, float]:
-    found = evaluation_metrics(rows, spec or EvaluationSpec(), seed=0)
+    found = evaluation_metrics(rows, job_spec(spec))
     metrics.check(found)
     return found
 
@@ -137,12 +142,12 @@ def test_a_column_of_ids_taken_for_labels_gives_no_curves() -> None:
     assert [name for name in found if "/label/" in name] == []
 
 
+LABELLED = [("a", 1.0), ("b", 0.0), ("a", 0.5)]
+
+
 def test_validation_shows_labels_as_curves_of_their_own() -> None:
-    groups = [
-        (Row(index=at, prompt="", fields={}, label=label), [attempt(at, 0, reward)])
-        for at, (label, reward) in enumerate([("a", 1.0), ("b", 0.0), ("a", 0.5)])
-    ]
-    found = labelled_validation_metrics(groups, (1,), 1.0)
+    rows = [row(at, reward, label=label) for at, (label, reward) in enumerate(LABELLED)]
+    found = labelled_validation_metrics(rows, builders.spec())
 
     metrics.check(found)
     assert [found[f"val/{part}reward/mean"] for part in ("", "label/a/", "label/b/")] == [
@@ -207,7 +212,7 @@ def test_models_are_compared_on_the_rows_that_both_have() -> None:
     ours = [row(at, 1.0, 1.0, exact=(10.0, 10.0)) for at in range(8)] + [row(8, None, None)]
     theirs = [row(at, 1.0, 0.0, exact=(10.0, None)) for at in range(9)]
 
-    found = comparisons(ours, theirs, JUDGED, seed=0)
+    found = comparisons(ours, theirs, job_spec(JUDGED))
 
     assert {measure: each.difference for measure, each in found.items()} == {
         "reward": 0.5,
@@ -223,7 +228,7 @@ def test_models_are_compared_on_the_rows_that_both_have() -> None:
 
 
 def test_models_without_a_common_row_are_not_compared() -> None:
-    assert comparisons([row(0, 1.0)], [row(0, None)], EvaluationSpec(), seed=0) == {}
+    assert comparisons([row(0, 1.0)], [row(0, None)], job_spec()) == {}
 
 
 def test_faults_are_counted_by_name_commonest_first_with_the_slots_never_begun() -> None:

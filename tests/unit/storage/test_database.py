@@ -8,16 +8,18 @@ from pathlib import Path
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import Connection, event
+from sqlalchemy import Connection, create_engine, event
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.schema import CreateIndex, CreateTable
 
 from tests.builders import ACCOUNT, group, job, rollout, turn_with_nodes
 from turnwise import errors
 from turnwise.domain.event import EventDraft, EventKind
+from turnwise.domain.rollout import Turn
 from turnwise.storage.database import migrate, open_engine
+from turnwise.storage.rows import from_rows, select_nouns, to_row
 from turnwise.storage.sql import SqlStore
-from turnwise.storage.tables import metadata
+from turnwise.storage.tables import metadata, turns
 from turnwise.storage.turns import CommitTurn
 from turnwise.storage.writer import Writer
 from turnwise.system import SYSTEM_CLOCK
@@ -31,6 +33,22 @@ def test_the_migrations_make_exactly_the_tables(tmp_path: Path) -> None:
     with engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
         assert compare_metadata(context, metadata) == []
+    engine.dispose()
+
+
+def test_a_database_from_before_usage_keeps_its_turns(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'turnwise.db'}"
+    migrate(old := create_engine(url), "first")
+    _, turn = turn_with_nodes()
+    added = ("cached_tokens", "past_stop_tokens")
+    row = {k: v for k, v in to_row(turn).items() if k not in added}
+    with old.begin() as connection:
+        connection.execute(turns.insert(), row | {"rollout_id": "rol_a", "account_id": ACCOUNT})
+    old.dispose()
+
+    engine = open_engine(tmp_path / "turnwise.db")
+    with engine.connect() as connection:
+        assert from_rows(Turn, connection.execute(select_nouns(Turn)).all()) == [turn]
     engine.dispose()
 
 

@@ -29,13 +29,13 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_model(tmp_path_factory.mktemp("base") / "model")
 
 
-def no_sampler(_: object) -> NoReturn:
-    raise AssertionError("these tests start no engine")
+def not_here(_: object) -> NoReturn:
+    raise AssertionError("these tests start learners only")
 
 
 @pytest.fixture
 async def launcher() -> AsyncIterator[LocalLauncher]:
-    started = LocalLauncher(sampler=no_sampler, learner=RemoteLearner)
+    started = LocalLauncher(sampler=not_here, learner=RemoteLearner, archive=not_here)
     yield started
     await started.close()
 

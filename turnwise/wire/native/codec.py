@@ -9,6 +9,7 @@ from turnwise.control.browse import Point
 from turnwise.control.job_file import as_mapping
 from turnwise.domain.event import Event
 from turnwise.domain.job import Job, JobKind
+from turnwise.domain.ledger import TokenUsage
 from turnwise.domain.rollout import Node, Rollout, Trajectory, Turn
 from turnwise.ports import ModelPackage, RolloutSummary
 
@@ -48,6 +49,16 @@ def event_body(event: Event) -> Json:
 def curve_body(points: list[Point]) -> list[Json]:
     """A metric's curve."""
     return [{"step": p.step, "value": p.value, "seq": p.seq} for p in points]
+
+
+def usage_body(usage: TokenUsage) -> Json:
+    """What a job cost, in tokens."""
+    return {
+        "train_tokens": usage.train,
+        "prefill_tokens": usage.prefill,
+        "cached_prefill_tokens": usage.cached,
+        "sample_tokens": usage.sample,
+    }
 
 
 def rollout_body(rollout: Rollout) -> Json:
@@ -112,7 +123,9 @@ def _turn_body(turn: Turn) -> Json:
         "finish_reason": turn.finish_reason.value,
         "delivery": turn.delivery.value,
         "prompt_tokens": turn.prompt_tokens,
+        "cached_tokens": turn.cached_tokens,
         "completion_tokens": turn.completion_tokens,
+        "past_stop_tokens": turn.past_stop_tokens,
         "seconds": turn.ended_at - turn.started_at,
     }
 

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import asyncio
-import io
-import tarfile
 from collections.abc import Awaitable, Callable, Mapping
-from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Depends, FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
 
 from turnwise import __version__, errors
 from turnwise.control.browse import PAGE, Browse
 from turnwise.control.job_file import as_mapping, parse_job
-from turnwise.control.jobs import Jobs, adapter_folder
+from turnwise.control.jobs import Jobs
 from turnwise.control.results import StoredResults
 from turnwise.domain.access import Principal
 from turnwise.domain.event import EventKind
 from turnwise.domain.job import JobStatus
 from turnwise.domain.rollout import Purpose, RolloutStatus
-from turnwise.ports import RolloutQuery
+from turnwise.exporting.archives import Archives
+from turnwise.ports import Archive, RolloutQuery
 from turnwise.wire.native import codec
 from turnwise.wire.native.faults import fault
 
@@ -35,7 +33,11 @@ MAX_WAIT_S = 25.0
 
 
 def native_app(
-    jobs: Jobs, browse: Browse, authenticate: Authenticate, results: StoredResults
+    jobs: Jobs,
+    browse: Browse,
+    archives: Archives,
+    results: StoredResults,
+    authenticate: Authenticate,
 ) -> FastAPI:
     """The whole native API as one ASGI app. `authenticate` turns a bearer key into a Principal."""
     app = FastAPI(title="Turnwise", version=__version__, docs_url=None, redoc_url=None)
@@ -72,7 +74,7 @@ def native_app(
     app.include_router(_job_routes(jobs, principal))
     app.include_router(_reading_routes(browse, principal))
     app.include_router(_result_routes(results, principal))
-    app.include_router(_model_routes(browse, principal))
+    app.include_router(_model_routes(browse, archives, principal))
     return app
 
 
@@ -155,6 +157,10 @@ def _reading_routes(browse: Browse, principal: Caller) -> APIRouter:
         bins = await browse.ledger(who, name)
         return {"steps": [{"step": step, "bins": bins[step]} for step in sorted(bins)]}
 
+    @routes.get("/jobs/{name}/usage")
+    async def usage(name: str, who: Principal = caller) -> Json:
+        return codec.usage_body(await browse.usage(who, name))
+
     @routes.get("/jobs/{name}/rollouts")
     async def rollouts(
         name: str,
@@ -194,7 +200,7 @@ def _result_routes(results: StoredResults, principal: Caller) -> APIRouter:
     return routes
 
 
-def _model_routes(browse: Browse, principal: Caller) -> APIRouter:
+def _model_routes(browse: Browse, archives: Archives, principal: Caller) -> APIRouter:
     routes = APIRouter(prefix="/api/v1/models")
     caller = Depends(principal)
 
@@ -204,11 +210,15 @@ def _model_routes(browse: Browse, principal: Caller) -> APIRouter:
         return {"models": [codec.package_body(package) for package in found]}
 
     @routes.get("/{name:path}/archive")
-    async def archive(name: str, who: Principal = caller) -> Response:
-        """The package's PEFT folder as a tar file."""
+    async def archive(name: str, merged: bool = False, who: Principal = caller) -> Response:
+        """The package as a tar file: its PEFT folder, or a model folder with it merged in."""
         package = await browse.package(who, name)
-        packed = await asyncio.to_thread(_tar, Path(adapter_folder(package)))
-        return Response(packed, media_type="application/x-tar")
+        opened = await archives.open(package, merged=merged)
+        try:
+            return _Download(opened, await opened.size())
+        except BaseException:
+            await opened.close()
+            raise
 
     @routes.get("/{name:path}")
     async def package(name: str, who: Principal = caller) -> Json:
@@ -217,11 +227,16 @@ def _model_routes(browse: Browse, principal: Caller) -> APIRouter:
     return routes
 
 
-def _tar(folder: Path) -> bytes:
-    if not folder.is_dir():
-        raise errors.NotFound("model folder", str(folder), remedy="its files have been removed")
-    packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w") as tar:
-        for file in sorted(folder.iterdir()):
-            tar.add(file, arcname=file.name)
-    return packed.getvalue()
+class _Download(StreamingResponse):
+    """An archive on its way; closed at the end, whoever ends it."""
+
+    def __init__(self, archive: Archive, size: int) -> None:
+        length = {"content-length": str(size)}
+        super().__init__(archive.pieces(), media_type="application/x-tar", headers=length)
+        self._archive = archive
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await self._archive.close()

@@ -102,6 +102,11 @@ def decode_chat(body: bytes) -> ChatRequest:
 
 
 def encode_reply(reply: Reply) -> bytes:
+    """The whole reply as JSON."""
+    return _encode(reply_body(reply))
+
+
+def reply_body(reply: Reply) -> dict[str, Any]:
     """The whole reply, as `chat.completion`."""
     choice = {
         "index": 0,
@@ -109,7 +114,7 @@ def encode_reply(reply: Reply) -> bytes:
         "logprobs": _logprobs(reply),
         "finish_reason": reply.finish_reason.value,
     }
-    return _encode(_head(reply, "chat.completion") | {"choices": [choice], "usage": _usage(reply)})
+    return _head(reply, "chat.completion") | {"choices": [choice], "usage": _usage(reply)}
 
 
 class ChunkEncoder:
