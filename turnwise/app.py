@@ -24,7 +24,7 @@ from turnwise.access.keys import Keyring
 from turnwise.agents import open_runner, open_scorers
 from turnwise.channel import Connection
 from turnwise.control.browse import Browse
-from turnwise.control.jobs import Jobs, find_model, load_job_rows
+from turnwise.control.jobs import Jobs, load_job_rows
 from turnwise.control.results import StoredResults
 from turnwise.control.served import ServedModels, adapter_id, verified_folder
 from turnwise.domain.access import Account
@@ -149,8 +149,11 @@ class Service:
         return self.account.number
 
     async def _model_folder(self, job: Job, name: str) -> str:
-        _, folder = await find_model(self.store, job.account_id, name)
-        return folder
+        """The PEFT folder of a model to evaluate; a registered one's files are verified."""
+        if Path(name).is_absolute():
+            return name
+        package = await self.store.package(job.account_id, name)
+        return str(await asyncio.to_thread(_verified_folder, package))
 
     def _endpoint(self, rollout_id: str, secret: str) -> str:
         return f"{self.url}/r/{rollout_id}.{secret}"

@@ -11,7 +11,6 @@ The queue is one for all accounts, in the order in which the jobs were created.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 import logging
 from collections.abc import Awaitable, Callable, Sequence
@@ -283,7 +282,7 @@ class Jobs:
         models: list[str] = []
         for place, asked in enumerate(spec.evaluated_models):
             where = field.format(place)
-            name, _ = await find_model(self._store, principal.account_id, asked, field=where)
+            name = await _evaluated(self._store, principal.account_id, asked, where)
             if name in models:
                 raise errors.InvalidInput(where, asked, "is there twice; each model is needed once")
             models.append(name)
@@ -312,28 +311,26 @@ def _no_adapter(name: str) -> errors.InvalidInput:
     )
 
 
-async def find_model(
-    store: Store, account_id: str, name: str, *, field: str = "evaluation.models"
-) -> tuple[str, str]:
-    """A model to evaluate: its name, with its version if it is registered, and its PEFT folder.
-
-    The base model's folder is "". Raises `InvalidInput` for `field`.
-    """
+async def _evaluated(store: Store, account_id: str, name: str, field: str) -> str:
+    """A model to evaluate by its fixed name: a registered one's has its version."""
     if name == BASE:
-        return BASE, ""
-    found, folder = name, name
+        return BASE
+    unknown = errors.InvalidInput(
+        field,
+        name,
+        "is neither a registered model nor a PEFT folder",
+        remedy=f"give {BASE!r}, a name of `turnwise models list`, or a folder's absolute path",
+    )
+    folder = name
     if not Path(name).is_absolute():
-        with contextlib.suppress(errors.NotFound):
+        try:
             package = await store.package(account_id, name)
-            found, folder = f"{package.group}/{package.version}", adapter_folder(package)
+        except errors.NotFound:
+            raise unknown from None
+        name, folder = f"{package.group}/{package.version}", adapter_folder(package)
     if not (Path(folder) / "adapter_config.json").is_file():
-        raise errors.InvalidInput(
-            field,
-            name,
-            "is neither a registered model nor a PEFT folder",
-            remedy=f"give {BASE!r}, a name of `turnwise models list`, or a folder's absolute path",
-        )
-    return found, folder
+        raise unknown
+    return name
 
 
 def load_job_rows(spec: JobSpec) -> tuple[list[Row], list[Row]]:

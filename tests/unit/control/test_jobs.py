@@ -337,8 +337,8 @@ async def test_the_models_to_evaluate_are_found_and_fixed_to_their_versions(worl
     ("models", "message"),
     [
         (
-            ("base", "rum"),
-            "evaluation.models[1]: 'rum' is neither a registered model nor a PEFT folder; give "
+            ("base", "beside"),
+            "evaluation.models[1]: 'beside' is neither a registered model nor a PEFT folder; give "
             "'base', a name of `turnwise models list`, or a folder's absolute path",
         ),
         (
@@ -348,8 +348,11 @@ async def test_the_models_to_evaluate_are_found_and_fixed_to_their_versions(worl
     ],
 )
 async def test_models_that_cannot_be_evaluated_are_refused(
-    world: World, models: tuple[str, ...], message: str
+    world: World, models: tuple[str, ...], message: str, monkeypatch: pytest.MonkeyPatch
 ):
+    monkeypatch.chdir(world.folder)
+    (world.folder / "beside").mkdir()  # the server's own working directory is nobody's business
+    (world.folder / "beside" / "adapter_config.json").write_text("{}")
     await world.create("run")
     await register(world, package(world))
     spec = world.spec("eval", kind=EVALUATION, evaluation=EvaluationSpec(models=models))
