@@ -8,16 +8,13 @@ sampled token is accounted for; nothing is left running.
 from __future__ import annotations
 
 import asyncio
-import json
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
 from tests import builders
 from tests.unit.loop.fakes import (
@@ -28,6 +25,7 @@ from tests.unit.loop.fakes import (
     FakeSampler,
     names,
     until,
+    write_adapter_files,
 )
 from turnwise import errors
 from turnwise.agents.scripted import Behaviour, ScriptedAgent
@@ -539,14 +537,15 @@ async def test_a_damaged_checkpoint_is_named_and_the_one_before_continues(world:
     world.learner.breaks[2] = errors.StorageFull("no room")
     await loop.run()
     [*_, newest] = await world.store.checkpoints(builders.ACCOUNT, "job_walk")
-    (Path(newest.path) / "updates").unlink()
+    (Path(newest.path) / "state.safetensors").unlink()
 
     resumed = await resume(world, job)
 
     assert (resumed.status, resumed.step) == (JobStatus.COMPLETED, 3)
     assert [request.step for request in world.learner.requests] == [1, 2]
     assert await world.warnings() == [
-        f"the checkpoint of step 1 is damaged: {newest.path} is not complete"
+        f"the checkpoint of step 1 is damaged: {newest.path} is not complete; "
+        "continuing from that of step 0 instead"
     ]
     groups = await world.groups()
     trained = [g for g in groups if g.status is GroupStatus.TRAINED]
@@ -564,7 +563,7 @@ async def test_a_job_without_a_sound_checkpoint_fails_by_name(world: World) -> N
     world.learner.breaks[0] = errors.StorageFull("no room")
     await loop.run()
     [initial] = await world.store.checkpoints(builders.ACCOUNT, "job_walk")
-    (Path(initial.path) / "updates").unlink()
+    (Path(initial.path) / "state.safetensors").unlink()
 
     failed = await resume(world, job)
 
@@ -728,11 +727,3 @@ async def test_an_evaluation_of_a_folder_without_adapter_fails_by_name(
 
     assert job.status is JobStatus.FAILED
     assert job.message.startswith(f"adapter: {str(tmp_path)!r} cannot be read (FileNotFoundError")
-
-
-def write_adapter_files(folder: Path) -> None:
-    """A LoRA adapter of one weight, in the files' own formats."""
-    folder.mkdir()
-    config = {"r": 1, "lora_alpha": 2.0, "target_modules": ["q_proj"]}
-    (folder / "adapter_config.json").write_text(json.dumps(config))
-    save_file({"a": np.ones((1, 2), np.float32)}, folder / "adapter_model.safetensors")

@@ -9,11 +9,13 @@ from turnwise.domain.event import EventDraft, EventKind, Level
 from turnwise.domain.job import Job
 from turnwise.domain.ledger import Bin
 from turnwise.domain.rollout import Group, GroupStatus
-from turnwise.domain.training import Checkpoint
+from turnwise.domain.training import NOTHING_TRAINED, Checkpoint, DataPosition
 from turnwise.loop.assemble import ClosedGroup
 from turnwise.loop.pace import Pace
+from turnwise.loop.packages import checkpoint_of
 from turnwise.loop.plan import Plan
 from turnwise.loop.sockets import Sockets
+from turnwise.ports import ModelPackage
 
 #: `Checkpoint.step` of the state before any training.
 BEFORE_TRAINING = -1
@@ -27,24 +29,31 @@ class Start:
     pace: Pace
     kept: tuple[ClosedGroup, ...]  # of the incarnation before, still young enough
     orders: tuple[int, ...]  # places in the plan to admit, in order
+    trained: frozenset[int]  # places in the plan that finished steps took
     superseded_tokens: int  # sampled for what was not kept; the first step's ledger has them
 
 
-def checkpoint_key(job_id: str, step: int) -> str:
-    """The blob folder of a checkpoint."""
+def checkpoint_key(job: Job, step: int) -> str:
+    """The blob folder of a checkpoint.
+
+    Each incarnation has its own: one that trains a step again, after a fall-back, must not write
+    over what an earlier one has registered.
+    """
     name = "initial" if step == BEFORE_TRAINING else f"step-{step:05d}"
-    return f"jobs/{job_id}/checkpoints/{name}"
+    return f"jobs/{job.job_id}/checkpoints/{name}.{job.incarnation}"
 
 
 async def begin(job: Job, plan: Plan, sockets: Sockets) -> Start:
     """Start a new incarnation of a job: from the newest sound checkpoint, or from the beginning.
 
-    Places whose groups were neither trained nor kept are planned again. Raises `Corrupted` when
-    no checkpoint is sound.
+    The beginning is the base model, an adapter, or the checkpoint of another job. Places whose
+    groups were neither trained nor kept are planned again. Raises `Corrupted` when no checkpoint
+    is sound.
     """
     store = sockets.store
     recorded = await store.checkpoints(job.account_id, job.job_id)
-    checkpoint = await _restored(job, recorded, sockets) if recorded else await _first(job, sockets)
+    restore = _restored(job, recorded, sockets) if recorded else _first(job, sockets)
+    checkpoint, position = await restore
     await sockets.sampler.load(checkpoint.adapter.adapter_id, checkpoint.adapter.path)
     has_fallen_back = bool(recorded) and checkpoint is not recorded[-1]
     if has_fallen_back:
@@ -63,35 +72,63 @@ async def begin(job: Job, plan: Plan, sockets: Sockets) -> Start:
         step=checkpoint.step + 1,
     )
     kept = pace.resume({order: group.admitted_at_step for order, group in closed.items()})
+    # The job's own groups, for checkpoints that were saved before they held their data position.
     trained = {group.order for group in groups if group.status is GroupStatus.TRAINED}
+    trained |= position.trained
     await _supersede(job, [closed[order] for order in kept], sockets)
     return Start(
         checkpoint=checkpoint,
         pace=pace,
         kept=tuple([await _read(closed[order], sockets) for order in kept]),
         orders=tuple(plan.orders(trained | set(kept))),
+        trained=frozenset(trained),
         superseded_tokens=await _superseded_tokens(job, pace.step, sockets),
     )
 
 
-async def _first(job: Job, sockets: Sockets) -> Checkpoint:
-    """Save the state before training, so that step 0 has an adapter and a way back."""
-    folder = sockets.blobs.path(checkpoint_key(job.job_id, BEFORE_TRAINING))
-    checkpoint = await sockets.learner.save(BEFORE_TRAINING, str(folder))
+async def _first(job: Job, sockets: Sockets) -> tuple[Checkpoint, DataPosition]:
+    """Save the state to begin with, so that the first step has an adapter and a way back.
+
+    A job that continues another's checkpoint gets a copy of its own, and needs that one no more.
+    """
+    step, position = BEFORE_TRAINING, NOTHING_TRAINED
+    if job.spec.resume_from:
+        package = await sockets.store.package(job.account_id, job.spec.resume_from)
+        step, position = package.step, await sockets.learner.restore(checkpoint_of(package))
+        _check_position(package, position)
+    folder = sockets.blobs.path(checkpoint_key(job, step))
+    checkpoint = await sockets.learner.save(step, str(folder), position)
     await sockets.store.save_checkpoint(job.account_id, job.job_id, checkpoint)
-    return checkpoint
+    return checkpoint, position
 
 
-async def _restored(job: Job, recorded: list[Checkpoint], sockets: Sockets) -> Checkpoint:
-    """The newest checkpoint that the learner could restore."""
+def _check_position(package: ModelPackage, position: DataPosition) -> None:
+    if package.step >= 0 and not position.count:
+        raise errors.InvalidInput(
+            "resume_from",
+            package.name,
+            "was saved by a version of Turnwise that left out which rows it had trained",
+            remedy=f"start from its adapter with input_adapter: {package.twin}",
+        )
+
+
+async def _restored(
+    job: Job, recorded: list[Checkpoint], sockets: Sockets
+) -> tuple[Checkpoint, DataPosition]:
+    """The newest checkpoint that the learner could restore; each damaged one is a warning."""
+    damaged: list[str] = []
     for checkpoint in reversed(recorded):
         try:
-            await sockets.learner.restore(checkpoint)
+            position = await sockets.learner.restore(checkpoint)
         except errors.Corrupted as error:
-            message = f"the checkpoint of step {checkpoint.step} is damaged: {error}"
-            await _log(job, message, sockets, Level.WARNING)
+            damaged.append(f"the checkpoint of step {checkpoint.step} is damaged: {error}")
         else:
-            return checkpoint
+            for message in damaged:
+                used = f"{message}; continuing from that of step {checkpoint.step} instead"
+                await _log(job, used, sockets, Level.WARNING)
+            return checkpoint, position
+    for message in damaged:
+        await _log(job, message, sockets, Level.WARNING)
     raise errors.Corrupted(f"no checkpoint of job {job.name!r} is sound; start a new job")
 
 

@@ -33,10 +33,11 @@ from turnwise.domain.rollout import Group, Purpose
 from turnwise.loop.assemble import ClosedGroup
 from turnwise.loop.collect import Assignment, Collector
 from turnwise.loop.evaluate import evaluate, run_evaluation
+from turnwise.loop.packages import next_version
 from turnwise.loop.plan import Plan
 from turnwise.loop.resume import Start, begin
 from turnwise.loop.sockets import Sockets
-from turnwise.loop.step import Stepper, next_version
+from turnwise.loop.step import Stepper
 
 log = logging.getLogger(__name__)
 

@@ -7,22 +7,39 @@ from dataclasses import replace
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import Connection, and_, delete, or_, select, update
+from sqlalchemy import ColumnElement, Connection, and_, delete, or_, select, update
 
 from turnwise import errors
 from turnwise.domain.event import Event, EventDraft, EventKind
-from turnwise.domain.job import Job, JobSpec, JobStatus, Secondary, check_move
+from turnwise.domain.job import Inputs, Job, JobSpec, JobStatus, Secondary, check_move
 from turnwise.storage.rows import from_row, from_rows, select_nouns, to_row
-from turnwise.storage.tables import checkpoints, events, groups, jobs, nodes, rollouts, steps, turns
+from turnwise.storage.tables import (
+    checkpoints,
+    events,
+    groups,
+    jobs,
+    nodes,
+    packages,
+    rollouts,
+    steps,
+    turns,
+)
 
 
 def create(connection: Connection, job: Job) -> Job:
-    """Insert a job; `Conflict` if the account has one of that name."""
+    """Insert a job; `Conflict` if the account has one of that name, or its parent was pruned."""
     taken = select(jobs.c.job_id).where(
         jobs.c.account_id == job.account_id, or_(jobs.c.name == job.name, _is(job.job_id))
     )
     if connection.execute(taken).first() is not None:
         raise errors.Conflict(f"a job named {job.name!r} exists already; choose another name")
+    gone = select(packages.c.package_id).where(
+        packages.c.account_id == job.account_id,
+        named(job.parent),
+        packages.c.pruned_at.is_not(None),
+    )
+    if job.parent and connection.execute(gone).first() is not None:
+        raise errors.Conflict(f"model {job.parent!r} has just been pruned; choose another version")
     connection.execute(jobs.insert(), to_row(job))
     return job
 
@@ -70,6 +87,13 @@ def remove(connection: Connection, account_id: str, job_id: str) -> None:
         connection.execute(delete(table).where(table.c.job_id == job_id))
 
 
+def record_inputs(connection: Connection, account_id: str, job_id: str, inputs: Inputs) -> None:
+    """Keep them unless an earlier start did."""
+    lock(connection, account_id, job_id)
+    first = update(jobs).where(_is(job_id), jobs.c.inputs.is_(None))
+    connection.execute(first.values(inputs=inputs))
+
+
 def start_incarnation(connection: Connection, account_id: str, job_id: str) -> int:
     """Count one more start."""
     number = lock(connection, account_id, job_id).incarnation + 1
@@ -90,6 +114,11 @@ def append(
     for draft in drafts:
         if draft.kind is EventKind.STATUS:
             after = _moved(after, draft, now)
+    if after.status.is_final and after.status is not before.status:
+        output = _newest_adapter(connection, before)
+        if output and output != before.output:
+            after = replace(after, output=output)
+            drafts = [_promotion(after), *drafts]
     last = last_event(connection, account_id, job_id)
     appended = [
         Event(seq=seq, job_id=job_id, at=now, kind=draft.kind, level=draft.level, body=draft.body)
@@ -140,6 +169,28 @@ def lock(connection: Connection, account_id: str, job_id: str) -> Job:
 
 def _is(job_id: str) -> Any:
     return jobs.c.job_id == job_id
+
+
+def named(package: str) -> ColumnElement[bool]:
+    """Whether a package has the name "group/version"."""
+    group, _, version = package.rpartition("/")
+    number = int(version) if version.isdecimal() else -1
+    return and_(packages.c.group == group, packages.c.version == number)
+
+
+def _newest_adapter(connection: Connection, job: Job) -> str:
+    """The name of what the job's last finished step registered; empty where it finished none."""
+    query = select(packages.c.group, packages.c.version).where(
+        packages.c.job_id == job.job_id,
+        packages.c.kind == "adapter",
+        packages.c.step == job.step - 1,
+    )
+    row = connection.execute(query.order_by(packages.c.seq.desc()).limit(1)).first()
+    return "" if row is None else f"{row.group}/{row.version}"
+
+
+def _promotion(job: Job) -> EventDraft:
+    return EventDraft(kind=EventKind.PROMOTION, body={"step": job.step - 1, "model": job.output})
 
 
 def _moved(job: Job, draft: EventDraft, now: float) -> Job:

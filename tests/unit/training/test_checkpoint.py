@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from turnwise import errors
-from turnwise.training.checkpoint import folder_sha256, verify, write_atomically
+from turnwise.modeling.fingerprint import folder_sha256, verify
+from turnwise.training.checkpoint import write_atomically
 
 
 def content(text: str):

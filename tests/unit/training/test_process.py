@@ -18,7 +18,7 @@ from tests.tiny import save_tiny_model
 from tests.unit.training.samples import batch, conversation, learner_spec, request, scored, train
 from turnwise import errors
 from turnwise.launching.local import LocalLauncher
-from turnwise.training.checkpoint import verify
+from turnwise.modeling.fingerprint import verify
 from turnwise.training.handle import RemoteLearner
 from turnwise.training.learner import TorchLearner
 
