@@ -15,7 +15,6 @@ from turnwise.loop.pace import Pace
 from turnwise.loop.packages import checkpoint_of
 from turnwise.loop.plan import Plan
 from turnwise.loop.sockets import Sockets
-from turnwise.ports import ModelPackage
 
 #: `Checkpoint.step` of the state before any training.
 BEFORE_TRAINING = -1
@@ -95,21 +94,10 @@ async def _first(job: Job, sockets: Sockets) -> tuple[Checkpoint, DataPosition]:
     if job.spec.resume_from:
         package = await sockets.store.package(job.account_id, job.spec.resume_from)
         step, position = package.step, await sockets.learner.restore(checkpoint_of(package))
-        _check_position(package, position)
     folder = sockets.blobs.path(checkpoint_key(job, step))
     checkpoint = await sockets.learner.save(step, str(folder), position)
     await sockets.store.save_checkpoint(job.account_id, job.job_id, checkpoint)
     return checkpoint, position
-
-
-def _check_position(package: ModelPackage, position: DataPosition) -> None:
-    if package.step >= 0 and not position.count:
-        raise errors.InvalidInput(
-            "resume_from",
-            package.name,
-            "was saved by a version of Turnwise that left out which rows it had trained",
-            remedy=f"start from its adapter with input_adapter: {package.twin}",
-        )
 
 
 async def _restored(

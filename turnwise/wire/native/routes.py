@@ -17,7 +17,8 @@ from starlette.exceptions import HTTPException
 from turnwise import __version__, errors
 from turnwise.control.browse import PAGE, Browse
 from turnwise.control.job_file import as_mapping, parse_job
-from turnwise.control.jobs import Jobs, adapter_folder
+from turnwise.control.jobs import Jobs
+from turnwise.control.lineage import adapter_folder
 from turnwise.domain.access import Principal
 from turnwise.domain.event import EventKind
 from turnwise.domain.job import JobStatus
