@@ -618,6 +618,29 @@ async def test_a_failure_leaves_the_last_adapter_and_keeps_its_own_reason(world:
     )
 
 
+async def test_a_checkpoint_that_never_counted_is_removed_by_the_next_start(world: World) -> None:
+    await world.store.create_job(job := make_job())
+    loop = world.loop(job, rows())
+
+    async def fails(adapter_id: str, path: str) -> None:
+        if adapter_id == "adapter-2":  # between the checkpoint of step 1 and its commit
+            raise errors.ProcessDied("the engine's process has ended")
+
+    world.sampler.load = fails
+    await loop.run()
+    [package] = await registered(world, "walk-checkpoints")
+    folder = Path(package.path).parent
+    assert {each.name for each in folder.iterdir()} == {
+        *("initial.1", "step-00000.1", "step-00001.1"),
+    }
+    world.sampler = FakeSampler()
+    await resume(world, job)
+
+    assert {each.name for each in folder.iterdir()} == {
+        *("initial.1", "step-00000.1", "step-00001.2"),
+    }
+
+
 # ── retention ─────────────────────────────────────────────────────────────────────────────────
 
 

@@ -107,6 +107,7 @@ class Jobs:
                 spec=begin.spec,
                 step=begin.step,
                 created_at=self._clock.now(),
+                inputs=begin.inputs,
                 parent=begin.parent,
             )
         )

@@ -43,6 +43,7 @@ class Beginning:
     spec: JobSpec
     parent: str = ""  # the registered model, "group/version"
     step: int = 0
+    inputs: Inputs | None = None  # that the first start must find; None: whatever it finds
 
 
 class Lineage:
@@ -59,9 +60,9 @@ class Lineage:
         """
         if spec.resume_from:
             package = await self._package(account_id, "resume_from", spec.resume_from)
-            await asyncio.to_thread(check_continues, package, spec, num_rows)
+            inputs = await asyncio.to_thread(check_continues, package, spec, num_rows)
             spec = dataclasses.replace(spec, resume_from=package.name)
-            return Beginning(spec=spec, parent=package.name, step=package.step + 1)
+            return Beginning(spec=spec, parent=package.name, step=package.step + 1, inputs=inputs)
         if not spec.input_adapter:
             return Beginning(spec=spec)
         return await self._from_adapter(account_id, spec)
@@ -151,8 +152,11 @@ def _changed(field: str, path: str, old: str, new: str) -> str:
 # ── a checkpoint to continue from ─────────────────────────────────────────────────────────────
 
 
-def check_continues(package: ModelPackage, spec: JobSpec, num_rows: int) -> None:
-    """Raise unless a new job with this spec can go on after this checkpoint's step. Blocks."""
+def check_continues(package: ModelPackage, spec: JobSpec, num_rows: int) -> Inputs:
+    """Raise unless a new job with this spec can go on after this checkpoint's step. Blocks.
+
+    Returns what the job reads, by content.
+    """
     if package.kind != "checkpoint":
         raise errors.InvalidInput(
             "resume_from",
@@ -169,7 +173,8 @@ def check_continues(package: ModelPackage, spec: JobSpec, num_rows: int) -> None
             "was registered by a version of Turnwise that left out what it was trained with",
             remedy=f"start anew from its adapter with input_adapter: {package.twin}",
         )
-    if differing := list(_differences(package, spec)):
+    inputs = read_inputs(spec)
+    if differing := list(_differences(package, spec, inputs)):
         raise errors.InvalidInput(
             "resume_from",
             package.name,
@@ -179,13 +184,14 @@ def check_continues(package: ModelPackage, spec: JobSpec, num_rows: int) -> None
         )
     _check_rest(package, spec, num_rows)
     verify(Path(package.path), package.sha256)
+    return inputs
 
 
-def _differences(package: ModelPackage, spec: JobSpec) -> Iterator[str]:
+def _differences(package: ModelPackage, spec: JobSpec, inputs: Inputs) -> Iterator[str]:
     lineage = package.metadata
     for field, path, old, new in (
-        ("model", spec.model, lineage["base_model"]["sha256"], base_sha256(spec.model)),
-        ("dataset", spec.dataset, lineage["dataset"]["sha256"], _sha256("dataset", spec.dataset)),
+        ("model", spec.model, lineage["base_model"]["sha256"], inputs.base_sha256),
+        ("dataset", spec.dataset, lineage["dataset"]["sha256"], inputs.dataset_sha256),
     ):
         if old != new:
             yield _changed(field, path, old, new)

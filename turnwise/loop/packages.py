@@ -15,6 +15,9 @@ from turnwise.loop.sockets import Sockets
 from turnwise.modeling.fingerprint import fingerprint
 from turnwise.ports import CHECKPOINTS, ModelPackage, NewId
 
+#: `Checkpoint.step` of the state before any training.
+BEFORE_TRAINING = -1
+
 #: The metrics of a step that its packages carry.
 HEADLINE = (
     "rollout/reward/mean",
@@ -80,6 +83,16 @@ def lineage(job: Job, step: int, values: Mapping[str, float]) -> dict[str, Any]:
         "metrics": {name: float(values[name]) for name in HEADLINE if name in values},
         "config": msgspec.to_builtins(spec),
     }
+
+
+def checkpoint_key(job: Job, step: int) -> str:
+    """The blob folder of a checkpoint.
+
+    Each incarnation has its own: one that trains a step again, after a fall-back, must not write
+    over what an earlier one has registered.
+    """
+    name = "initial" if step == BEFORE_TRAINING else f"step-{step:05d}"
+    return f"jobs/{job.job_id}/checkpoints/{name}.{job.incarnation}"
 
 
 def checkpoint_of(package: ModelPackage) -> Checkpoint:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from turnwise.domain.event import EventDraft, EventKind, Level
 from turnwise.domain.job import CheckpointSpec, Job
-from turnwise.domain.training import META_FILE, STATE_FILE
+from turnwise.domain.training import ADAPTER_FOLDER, META_FILE, STATE_FILE
+from turnwise.loop.packages import checkpoint_group, checkpoint_key
 from turnwise.loop.sockets import Sockets
 from turnwise.ports import Pruned
 
@@ -45,6 +47,31 @@ async def prune(job: Job, sockets: Sockets) -> None:
     pruned = await sockets.store.prune(
         job.account_id, job.job_id, keep, adapters=spec.prune_adapters
     )
+    await _remove_all(job, pruned, sockets)
+
+
+async def sweep(job: Job, step: int, sockets: Sockets) -> None:
+    """Remove what a killed incarnation left: pruned files, and a checkpoint that never counted.
+
+    `step` is the one to be trained next.
+    """
+    registered = await sockets.store.packages(job.account_id, group=checkpoint_group(job.name))
+    adapters = await sockets.store.packages(job.account_id, group=job.name)
+    named = {package.path for package in registered}
+    gone = {package.path for package in adapters if package.pruned_at is not None}
+    left = [
+        Pruned(path=package.path, with_adapter=f"{package.path}/{ADAPTER_FOLDER}" in gone)
+        for package in registered
+        if package.job_id == job.job_id and package.pruned_at is not None
+    ]
+    for incarnation in range(1, job.incarnation):
+        folder = sockets.blobs.path(checkpoint_key(replace(job, incarnation=incarnation), step))
+        if str(folder) not in named:
+            left.append(Pruned(path=str(folder), with_adapter=True))
+    await _remove_all(job, left, sockets)
+
+
+async def _remove_all(job: Job, pruned: Sequence[Pruned], sockets: Sockets) -> None:
     for each in pruned:
         try:
             await _remove(job, each, sockets)

@@ -12,12 +12,10 @@ from turnwise.domain.rollout import Group, GroupStatus
 from turnwise.domain.training import NOTHING_TRAINED, Checkpoint, DataPosition
 from turnwise.loop.assemble import ClosedGroup
 from turnwise.loop.pace import Pace
-from turnwise.loop.packages import checkpoint_of
+from turnwise.loop.packages import BEFORE_TRAINING, checkpoint_key, checkpoint_of
 from turnwise.loop.plan import Plan
+from turnwise.loop.prune import sweep
 from turnwise.loop.sockets import Sockets
-
-#: `Checkpoint.step` of the state before any training.
-BEFORE_TRAINING = -1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,16 +28,6 @@ class Start:
     orders: tuple[int, ...]  # places in the plan to admit, in order
     trained: frozenset[int]  # places in the plan that finished steps took
     superseded_tokens: int  # sampled for what was not kept; the first step's ledger has them
-
-
-def checkpoint_key(job: Job, step: int) -> str:
-    """The blob folder of a checkpoint.
-
-    Each incarnation has its own: one that trains a step again, after a fall-back, must not write
-    over what an earlier one has registered.
-    """
-    name = "initial" if step == BEFORE_TRAINING else f"step-{step:05d}"
-    return f"jobs/{job.job_id}/checkpoints/{name}.{job.incarnation}"
 
 
 async def begin(job: Job, plan: Plan, sockets: Sockets) -> Start:
@@ -74,6 +62,7 @@ async def begin(job: Job, plan: Plan, sockets: Sockets) -> Start:
     # The job's own groups, for checkpoints that were saved before they held their data position.
     trained = {group.order for group in groups if group.status is GroupStatus.TRAINED}
     trained |= position.trained
+    await sweep(job, pace.step, sockets)
     await _supersede(job, [closed[order] for order in kept], sockets)
     return Start(
         checkpoint=checkpoint,

@@ -20,11 +20,11 @@ from turnwise.domain.job import Job
 from turnwise.domain.rollout import Policy
 from turnwise.domain.training import Checkpoint, DataPosition, StepResult
 from turnwise.loop.assemble import Assembly, ClosedGroup, assemble
-from turnwise.loop.packages import packages_of
+from turnwise.loop.packages import checkpoint_key, packages_of
 from turnwise.loop.parity import check_parity
 from turnwise.loop.plan import Plan, learning_rate
 from turnwise.loop.prune import prune
-from turnwise.loop.resume import Start, checkpoint_key
+from turnwise.loop.resume import Start
 from turnwise.loop.sockets import Sockets
 from turnwise.ports import FinishedStep, ModelPackage
 from turnwise.rl.statistics import mismatch_metrics

@@ -411,7 +411,8 @@ async def test_a_model_is_listed_and_packed(api: httpx.AsyncClient, world: World
     assert [(model["name"], model["path"], model["job_id"]) for model in models] == [
         ("walk/1", str(folder), "job_a")
     ]
-    assert (await api.get("/api/v1/models/walk")).json() == models[0]
+    described = (await api.get("/api/v1/models/walk")).json()
+    assert described == models[0] | {"validation": {}}
     assert archive.headers["content-type"] == "application/x-tar"
     with tarfile.open(fileobj=io.BytesIO(archive.content)) as tar:
         assert tar.getnames() == ["adapter_config.json"]

@@ -194,7 +194,8 @@ def _model_routes(browse: Browse, principal: Caller) -> APIRouter:
 
     @routes.get("/{name:path}")
     async def package(name: str, who: Principal = caller) -> Json:
-        return codec.package_body(await browse.package(who, name))
+        package = await browse.package(who, name)
+        return codec.package_body(package) | {"validation": await browse.validation(package)}
 
     return routes
 
