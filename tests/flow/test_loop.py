@@ -443,12 +443,12 @@ async def test_a_sampler_without_exact_logprobs_is_refused(world: World) -> None
 # ── stop, crash, resume ───────────────────────────────────────────────────────────────────────
 
 
-async def resume(world: World, job: Job) -> Job:
+async def resume(world: World, job: Job, train: list[Row] | None = None) -> Job:
     """What control does on `jobs resume`, and the loop after it."""
     body = {"status": "PENDING", "secondary": "Pending", "message": ""}
     draft = EventDraft(kind=EventKind.STATUS, body=body)
     await world.store.append(builders.ACCOUNT, "job_walk", [draft])
-    await world.loop(job, rows()).run()
+    await world.loop(job, train or rows()).run()
     return await world.job()
 
 

@@ -27,7 +27,8 @@ from transformers import AutoModelForCausalLM
 from tests import builders
 from tests.tiny import save_tiny_model
 from tests.unit.training.samples import learner_spec
-from turnwise.domain.job import AlgorithmSpec, BatchSpec
+from turnwise.domain.algorithm import AlgorithmSpec
+from turnwise.domain.job import BatchSpec
 from turnwise.domain.rollout import (
     Blame,
     Delivery,

@@ -15,9 +15,10 @@ from typing import Any
 import yaml
 
 from turnwise import errors
+from turnwise.control.algorithm import bundle, check_algorithm, check_group_budget
 from turnwise.control.job_settings import SETTINGS, Setting, leaves
+from turnwise.domain.algorithm import AlgorithmName, AlgorithmSpec
 from turnwise.domain.job import AgentKind, AgentSpec, JobKind, JobSpec
-from turnwise.domain.training import AdvantageMethod
 from turnwise.ports import CHECKPOINTS
 
 _NAME = re.compile(r"[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62}")
@@ -125,7 +126,10 @@ def _build(cls: type[Any], data: object, prefix: str) -> Any:
                 prefix + name, None, "is not a value", remedy="the job file must set it"
             )
     hints, settings = typing.get_type_hints(cls), SETTINGS[cls]
-    return cls(**{key: _value(hints[key], data[key], prefix + key, settings[key]) for key in data})
+    given = {key: _value(hints[key], data[key], prefix + key, settings[key]) for key in data}
+    if cls is AlgorithmSpec:  # the one block whose defaults depend on its tag
+        return dataclasses.replace(bundle(given.get("name", AlgorithmName.CUSTOM)), **given)
+    return cls(**given)
 
 
 def _unknown(prefix: str, key: str, value: object, fields: Iterable[str]) -> errors.InvalidInput:
@@ -284,7 +288,8 @@ def _check_training(spec: JobSpec) -> None:
             f"leaves {spec.algorithm.advantage_method} nothing to compare",
             remedy="use at least 2",
         )
-    _check_algorithm(spec)
+    check_algorithm(spec)
+    check_group_budget(spec)
     if batch.updates_per_step > batch.global_batch_size * batch.group_size:
         raise errors.InvalidInput(
             "batch.updates_per_step",
@@ -299,22 +304,4 @@ def _check_training(spec: JobSpec) -> None:
             0,
             "gives siblings that are all alike, so nothing can be learned",
             remedy="use 1 for training; val_sampling_params may be 0",
-        )
-
-
-def _check_algorithm(spec: JobSpec) -> None:
-    algorithm, size = spec.algorithm, spec.batch.group_size
-    if algorithm.advantage_method is AdvantageMethod.PKPO and algorithm.pass_k > size:
-        raise errors.InvalidInput(
-            "algorithm.pass_k",
-            algorithm.pass_k,
-            f"is more than a group has rollouts ({size}), so the best of so many is unknown",
-            remedy="use at most batch.group_size",
-        )
-    if 0 < algorithm.tis_cap < 1:
-        raise errors.InvalidInput(
-            "algorithm.tis_cap",
-            algorithm.tis_cap,
-            "would cut the weight of tokens on which sampler and learner agree",
-            remedy="use at least 1 (2 is usual), or 0 for none",
         )

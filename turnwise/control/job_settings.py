@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from turnwise.domain.algorithm import ALGORITHMS, AlgorithmName, AlgorithmSpec
 from turnwise.domain.job import (
     AgentSpec,
-    AlgorithmSpec,
     AsyncSpec,
     BatchSpec,
     CheckpointSpec,
@@ -27,7 +27,7 @@ from turnwise.domain.job import (
     ValidationSpec,
 )
 from turnwise.domain.rollout import SamplingParams
-from turnwise.domain.training import LoraSpec, OptimizerSpec
+from turnwise.domain.training import LoraSpec, LossName, OptimizerSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,17 +125,33 @@ SETTINGS: dict[type, dict[str, Setting]] = {
     BatchSpec: {
         "global_batch_size": Setting("Groups (prompts) per step.", _COUNT),
         "group_size": Setting("Rollouts per group; at least 2 in training.", _COUNT),
+        "pilot_size": Setting(
+            "Adaptive group size: make so many rollouts of a group first, and the rest only if "
+            "their rewards differ; 0: all at once.",
+            _NOT_NEGATIVE,
+        ),
+        "refill": Setting(
+            "Replace a group whose advantages are all 0 by one of the next row, in one step at "
+            "most global_batch_size times."
+        ),
         "updates_per_step": Setting("Optimizer updates per step, on disjoint parts.", _COUNT),
         "tokens_per_micro_batch": Setting("Tokens per forward pass of the learner.", _COUNT),
     },
     AlgorithmSpec: {
+        "name": Setting(
+            "Which algorithm; its settings are then the defaults of the others here (see below)."
+        ),
         "advantage_method": Setting("How rewards become advantages."),
         "loss_fn": Setting(
             "The loss of a token; gspo bounds the ratio of a whole turn, for which its paper has "
             "about 0.9997 and 1.0004."
         ),
-        "clip_low_threshold": Setting("Absolute lower bound of the ratio.", _SHARE),
-        "clip_high_threshold": Setting("Absolute upper bound of the ratio.", Range(1)),
+        "clip_low_threshold": Setting(
+            "Absolute lower bound of the ratio, at most 1.", _NOT_NEGATIVE
+        ),
+        "clip_high_threshold": Setting(
+            "Absolute upper bound of the ratio, at least 1.", _NOT_NEGATIVE
+        ),
         "tis_cap": Setting(
             "Truncated importance sampling, for several updates per step or off-policy tokens: "
             "bounds hold for the ratio to the learner at the step's start, and its ratio to the "
@@ -297,7 +313,32 @@ def markdown() -> str:
         lines += [f"## {f'`{block}`' if block else 'Top level'}", "", meaning, ""]
         lines += ["| setting | default | allowed | meaning |", "|---|---|---|---|"]
         lines += [_line(leaf) for leaf in its_leaves] + [""]
+        if block == "algorithm":
+            lines += _algorithms()
     return "\n".join(lines)
+
+
+def _algorithms() -> list[str]:
+    """The table of named algorithms."""
+    lines = [
+        "`algorithm: {name: dapo}` is an algorithm with the settings of its paper, of which all",
+        "but method and loss may be changed; `custom` combines any method with any loss. The",
+        "dynamic sampling of DAPO is `batch.refill`.",
+        "",
+        "| name | advantage_method | loss_fn | clip bounds | aggregation | source |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, (spec, source) in ALGORITHMS.items():
+        is_free = name is AlgorithmName.CUSTOM
+        method, loss = (
+            f"`{value}`" + (", or any" if is_free else "")
+            for value in (spec.advantage_method, spec.loss_fn)
+        )
+        is_clipped = spec.loss_fn is not LossName.IMPORTANCE_SAMPLING
+        bounds = f"{spec.clip_low_threshold:g} to {spec.clip_high_threshold:g}"
+        cells = (f"`{name}`", method, loss, bounds if is_clipped else "none")
+        lines.append(f"| {' | '.join(cells)} | `{spec.aggregation}` | {source} |")
+    return [*lines, ""]
 
 
 def _line(leaf: Leaf) -> str:

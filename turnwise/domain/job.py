@@ -6,14 +6,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from turnwise import errors
+from turnwise.domain.algorithm import AlgorithmSpec
 from turnwise.domain.rollout import SamplingParams
-from turnwise.domain.training import (
-    AdvantageMethod,
-    Aggregation,
-    LoraSpec,
-    LossName,
-    OptimizerSpec,
-)
+from turnwise.domain.training import LoraSpec, OptimizerSpec
 
 
 class JobStatus(StrEnum):
@@ -102,10 +97,16 @@ class AgentSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchSpec:
-    """How much a step takes. `global_batch_size` counts groups (prompts) per step."""
+    """How much a step takes. `global_batch_size` counts groups (prompts) per step.
+
+    With `pilot_size` a group starts with so many rollouts and gets the rest only if their rewards
+    differ. With `refill` a group without advantage is replaced by one of a fresh row.
+    """
 
     global_batch_size: int = 128
     group_size: int = 8
+    pilot_size: int = 0  # 0: all rollouts at once
+    refill: bool = False
     updates_per_step: int = 1
     tokens_per_micro_batch: int = 8192
 
@@ -113,21 +114,6 @@ class BatchSpec:
     def rollouts_per_update(self) -> float:
         """Rollouts that one optimizer update learns from if all are scored and differ."""
         return self.global_batch_size * self.group_size / self.updates_per_step
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AlgorithmSpec:
-    """Advantage and loss; the clip thresholds are absolute bounds on the ratio."""
-
-    advantage_method: AdvantageMethod = AdvantageMethod.GROUP_BASED
-    loss_fn: LossName = LossName.PPO
-    clip_low_threshold: float = 0.8
-    clip_high_threshold: float = 1.2
-    tis_cap: float = 0.0  # largest weight of a token for sampler and learner being apart; 0: off
-    kl_coef: float = 0.0  # of the k3 divergence from the base model; 0: off
-    aggregation: Aggregation = Aggregation.ROLLOUT_MEAN
-    turn_discount: float = 1.0  # gamma of the methods whose unit is the turn
-    pass_k: int = 4  # of pkpo
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -172,6 +172,8 @@ _ANALYSIS = _metrics(
     ("zero_adv_nonzero_reward", "groups", "Those of them in which some reward is not 0."),
     ("zero_adv_zero_reward", "groups", "Those of them in which every reward is 0."),
     ("unpaired_groups", "groups", "Groups in which fewer than two rollouts were scored."),
+    ("refilled_groups", "groups", "Groups of zero advantage that fresh ones replaced (refill)."),
+    ("settled_groups", "groups", "Groups that ended with their pilot, its rewards being equal."),
     ("reward_variance_across_groups", "reward^2", "Population variance of groups' mean rewards."),
     ("mean_group_reward_spread", "reward", "Mean over groups of largest minus smallest reward."),
 )

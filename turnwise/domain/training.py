@@ -45,6 +45,16 @@ class AdvantageMethod(StrEnum):
             AdvantageMethod.MONTE_CARLO,
         )
 
+    @property
+    def compares_with_step(self) -> bool:
+        """Whether it whitens over a step, so that a group by itself does not tell what is 0."""
+        return self in (AdvantageMethod.REINFORCE_PP, AdvantageMethod.REINFORCE_PP_BASELINE)
+
+    @property
+    def is_zero_for_constant_groups(self) -> bool:
+        """Whether siblings of equal rewards teach nothing."""
+        return self is not AdvantageMethod.MONTE_CARLO and not self.compares_with_step
+
 
 class Aggregation(StrEnum):
     """How token losses become one number. None depends on how rollouts were split into rows."""

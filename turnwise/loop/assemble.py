@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from turnwise.domain.job import JobSpec
 from turnwise.domain.rollout import Group, Trajectory
 from turnwise.domain.training import LossSpec, Sample, StepRequest
+from turnwise.loop.pilot import slots_used
 from turnwise.rl import ledger, statistics
 from turnwise.rl.advantages import Outcomes, step_advantages
 from turnwise.rl.rows import rows, trained_tokens
@@ -66,9 +67,18 @@ def assemble(
                 num_groups=len(groups),
             ),
             **statistics.ledger_metrics(ledger.total(bins.values())),
+            "analysis/settled_groups": sum(
+                group.size < each.group.size for group, each in zip(groups, ordered, strict=True)
+            ),
         },
         num_scored=sum(len(group.scored) for group in groups),
     )
+
+
+def is_zero(spec: JobSpec, closed: ClosedGroup) -> bool:
+    """Whether a group by itself has advantages, all of them 0: what `refill` replaces."""
+    [group] = _score(spec, [closed])
+    return not group.is_valid and not group.advantages.is_unpaired
 
 
 def _score(spec: JobSpec, closed: Sequence[ClosedGroup]) -> list[ScoredGroup]:
@@ -80,7 +90,11 @@ def _score(spec: JobSpec, closed: Sequence[ClosedGroup]) -> list[ScoredGroup]:
         pass_k=spec.algorithm.pass_k,
     )
     return [
-        ScoredGroup(trajectories=each.attempts, advantages=advantages, size=each.group.size)
+        ScoredGroup(
+            trajectories=each.attempts,
+            advantages=advantages,
+            size=slots_used(spec, each.attempts, each.group.size),
+        )
         for each, advantages in zip(closed, found, strict=True)
     ]
 

@@ -35,6 +35,7 @@ from turnwise.domain.rollout import (
     SamplingParams,
     Trajectory,
 )
+from turnwise.loop.pilot import is_settled
 from turnwise.loop.sockets import Sockets
 from turnwise.ports import AgentRequest
 from turnwise.system import random_letters
@@ -59,6 +60,7 @@ class Assignment:
     purpose: Purpose
     sampling: SamplingParams
     policy: Policy | None = None
+    pilot: int = 0  # rollouts to make first; the rest only if they disagree. 0: all at once
 
 
 class Collector:
@@ -77,15 +79,12 @@ class Collector:
 
     async def collect(self, assignment: Assignment) -> tuple[Trajectory, ...]:
         """Every attempt of the group, by (slot, attempt), once the group has closed."""
-        async with asyncio.TaskGroup() as tasks:
-            slots = [
-                tasks.create_task(
-                    self._slot(assignment, slot), name=f"slot {assignment.group_id}/{slot}"
-                )
-                for slot in range(assignment.size)
-            ]
+        first = assignment.pilot or assignment.size
+        attempts = await self._slots(assignment, range(first))
+        if first < assignment.size and not is_settled(self._job.spec, attempts):
+            attempts += await self._slots(assignment, range(first, assignment.size))
         self._deadlines.pop(assignment.group_id, None)
-        return tuple(trajectory for slot in slots for trajectory in slot.result())
+        return tuple(attempts)
 
     async def abandon(self) -> None:
         """Close every rollout still open, as cancelled; late calls of their agents are refused."""
@@ -96,6 +95,16 @@ class Collector:
 
         await asyncio.gather(*(close(rollout_id) for rollout_id in self._open))
         self._open.clear()
+
+    async def _slots(self, assignment: Assignment, slots: range) -> list[Trajectory]:
+        async with asyncio.TaskGroup() as tasks:
+            made = [
+                tasks.create_task(
+                    self._slot(assignment, slot), name=f"slot {assignment.group_id}/{slot}"
+                )
+                for slot in slots
+            ]
+        return [trajectory for slot in made for trajectory in slot.result()]
 
     # ── one slot ──────────────────────────────────────────────────────────────────────────────
 

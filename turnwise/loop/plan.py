@@ -32,6 +32,7 @@ class Plan:
     batch: int  # groups per step
     max_epochs: int
     max_steps: int
+    refill: bool = False  # up to one more batch per step
 
     @classmethod
     def of(cls, spec: JobSpec, num_rows: int) -> Plan:
@@ -44,17 +45,22 @@ class Plan:
             batch=spec.batch.global_batch_size,
             max_epochs=spec.schedule.max_epochs,
             max_steps=spec.schedule.max_steps,
+            refill=spec.batch.refill,
         )
 
     @property
     def total(self) -> int:
-        """How many groups are trained in all; the last step takes what is left."""
-        return min(self.max_steps * self.batch, self.max_epochs * self.num_rows)
+        """How many places there are for groups; the last step takes what is left of them.
+
+        With `refill` a job may reach its last step before it has used them all.
+        """
+        per_step = 2 * self.batch if self.refill else self.batch
+        return min(self.max_steps * per_step, self.max_epochs * self.num_rows)
 
     @property
     def num_steps(self) -> int:
-        """How many training steps there are."""
-        return -(-self.total // self.batch)
+        """How many training steps there are; with `refill`, the most there can be."""
+        return min(self.max_steps, -(-self.max_epochs * self.num_rows // self.batch))
 
     def epoch(self, order: int) -> int:
         """Which pass over the rows a group belongs to."""

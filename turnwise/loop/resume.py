@@ -10,7 +10,7 @@ from turnwise.domain.job import Job
 from turnwise.domain.ledger import Bin
 from turnwise.domain.rollout import Group, GroupStatus
 from turnwise.domain.training import NOTHING_TRAINED, Checkpoint, DataPosition
-from turnwise.loop.assemble import ClosedGroup
+from turnwise.loop.assemble import ClosedGroup, is_zero
 from turnwise.loop.pace import Pace
 from turnwise.loop.packages import BEFORE_TRAINING, checkpoint_key, checkpoint_of
 from turnwise.loop.plan import Plan
@@ -48,26 +48,30 @@ async def begin(job: Job, plan: Plan, sockets: Sockets) -> Start:
     groups = await store.groups(job.account_id, job.job_id)
     # After a fall-back, closed groups may hold tokens of a policy that is not there any more.
     closed = {
-        group.order: group
+        group.order: await _read(group, sockets)
         for group in groups
         if group.status is GroupStatus.CLOSED and not has_fallen_back
     }
+    zero = {order for order, each in closed.items() if plan.refill and is_zero(job.spec, each)}
+    # The job's own groups, for checkpoints that were saved before they held their data position.
+    trained = {group.order for group in groups if group.status is GroupStatus.TRAINED}
+    trained |= position.trained
     pace = Pace(
         max_steps_off_policy=job.spec.async_config.max_steps_off_policy,
         batch=plan.batch,
         total=plan.total,
         step=checkpoint.step + 1,
+        trained=len(trained),
+        refill=plan.refill,
+        steps=plan.num_steps,
     )
-    kept = pace.resume({order: group.admitted_at_step for order, group in closed.items()})
-    # The job's own groups, for checkpoints that were saved before they held their data position.
-    trained = {group.order for group in groups if group.status is GroupStatus.TRAINED}
-    trained |= position.trained
+    kept = pace.resume({order: each.group.admitted_at_step for order, each in closed.items()}, zero)
     await sweep(job, pace.step, sockets)
-    await _supersede(job, [closed[order] for order in kept], sockets)
+    await _supersede(job, [closed[order].group for order in kept], sockets)
     return Start(
         checkpoint=checkpoint,
         pace=pace,
-        kept=tuple([await _read(closed[order], sockets) for order in kept]),
+        kept=tuple(closed[order] for order in kept),
         orders=tuple(plan.orders(trained | set(kept))),
         trained=frozenset(trained),
         superseded_tokens=await _superseded_tokens(job, pace.step, sockets),

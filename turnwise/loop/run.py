@@ -30,7 +30,7 @@ from turnwise.domain.data import Row
 from turnwise.domain.event import EventDraft, EventKind, Level
 from turnwise.domain.job import Job, JobKind, JobStatus, Secondary
 from turnwise.domain.rollout import Group, Purpose
-from turnwise.loop.assemble import ClosedGroup
+from turnwise.loop.assemble import ClosedGroup, is_zero
 from turnwise.loop.collect import Assignment, Collector
 from turnwise.loop.evaluate import evaluate, run_evaluation
 from turnwise.loop.packages import next_version
@@ -180,8 +180,9 @@ class Training:
         """Until every group is trained. The first error of any task ends them all."""
         self._sockets.rollouts.publish(self._job.job_id, self._stepper.policy)
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._admit(tasks), name=f"admit {self._job.name}")
+            admit = tasks.create_task(self._admit(tasks), name=f"admit {self._job.name}")
             await self._train()
+            admit.cancel()  # with refill, the last step may leave places of the plan unused
 
     async def _admit(self, tasks: asyncio.TaskGroup) -> None:
         """Consumes places in the plan, waits for room, produces a collect task for each."""
@@ -213,11 +214,13 @@ class Training:
                 step=group.admitted_at_step,
                 purpose=Purpose.TRAIN,
                 sampling=self._job.spec.sampling_params,
+                pilot=self._job.spec.batch.pilot_size,
             )
         )
         await self._sockets.store.close_group(group.account_id, group.group_id)
-        self._closed[group.order] = ClosedGroup(group=group, attempts=attempts)
-        self._pace.close(group.order)
+        closed = self._closed[group.order] = ClosedGroup(group=group, attempts=attempts)
+        is_replaced = self._job.spec.batch.refill and is_zero(self._job.spec, closed)
+        self._pace.close(group.order, is_zero=is_replaced)
         self._changed.set()
 
     async def _train(self) -> None:
@@ -234,7 +237,11 @@ class Training:
         closed = [self._closed.pop(order) for order in orders]
         if not any(t.rollout.is_scored for each in closed for t in each.attempts):
             await self._sockets.runner.check()  # an agent that is gone would use up all rows
-        await self._stepper.step(closed, waited_s=self._sockets.clock.now() - waited_from)
+        await self._stepper.step(
+            closed,
+            waited_s=self._sockets.clock.now() - waited_from,
+            refilled=self._pace.refilled,
+        )
         self._pace.finish()
         self._changed.set()
 

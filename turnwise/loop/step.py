@@ -51,8 +51,12 @@ class Stepper:
         self._adapters = deque([adapter_id])
         self.policy = Policy(adapter_id=adapter_id, policy_step=start.pace.step)
 
-    async def step(self, closed: Sequence[ClosedGroup], *, waited_s: float) -> None:
+    async def step(
+        self, closed: Sequence[ClosedGroup], *, waited_s: float, refilled: int = 0
+    ) -> None:
         """Train on these groups and publish the adapter that comes of it.
+
+        `refilled` of them have been replaced and are here for the record.
 
         Raises `ParityExceeded`, `StorageFull` or `ProcessDied`; then nothing of it counts.
         """
@@ -77,6 +81,7 @@ class Stepper:
         timing["timing_s/policy_update"] = result.seconds
         values = {
             **assembly.metrics,
+            "analysis/refilled_groups": refilled,
             "training/learning_rate": rate,
             "training/updates": result.updates,
             **result.metrics,

@@ -132,6 +132,19 @@ def advantages(
     return GroupAdvantages(per_turn=tuple((value,) * turns for value, turns in values))
 
 
+def is_constant_group(method: AdvantageMethod, rewards: Sequence[tuple[float, ...]]) -> bool:
+    """Whether two or more scored rollouts did equally well, as far as the method tells them apart.
+
+    `rewards` as for `advantages`. Methods whose unit is the turn see each turn's, others the sum.
+
+    >>> is_constant_group(AdvantageMethod.RLOO, [(1.0,), (0.5, 0.5)])
+    True
+    """
+    if method.is_per_turn:
+        return len(rewards) > 1 and len(set(rewards)) == 1
+    return len(rewards) > 1 and _is_constant([math.fsum(reported) for reported in rewards])
+
+
 # ── within a group, per rollout ───────────────────────────────────────────────────────────────
 
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from tests import builders
-from turnwise.domain.job import AlgorithmSpec, BatchSpec, JobSpec
+from turnwise.domain.algorithm import AlgorithmSpec
+from turnwise.domain.job import BatchSpec, JobSpec
 from turnwise.domain.rollout import Blame, Fault, RolloutStatus, Trajectory
 from turnwise.domain.training import AdvantageMethod, Aggregation, LossName, LossSpec
 from turnwise.loop.assemble import ClosedGroup, assemble
