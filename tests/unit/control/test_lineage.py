@@ -198,6 +198,7 @@ async def test_a_new_job_continues_a_checkpoint_after_its_step(world: World, tra
     assert (job.spec.resume_from, job.parent, job.step) == (
         *("walk-checkpoints/1", "walk-checkpoints/1", 1),
     )
+    assert job.inputs == trained.inputs  # which its first start must find
 
 
 async def test_a_checkpoint_is_not_continued_otherwise_than_it_was_trained(

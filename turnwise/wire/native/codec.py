@@ -119,6 +119,13 @@ def _turn_body(turn: Turn) -> Json:
     }
 
 
+def package_summary(package: ModelPackage) -> Json:
+    """A registered model in a list: without its job file, the largest part of it."""
+    body = package_body(package)
+    metadata = {key: value for key, value in body["metadata"].items() if key != "config"}
+    return body | {"metadata": metadata}
+
+
 def package_body(package: ModelPackage) -> Json:
     """A registered model."""
     return {

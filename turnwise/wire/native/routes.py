@@ -183,7 +183,7 @@ def _model_routes(browse: Browse, principal: Caller) -> APIRouter:
     @routes.get("")
     async def packages(group: str | None = None, who: Principal = caller) -> Json:
         found = await browse.packages(who, group=group)
-        return {"models": [codec.package_body(package) for package in found]}
+        return {"models": [codec.package_summary(package) for package in found]}
 
     @routes.get("/{name:path}/archive")
     async def archive(name: str, who: Principal = caller) -> Response:
