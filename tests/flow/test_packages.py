@@ -1,5 +1,5 @@
 """Stopped, continued, damaged: what a job leaves, on real processes, and that nothing of it shows
-in what is learned. All jobs are one deterministic job under several names.
+in what is learned. Both jobs are one deterministic job under two names.
 """
 
 from __future__ import annotations
@@ -56,16 +56,12 @@ class World:
         self.client.create_job({"name": name, **self._file, **changes})
 
     def stop_at_the_door(self, name: str) -> Json:
-        """Stop a job whose first two steps are done, and which can do no more."""
-        finished = (e for e in self.client.follow(name, kinds=("step",)) if e["body"]["step"] == 1)
-        next(finished)
+        """Stop a job that has made its two steps, and can do no more."""
+        steps = self.client.follow(name, kinds=("step",))
+        next(steps)
+        next(steps)
         self.client.stop(name)
         return self.client.wait(name)
-
-    def tear(self, checkpoint: Json) -> None:
-        """Cut a file of a checkpoint short."""
-        state = Path(checkpoint["path"]) / "state.safetensors"
-        state.write_bytes(state.read_bytes()[:-100])
 
     def adapters(self, name: str) -> dict[int, str]:
         """Each step's adapter; of a step trained again, the later one."""
@@ -78,44 +74,55 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     folder = tmp_path_factory.mktemp("packages")
     model = save_chat_model(folder / "model")
     rows = save_rows(folder / "rows.jsonl", 8)
-    door = Door()
     with (
         agent(chatty) as url,
-        agent(door.behave) as door_url,
         serving(folder / "data") as server,
         server.client() as client,
     ):
         made = World(client, model, rows, url)
         made.start("straight")
-        made.start("half", agent={"url": door_url})
-        stopped = made.stop_at_the_door("half")
-        assert (stopped["status"], stopped["output"]) == ("STOPPED", "half/2")
-        door.opened.set()
         assert client.wait("straight")["status"] == "COMPLETED"
-        made.tear(client.model("half-checkpoints"))
-        made.start("on", resume_from="half-checkpoints/1")
-        client.resume("half")  # both at once, on one engine
         yield made
 
 
-def test_a_new_job_from_a_checkpoint_learns_what_the_unbroken_one_did_bit_for_bit(world: World):
+@pytest.fixture(scope="module")
+def stopped(world: World) -> Iterator[Json]:
+    """The job "on", which continues straight's first step, stopped two steps later."""
+    door = Door()
+    with agent(door.behave) as url:
+        world.start("on", resume_from="straight-checkpoints/1", agent={"url": url})
+        job = world.stop_at_the_door("on")
+        door.opened.set()
+        yield job
+
+
+def test_a_new_job_from_a_checkpoint_learns_what_the_unbroken_one_did_bit_for_bit(
+    world: World, stopped: Json
+):
+    straight = world.adapters("straight")
+    assert (stopped["status"], stopped["step"]) == ("STOPPED", 3)
+    assert world.adapters("on") == {step: straight[step] for step in (1, 2)}
+    assert (stopped["parent"], stopped["output"]) == ("straight-checkpoints/1", "on/2")
+    output = world.client.model(stopped["output"])
+    assert output["sha256"] == straight[2]
+    assert output["metadata"]["base_model"]["sha256"] == stopped["inputs"]["base_sha256"]
+
+
+def test_a_torn_checkpoint_is_passed_over_with_a_warning_and_nothing_is_lost(
+    world: World, stopped: Json
+):
+    newest = world.client.model("on-checkpoints")
+    state = Path(newest["path"]) / "state.safetensors"
+    state.write_bytes(state.read_bytes()[:-100])
+    world.client.resume("on")
     ended = world.client.wait("on")
 
     assert (ended["status"], ended["step"]) == ("COMPLETED", 4), ended["message"]
+    log = world.client.events("on", kinds=("log",))
+    [warning] = [event["body"]["message"] for event in log if event["level"] == "warning"]
+    assert warning.startswith("the checkpoint of step 2 is damaged: ")
+    assert warning.endswith("; continuing from that of step 1 instead")
     straight = world.adapters("straight")
     assert world.adapters("on") == {step: straight[step] for step in (1, 2, 3)}
-    assert (ended["parent"], ended["output"]) == ("half-checkpoints/1", "on/3")
-    lineage = world.client.model("on")["metadata"]
-    assert lineage["base_model"]["sha256"] == ended["inputs"]["base_sha256"]
-    assert world.client.model("on")["sha256"] == straight[3]
-
-
-def test_a_torn_checkpoint_is_passed_over_with_a_warning_and_nothing_is_lost(world: World):
-    ended = world.client.wait("half")
-
-    assert (ended["status"], ended["step"]) == ("COMPLETED", 4), ended["message"]
-    log = world.client.events("half", kinds=("log",))
-    [warning] = [event["body"]["message"] for event in log if event["level"] == "warning"]
-    assert warning.startswith("the checkpoint of step 1 is damaged: ")
-    assert warning.endswith("; continuing from that of step 0 instead")
-    assert world.adapters("half") == world.adapters("straight")
+    assert world.client.model(newest["name"])["path"] == newest["path"]
+    assert ended["output"] == "on/4"
