@@ -14,9 +14,17 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import engine, gateway, training
+from benchmarks import asynchrony, engine, gateway, jobs, training
+from benchmarks.trl import compare as trl
 
-BENCHMARKS = {"engine": engine.run, "training": training.run, "gateway": gateway.run}
+BENCHMARKS = {
+    "engine": engine.run,
+    "training": training.run,
+    "gateway": gateway.run,
+    "asynchrony": asynchrony.run,
+    "jobs": jobs.run,
+    "trl": trl.run,
+}
 LATEST = Path(__file__).parent / "latest.json"
 COLUMNS = ("name", "ours", "peer", "ratio", "goal", "unit", "spread")
 

@@ -73,7 +73,7 @@ def _round(
     binned = sum(sum(step["bins"].values()) for step in client.ledger(name))
     ages = client.metrics(name, names=("staleness/max",))["staleness/max"]
     return Round(
-        seconds=ran.ended_at - ran.started_at,
+        seconds=ran.seconds,
         cpu_s=cpu,
         oldest=max(point["value"] for point in ages),
         unaccounted=sum(rollout["tokens"] for rollout in rollouts) - binned,
@@ -116,8 +116,8 @@ def _checks(ours: list[Round]) -> list[dict[str, Any]]:
     """Each meets its goal at ratio 1."""
     oldest = max(r.oldest for r in ours)
     unaccounted = sum(r.unaccounted for r in ours)
-    admitted = sum((r.admitted_s for r in ours), [])
-    trained = sum((r.trained_s for r in ours), [])
+    admitted = [waited for r in ours for waited in r.admitted_s]
+    trained = [waited for r in ours for waited in r.trained_s]
     distance = _largest_gap(admitted, trained)
     return [
         _check(f"oldest trained token, k = {K}", oldest, "steps", oldest <= K, ""),

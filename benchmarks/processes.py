@@ -57,8 +57,12 @@ class Server:
         return connect(self.url, data_dir=self.data_dir)
 
     def cpu_s(self) -> Counter[str]:
-        """CPU seconds so far of "server", "engine" and "learner" (all of a kind together)."""
-        used = Counter({"server": cpu_s(self.pid)})
+        """CPU seconds so far of "server", "engine" and "learner"; of a kind all together.
+
+        Those of children that have ended are the learners': an engine lives as long as its server.
+        """
+        own, ended = _cpu_s(self.pid)
+        used = Counter({"server": own, "learner": ended})
         for pid in children(self.pid):
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):
                 used[_kind(pid)] += cpu_s(pid)
@@ -97,8 +101,15 @@ def children(pid: int) -> list[int]:
 
 def cpu_s(pid: int) -> float:
     """CPU seconds that a process has used, all threads together."""
+    return _cpu_s(pid)[0]
+
+
+def _cpu_s(pid: int) -> tuple[float, float]:
+    """CPU seconds of a process, and of its children that have ended."""
     fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    own, ended = (int(fields[i]) + int(fields[i + 1]) for i in (11, 13))
+    ticks = os.sysconf("SC_CLK_TCK")
+    return own / ticks, ended / ticks
 
 
 def resident_mib(pid: int) -> float:
@@ -108,5 +119,6 @@ def resident_mib(pid: int) -> float:
 
 
 def _kind(pid: int) -> str:
+    """A child is an engine or a learner; one that is just ending has no command line any more."""
     arguments = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
-    return next((kind for kind in ("engine", "learner") if kind in arguments), "other")
+    return "engine" if "engine" in arguments else "learner"

@@ -1,11 +1,8 @@
-"""An agent that is slow by a script, a tiny model for it, and what became of a job of both."""
+"""Jobs of a slow agent (slow_agent.py) on a tiny model, and what became of them."""
 
 from __future__ import annotations
 
-import asyncio
 import json
-import math
-import random
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,33 +11,11 @@ from typing import Any
 
 from benchmarks.processes import Server
 from tests.service import save_chat_model
-from turnwise.agents import PythonRollout
 from turnwise.client import Client
 
-TURNS = 2
-MEDIAN_S = 0.3
-SIGMA = 1.0
 MAX_TOKENS = 16
 
 Json = dict[str, Any]
-
-
-async def rollout(request: PythonRollout) -> Mapping[str, Any]:
-    """A few turns, each after a log-normal wait; the reward is the share of lower-case letters."""
-    rng = random.Random(request.rollout_id)
-    messages: list[Json] = []
-    waited, said = 0.0, ""
-    for text in [request.prompt, *["more"] * (TURNS - 1)]:
-        wait = rng.lognormvariate(math.log(MEDIAN_S), SIGMA)
-        await asyncio.sleep(wait)
-        waited += wait
-        messages.append({"role": "user", "content": text})
-        reply = await request.chat(messages)
-        message = reply["choices"][0]["message"]
-        messages.append(message)
-        said += message["content"] or ""
-    reward = sum(c.islower() for c in said) / max(1, len(said))
-    return {"reward": reward, "metrics": {"waited_s": waited}}
 
 
 def prepare(folder: Path, rows: int = 4096) -> tuple[Path, Path]:
@@ -58,7 +33,7 @@ def job(name: str, made: tuple[Path, Path], **changes: Any) -> Json:
         "name": name,
         "model": str(model),
         "dataset": str(dataset),
-        "agent": {"kind": "python", "target": "benchmarks.scripted:rollout"},
+        "agent": {"kind": "python", "target": "benchmarks.slow_agent:rollout"},
         "sampling_params": {"max_tokens": MAX_TOKENS},
         "lora": {"rank": 8, "alpha": 16},
         "optimizer": {"learning_rate": 1e-3},
@@ -73,6 +48,11 @@ class Ran:
     started_at: float  # its first rollouts
     ended_at: float  # its last step
     steps: int
+
+    @property
+    def seconds(self) -> float:
+        """How long it was at work."""
+        return self.ended_at - self.started_at
 
 
 def ran(client: Client, name: str) -> Ran:

@@ -48,7 +48,6 @@ from turnwise.storage.blobs import FolderBlobs
 from turnwise.storage.folder import DataFolder
 from turnwise.storage.sql import SqlStore
 from turnwise.system import SYSTEM_CLOCK, new_id
-from turnwise.training.checkpoint import verify as verify_checkpoint
 from turnwise.training.handle import RemoteLearner
 from turnwise.wire.asgi import Receive, Scope, Send
 from turnwise.wire.aws.arns import JobArn
@@ -124,7 +123,7 @@ class Service:
 
     async def open_model(self, package: ModelPackage) -> OpenModel:
         """Load a registered model into an engine of its base, its files verified."""
-        folder = await asyncio.to_thread(_verified_folder, package)
+        folder = await asyncio.to_thread(verified_folder, package)
         loaded_id = await asyncio.to_thread(adapter_id, package, folder)
         engine = await self.engines.claim_any(package.base_model)
         try:
@@ -135,7 +134,7 @@ class Service:
         except BaseException as error:
             await _give_up(engine)
             if isinstance(error, errors.InvalidInput):  # of the model's files, not of the caller
-                name = f"model {package.group}/{package.version}"
+                name = f"model {package.name}"
                 raise errors.Corrupted(f"{name} cannot be served: {error}") from error
             raise
         return OpenModel(
@@ -153,7 +152,7 @@ class Service:
         if Path(name).is_absolute():
             return name
         package = await self.store.package(job.account_id, name)
-        return str(await asyncio.to_thread(_verified_folder, package))
+        return str(await asyncio.to_thread(verified_folder, package))
 
     def _endpoint(self, rollout_id: str, secret: str) -> str:
         return f"{self.url}/r/{rollout_id}.{secret}"
@@ -246,7 +245,7 @@ async def open_service(settings: Settings, url: str) -> AsyncIterator[tuple[Serv
             max_models=settings.serving_models,
         )
         opened.push_async_callback(serving.close)
-        archives = Archives(_verified_folder, launcher.merge)
+        archives = Archives(verified_folder, launcher.merge)
         results = StoredResults(store, FolderBlobs(folder.blobs))
         native = native_app(jobs, Browse(store), archives, results, keyring.authenticate)
         data_plane = DataPlane(
@@ -275,10 +274,6 @@ def _remote_learner(connection: Connection) -> RemoteLearner:
 
 def _remote_archive(connection: Connection) -> RemoteArchive:
     return RemoteArchive(connection)
-
-
-def _verified_folder(package: ModelPackage) -> Path:
-    return verified_folder(package, verify_checkpoint)
 
 
 def run_server(settings: Settings, ready: Callable[[str], None]) -> None:

@@ -34,7 +34,7 @@ app = typer.Typer(
 )
 jobs_app = typer.Typer(no_args_is_help=True, help="Jobs: list, describe, logs, metrics, stop ...")
 rollouts_app = typer.Typer(no_args_is_help=True, help="Rollouts: list, show.")
-models_app = typer.Typer(no_args_is_help=True, help="Models: list, export.")
+models_app = typer.Typer(no_args_is_help=True, help="Models: list, describe, export.")
 app.add_typer(jobs_app, name="jobs")
 app.add_typer(rollouts_app, name="rollouts")
 app.add_typer(models_app, name="models")
@@ -366,7 +366,7 @@ def _show_results(client: Client, name: str, as_json: bool) -> None:
 
 @jobs_app.command("stop")
 def jobs_stop(name: Name, as_json: AsJson = False) -> None:
-    """Stop a job; its last checkpoint stays."""
+    """Stop a job; its last finished step stays, and can be served or continued."""
     with _server.client() as client:
         job = client.stop(name)
     _show(job, as_json, lambda: _job_text(job))
@@ -444,7 +444,32 @@ def models_list(
     """Registered models, oldest first."""
     with _server.client() as client:
         found = client.models(group=group)
-    _show(found, as_json, lambda: _table(found, ("name", "kind", "step", "base_model", "sha256")))
+    _show(found, as_json, lambda: _table(map(_model_row, found), _MODEL_COLUMNS))
+
+
+_MODEL_COLUMNS = ("name", "kind", "step", "reward", "job", "created", "files", "sha256")
+
+
+def _model_row(model: Json) -> Json:
+    metadata = model["metadata"]
+    return model | {
+        "reward": metadata.get("metrics", {}).get("rollout/reward/mean"),
+        "job": metadata.get("job", {}).get("name", model["job_id"]),
+        "created": _clock(model["created_at"]),
+        "files": "kept" if model["pruned_at"] is None else "pruned",
+        "sha256": model["sha256"][:12],
+    }
+
+
+@models_app.command("describe")
+def models_describe(
+    name: Annotated[str, typer.Argument(help='"group/version", or "group" for the newest.')],
+    as_json: AsJson = False,
+) -> None:
+    """One model and where it comes from: job, step, base, data, settings, code."""
+    with _server.client() as client:
+        model = client.model(name)
+    _show(model, as_json, lambda: yaml.safe_dump(model, sort_keys=False))
 
 
 @models_app.command("export")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from turnwise.domain.access import Account, Key
 from turnwise.domain.evaluation import Finished, Score
 from turnwise.domain.event import Event, EventDraft
-from turnwise.domain.job import Job, JobSpec, JobStatus
+from turnwise.domain.job import Inputs, Job, JobSpec, JobStatus
 from turnwise.domain.ledger import TokenUsage
 from turnwise.domain.rollout import (
     Fault,
@@ -27,7 +27,13 @@ from turnwise.domain.rollout import (
     Trajectory,
     Turn,
 )
-from turnwise.domain.training import Checkpoint, LearnerSpec, StepRequest, StepResult
+from turnwise.domain.training import (
+    Checkpoint,
+    DataPosition,
+    LearnerSpec,
+    StepRequest,
+    StepResult,
+)
 
 # ── time and names ────────────────────────────────────────────────────────────────────────────
 
@@ -183,12 +189,15 @@ class Learner(Protocol):
         """Update. Raises `ParityExceeded` before any update if the gate fails."""
         ...
 
-    async def save(self, step: int, folder: str) -> Checkpoint:
+    async def save(self, step: int, folder: str, position: DataPosition) -> Checkpoint:
         """Write a checkpoint folder atomically. Raises `StorageFull`, leaving nothing behind."""
         ...
 
-    async def restore(self, checkpoint: Checkpoint) -> None:
-        """Continue from a checkpoint, bit for bit. Raises `Corrupted` if its hash is wrong."""
+    async def restore(self, checkpoint: Checkpoint) -> DataPosition:
+        """Continue from a checkpoint, bit for bit; where its data stood.
+
+        Raises `Corrupted` if its hash is wrong.
+        """
         ...
 
     async def score(self, tokens: Tokens, temperature: float = 1.0) -> Floats:
@@ -434,7 +443,12 @@ class RolloutSummary:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelPackage:
-    """A registered, immutable version: `{group}/{version}`. `kind` is "adapter" or "checkpoint"."""
+    """A registered, immutable version: `{group}/{version}`. `kind` is "adapter" or "checkpoint".
+
+    A checkpoint is resumable and its `sha256` covers all its files; an adapter is deployable and
+    its `sha256` is the adapter's id. `metadata` is its lineage (`loop.packages.lineage`). Once
+    `pruned_at` is set its files are gone and it is a record alone.
+    """
 
     package_id: str
     account_id: str
@@ -448,6 +462,31 @@ class ModelPackage:
     step: int
     created_at: float
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    pruned_at: float | None = None
+
+    @property
+    def name(self) -> str:
+        """ "group/version"."""
+        return f"{self.group}/{self.version}"
+
+    @property
+    def twin(self) -> str:
+        """The name of the same step's package of the other kind."""
+        group = self.group.removesuffix(CHECKPOINTS)
+        group = group if self.kind == "checkpoint" else group + CHECKPOINTS
+        return f"{group}/{self.version}"
+
+
+#: A job's adapters are registered in the group of its name, its checkpoints in that with this.
+CHECKPOINTS = "-checkpoints"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pruned:
+    """A checkpoint folder whose files nothing needs any more."""
+
+    path: str
+    with_adapter: bool  # else its adapter stays
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -472,7 +511,7 @@ class Store(Protocol):
 
     # jobs and events
     async def create_job(self, job: Job) -> Job:
-        """Raises `Conflict` if the account has a job of that name."""
+        """Raises `Conflict` if the account has a job of that name, or its parent was pruned."""
         ...
 
     async def job(self, account_id: str, id_or_name: str) -> Job:
@@ -499,7 +538,11 @@ class Store(Protocol):
     async def append(
         self, account_id: str, job_id: str, drafts: Sequence[EventDraft]
     ) -> list[Event]:
-        """Number and keep events. A STATUS event moves the job too (`Conflict` if it may not)."""
+        """Number and keep events. A STATUS event moves the job too (`Conflict` if it may not).
+
+        One that ends the job makes its newest adapter the job's `output`, with a PROMOTION event
+        before it where that is a new one.
+        """
         ...
 
     async def events(
@@ -519,6 +562,10 @@ class Store(Protocol):
 
         For live readers: `events(after=n)`, then `wait_for(after=last)`, and again.
         """
+        ...
+
+    async def record_inputs(self, account_id: str, job_id: str, inputs: Inputs) -> None:
+        """Keep what the job's first start found; later ones change nothing."""
         ...
 
     async def start_incarnation(self, account_id: str, job_id: str) -> int:
@@ -634,6 +681,16 @@ class Store(Protocol):
 
     async def checkpoints(self, account_id: str, job_id: str) -> list[Checkpoint]:
         """Oldest first."""
+        ...
+
+    async def prune(
+        self, account_id: str, job_id: str, keep: Collection[int], *, adapters: bool
+    ) -> list[Pruned]:
+        """Give up the checkpoints of all steps but `keep`, but for what other jobs started from.
+
+        Their packages stay as records with `pruned_at`; with `adapters` those of their adapters
+        too. Whoever called removes the files.
+        """
         ...
 
     async def packages(self, account_id: str, *, group: str | None = None) -> list[ModelPackage]:

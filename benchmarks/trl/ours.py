@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import sys
-import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -18,6 +16,11 @@ from examples.aircraft_inspection import demo
 from turnwise.client import Client
 
 CALLABLE = "examples.aircraft_inspection.callable:rollout"
+#: The learner trains a batch while the next one is sampled: both cores are busy.
+MAX_STEPS_OFF_POLICY = 1
+HELD_OUT = 256
+
+Json = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,92 +36,97 @@ class Trained:
     """One training run: its batches, and the adapter after each."""
 
     batches: list[Batch] = field(default_factory=list)
-    adapters: list[Path] = field(default_factory=list)
+    adapters: list[str] = field(default_factory=list)
 
 
-def train(folder: Path, made: Path, *, seed: int, batches: int, agent: str, k: int = 0) -> Trained:
-    """Train the demo's job for some batches. `made` holds data/ and base/; `agent` is its kind."""
-    env = {"AIRCRAFT_DATA": str(made / "data")}
-    with contextlib.ExitStack() as opened:
-        server = opened.enter_context(serving(folder, env=env))
-        agent_pid = 0
-        spec: dict[str, Any] = {"kind": "python", "target": CALLABLE}
-        if agent == "http":
-            agent_pid, url = opened.enter_context(_agent(folder, made / "data"))
-            spec = {"kind": "http", "url": url}
-        client = opened.enter_context(server.client())
-        client.create_job(_job(made, spec, seed=seed, k=k))
-        return _follow(client, server, agent_pid, batches)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Service:
+    """A server with the demo's agent beside it and inside it. `made` holds data/ and base/."""
+
+    made: Path
+    server: Server
+    client: Client
+    agent_pid: int
+    agent_url: str
+
+    def train(self, *, seed: int, batches: int, agent: str) -> Trained:
+        """Train the demo's job for so many batches; `agent` is "http" or "python"."""
+        job = self._job("aircraft", "train", agent)
+        job |= {"seed": seed, "async_config": {"max_steps_off_policy": MAX_STEPS_OFF_POLICY}}
+        job["schedule"]["val_every"] = 0
+        self.client.create_job(job)
+        trained = self._follow(batches)
+        self.client.stop("aircraft")
+        self.client.wait("aircraft", poll_s=0.05)
+        trained.adapters = [model["path"] for model in self.client.models(group="aircraft")]
+        return trained
+
+    def judge(self, name: str, adapter: str) -> float:
+        """The share of held-out tasks that an adapter gets exactly right at temperature 1."""
+        job = self._job(name, "test", "python") | {"kind": "evaluation", "input_adapter": adapter}
+        job["validation"]["max_rows"] = HELD_OUT
+        self.client.create_job(job)
+        ended = self.client.wait(name, poll_s=0.1)
+        if ended["status"] != "COMPLETED":
+            raise RuntimeError(f"{name} ended {ended['status']}: {ended['message']}")
+        rollouts = self.client.rollouts(name, limit=1000)["rollouts"]
+        # A retry replaces its forerunner; one that failed for good has no match.
+        newest = {(r["row_index"], r["slot"]): r for r in rollouts}
+        exact = [r["metrics"].get("exact_match", 0.0) for r in newest.values()]
+        return float(sum(exact)) / HELD_OUT
+
+    def _job(self, name: str, split: str, agent: str) -> Json:
+        """The demo's own job, on this base and data."""
+        job: Json = yaml.safe_load(demo.JOB_FILE.read_text())
+        agents = {
+            "http": {"kind": "http", "url": self.agent_url},
+            "python": {"kind": "python", "target": CALLABLE},
+        }
+        return job | {
+            "name": name,
+            "model": str(self.made / "base"),
+            "dataset": str(self.made / "data" / f"{split}.jsonl"),
+            "validation_dataset": "",
+            "agent": agents[agent],
+        }
+
+    def _follow(self, batches: int) -> Trained:
+        """Watch the job until it has trained so many batches."""
+        trained, began, after = Trained(), 0.0, 0
+        used = Counter[str]()
+        while len(trained.batches) < batches:
+            page = self.client.events(
+                "aircraft", after=after, kinds=("status", "step"), wait_s=20.0
+            )
+            for event in page:
+                after, at, body = event["seq"], event["at"], event["body"]
+                if body.get("status") in ("FAILED", "STOPPED", "COMPLETED"):
+                    raise RuntimeError(f"the job ended early: {body}")
+                if body.get("secondary") == "Training" and not began:
+                    began, used = at, self._cpu_s()
+                if event["kind"] == "step":
+                    spent = self._cpu_s()
+                    spent.subtract(used)
+                    trained.batches.append(Batch(seconds=at - began, cpu_s=spent))
+        return trained
+
+    def _cpu_s(self) -> Counter[str]:
+        return self.server.cpu_s() + Counter({"agent": cpu_s(self.agent_pid)})
 
 
 @contextlib.contextmanager
-def _agent(folder: Path, data: Path) -> Iterator[tuple[int, str]]:
-    command = ["examples.aircraft_inspection.agent", "--data", str(data), "--port", "0"]
-    with process(command, folder / "agent.log", {}) as (pid, line):
-        yield pid, line.split()[-1]
-
-
-def _job(made: Path, agent: dict[str, Any], *, seed: int, k: int) -> dict[str, Any]:
-    """The demo's own job; its held-out success is measured afterwards, off the clock."""
-    job: dict[str, Any] = yaml.safe_load(demo.JOB_FILE.read_text())
-    job |= {
-        "name": "aircraft",
-        "model": str(made / "base"),
-        "dataset": str(made / "data" / "train.jsonl"),
-        "validation_dataset": "",
-        "seed": seed,
-        "agent": agent,
-        "async_config": {"max_steps_off_policy": k},
-    }
-    job["schedule"]["val_every"] = 0
-    return job
-
-
-def _follow(client: Client, server: Server, agent_pid: int, batches: int) -> Trained:
-    """Watch the job until it has trained so many batches, then stop it."""
-    trained, start, after = Trained(), 0.0, 0
-    used = Counter[str]()
-
-    def cpu() -> Counter[str]:
-        now = server.cpu_s()
-        if agent_pid:
-            now["agent"] = cpu_s(agent_pid)
-        return now
-
-    while len(trained.batches) < batches:
-        page = client.events("aircraft", after=after, kinds=("status", "step"), wait_s=20.0)
-        for event in page:
-            after = event["seq"]
-            body = event["body"]
-            if body.get("status") in ("FAILED", "STOPPED", "COMPLETED"):
-                raise RuntimeError(f"the job ended early: {body}")
-            if body.get("secondary") == "Training" and not start:
-                start, used = event["at"], cpu()
-            if event["kind"] == "step":
-                spent = cpu()
-                spent.subtract(used)
-                trained.batches.append(Batch(seconds=event["at"] - start, cpu_s=spent))
-                print(len(trained.batches), trained.batches[-1], flush=True)
-    client.stop("aircraft")
-    client.wait("aircraft", poll_s=0.05)
-    return trained
-
-
-if __name__ == "__main__":
-    _, folder, made, seed, batches, agent, *k = sys.argv
-    began = time.monotonic()
-    done = train(
-        Path(folder),
-        Path(made),
-        seed=int(seed),
-        batches=int(batches),
-        agent=agent,
-        k=int(k[0]) if k else 0,
-    )
-    last = Counter[str]()
-    for number, batch in enumerate(done.batches):
-        step = batch.cpu_s.copy()
-        step.subtract(last)
-        last = batch.cpu_s
-        print(number, f"{batch.seconds:.2f}", {n: round(v, 2) for n, v in step.items()})
-    print("whole run", time.monotonic() - began)
+def service(folder: Path, made: Path) -> Iterator[Service]:
+    """Server and agent, ended at the end."""
+    data = made / "data"
+    with contextlib.ExitStack() as opened:
+        server = opened.enter_context(serving(folder, env={"AIRCRAFT_DATA": str(data)}))
+        command = ["examples.aircraft_inspection.agent", "--data", str(data), "--port", "0"]
+        agent_pid, line = opened.enter_context(process(command, folder / "agent.log", {}))
+        client = opened.enter_context(server.client())
+        yield Service(
+            made=made,
+            server=server,
+            client=client,
+            agent_pid=agent_pid,
+            agent_url=line.split()[-1],
+        )

@@ -22,6 +22,6 @@ def scratch() -> Path:
     return Path(os.environ.get("TURNWISE_BENCH_DIR", "build/bench")).resolve()
 
 
-def tables(seed: int) -> Task:
-    """The task's tables for a seed, once `bases` has made them."""
-    return load(scratch() / str(seed) / "data")
+def tables_in(made: Path) -> Task:
+    """The task's tables in a folder that `compare.make_base` has made."""
+    return load(made / "data")

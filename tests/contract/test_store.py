@@ -15,7 +15,7 @@ from tests.builders import ACCOUNT, SetClock, group, job, plain, rollout, spec, 
 from turnwise import errors
 from turnwise.domain.access import Action, Key
 from turnwise.domain.event import Event, EventDraft, EventKind, Level
-from turnwise.domain.job import Job, JobStatus, Secondary
+from turnwise.domain.job import Inputs, Job, JobStatus, Secondary
 from turnwise.domain.ledger import TokenUsage
 from turnwise.domain.rollout import (
     Blame,
@@ -29,7 +29,7 @@ from turnwise.domain.rollout import (
     RolloutStatus,
     Trajectory,
 )
-from turnwise.ports import FinishedStep, ModelPackage, RolloutQuery
+from turnwise.ports import FinishedStep, ModelPackage, Pruned, RolloutQuery
 from turnwise.storage.sql import SqlStore
 
 OTHER = "acc_other"
@@ -677,6 +677,125 @@ async def test_a_package_is_found_by_id_version_or_group(store: SqlStore) -> Non
     assert await store.packages(ACCOUNT, group="walk") == list(versions)
     with pytest.raises(errors.NotFound, match="model package 'walk/4'"):
         await store.package(ACCOUNT, "walk/4")
+
+
+CHECKPOINT_FIELDS = {"kind": "checkpoint", "group": "walk-checkpoints"}
+
+
+def step_packages(step: int) -> tuple[ModelPackage, ModelPackage]:
+    """The adapter and the checkpoint of `builders.checkpoint(step)`."""
+    saved = builders.checkpoint(step)
+    return (
+        package(step + 1, step=step, path=saved.adapter.path),
+        package(
+            step + 1, package_id=f"pkg_c{step + 1}", step=step, path=saved.path, **CHECKPOINT_FIELDS
+        ),
+    )
+
+
+async def with_steps(store: SqlStore, count: int) -> None:
+    """job_walk with its first state and so many finished steps."""
+    await with_job(store, JobStatus.RUNNING)
+    await store.save_checkpoint(ACCOUNT, "job_walk", builders.checkpoint(-1))
+    for step in range(count):
+        done = finished(step, groups=(), bins={}, packages=step_packages(step))
+        await store.finish_step(ACCOUNT, "job_walk", done)
+
+
+async def test_pruned_checkpoints_are_forgotten_and_their_packages_stay_as_records(
+    store: SqlStore, clock: SetClock
+) -> None:
+    await with_steps(store, 3)
+    clock.at = 5000.0
+    pruned = await store.prune(ACCOUNT, "job_walk", [1, 2], adapters=False)
+    assert pruned == [
+        Pruned(path="/blobs/job_walk/step_-1", with_adapter=True),  # nothing registered it
+        Pruned(path="/blobs/job_walk/step_0", with_adapter=False),
+    ]
+    assert [c.step for c in await store.checkpoints(ACCOUNT, "job_walk")] == [1, 2]
+    adapter, resumable = step_packages(0)
+    assert await store.package(ACCOUNT, "walk/1") == adapter
+    assert await store.package(ACCOUNT, "walk-checkpoints/1") == replace(
+        resumable, pruned_at=5000.0
+    )
+    clock.at = 6000.0
+    assert await store.prune(ACCOUNT, "job_walk", [1, 2], adapters=False) == []
+    assert (await store.package(ACCOUNT, "walk-checkpoints/1")).pruned_at == 5000.0
+
+    last = await store.prune(ACCOUNT, "job_walk", [2], adapters=True)
+    assert last == [Pruned(path="/blobs/job_walk/step_1", with_adapter=True)]
+    assert [p.name for p in await store.packages(ACCOUNT) if p.pruned_at is None] == [
+        *("walk/1", "walk/3", "walk-checkpoints/3"),
+    ]
+
+
+async def test_what_another_job_started_from_is_never_pruned(store: SqlStore) -> None:
+    await with_steps(store, 3)
+    await store.create_job(job("on", parent="walk-checkpoints/1"))
+    await store.create_job(job("anew", parent="walk/2"))
+    assert await store.prune(ACCOUNT, "job_walk", [2], adapters=True) == [
+        Pruned(path="/blobs/job_walk/step_-1", with_adapter=True),
+        Pruned(path="/blobs/job_walk/step_1", with_adapter=False),
+    ]
+    assert [c.step for c in await store.checkpoints(ACCOUNT, "job_walk")] == [0, 2]
+
+
+async def test_no_job_starts_from_what_has_been_pruned_meanwhile(store: SqlStore) -> None:
+    await with_steps(store, 2)
+    await store.prune(ACCOUNT, "job_walk", [1], adapters=False)
+    with pytest.raises(errors.Conflict, match="model 'walk-checkpoints/1' has just been pruned"):
+        await store.create_job(job("on", parent="walk-checkpoints/1"))
+    assert (await store.create_job(job("anew", parent="walk/1"))).parent == "walk/1"
+
+
+async def test_the_files_of_steps_taken_back_are_pruned_too(store: SqlStore) -> None:
+    await with_steps(store, 2)
+    await store.rewind(ACCOUNT, "job_walk", 0)
+    assert await store.prune(ACCOUNT, "job_walk", [-1, 0], adapters=False) == [
+        Pruned(path="/blobs/job_walk/step_1", with_adapter=False)
+    ]
+
+
+@pytest.mark.parametrize("status", [s for s in JobStatus if s.is_final])
+async def test_the_end_of_a_job_promotes_its_newest_adapter(
+    store: SqlStore, status: JobStatus
+) -> None:
+    await with_steps(store, 2)
+    await store.append(ACCOUNT, "job_walk", [status_event(status, message="disk full")])
+    ended = await store.job(ACCOUNT, "walk")
+    assert (ended.status, ended.message, ended.output) == (status, "disk full", "walk/2")
+    *_, promotion, told = await store.events(ACCOUNT, "job_walk")
+    assert (promotion.kind, promotion.body) == (
+        EventKind.PROMOTION,
+        {"step": 1, "model": "walk/2"},
+    )
+    assert told.body["status"] == status
+
+
+async def test_an_output_is_promoted_once_and_never_of_a_step_taken_back(store: SqlStore) -> None:
+    await with_steps(store, 2)
+    ups_and_downs = (JobStatus.STOPPED, JobStatus.PENDING, JobStatus.STOPPED, JobStatus.PENDING)
+    for status in ups_and_downs:
+        await store.append(ACCOUNT, "job_walk", [status_event(status)])
+    await store.rewind(ACCOUNT, "job_walk", 0)
+    await store.append(ACCOUNT, "job_walk", [status_event(JobStatus.FAILED)])
+    kinds = [EventKind.PROMOTION.value]
+    promoted = await store.events(ACCOUNT, "job_walk", kinds=kinds)
+    assert [event.body["model"] for event in promoted] == ["walk/2", "walk/1"]
+
+
+async def test_a_job_that_finished_no_step_has_no_output(store: SqlStore) -> None:
+    await with_steps(store, 0)
+    await store.append(ACCOUNT, "job_walk", [status_event(JobStatus.STOPPED)])
+    assert (await store.job(ACCOUNT, "walk")).output == ""
+
+
+async def test_what_the_first_start_of_a_job_found_stays(store: SqlStore) -> None:
+    await with_job(store)
+    first = Inputs(base_sha256="a" * 64, dataset_sha256="b" * 64)
+    await store.record_inputs(ACCOUNT, "job_walk", first)
+    await store.record_inputs(ACCOUNT, "job_walk", replace(first, base_sha256="c" * 64))
+    assert (await store.job(ACCOUNT, "walk")).inputs == first
 
 
 # ── accounts ──────────────────────────────────────────────────────────────────────────────────

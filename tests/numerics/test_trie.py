@@ -5,20 +5,26 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch.nn.attention.flex_attention import flex_attention
-from transformers import MistralConfig, MistralForCausalLM
+from transformers import (
+    FalconForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen3ForCausalLM,
+    Qwen3Model,
+)
 
 from tests.numerics.test_learner import PRECISIONS, assert_same, cast, gradient
 from tests.tiny import save_tiny_model
 from tests.unit.training.samples import batch, learner_spec, request, row
 from turnwise.domain.training import LossName, LossSpec, Sample
 from turnwise.rl.packing import micro_batches
-from turnwise.rl.trie import tries
-from turnwise.training.attention import Layout, trie_attention
+from turnwise.rl.trie import Trie, tries
+from turnwise.training.attention import Layout, install, trie_attention
 from turnwise.training.learner import TorchLearner
 from turnwise.training.model import TrainedModel
 
@@ -208,6 +214,15 @@ def test_a_step_reports_and_leaves_the_same_with_and_without_tries(
 # ── attention ─────────────────────────────────────────────────────────────────────────────────
 
 
+def seen(trie: Trie) -> torch.Tensor:
+    """Which tokens each token may see, [T, T], by its rows."""
+    found = torch.zeros(len(trie.tokens), len(trie.tokens), dtype=torch.bool)
+    for places in trie.places:
+        for count, place in enumerate(places, 1):
+            found[place, places[:count]] = True
+    return found
+
+
 def masked(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, sees: torch.Tensor
 ) -> torch.Tensor:
@@ -218,16 +233,11 @@ def masked(
     return scores.softmax(-1) @ value
 
 
-@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 def test_attention_by_parts_is_attention_under_the_mask(kv_heads: int) -> None:
     rows = [made.tokens for made in all_families()]
     (trie,) = tries(rows, 10_000)
     size = len(trie.tokens)
-    sees = torch.zeros(size, size, dtype=torch.bool)
-    for places in trie.places:
-        for count, place in enumerate(places, 1):
-            sees[place, places[:count]] = True
     generator = torch.Generator().manual_seed(1)
 
     def draw(heads: int) -> torch.Tensor:
@@ -236,7 +246,7 @@ def test_attention_by_parts_is_attention_under_the_mask(kv_heads: int) -> None:
     inputs = [draw(heads).requires_grad_() for heads in (4, kv_heads, kv_heads)]
     towards = draw(4)
     layout = Layout(trie.segments, torch.device("cpu"))
-    ours, theirs = trie_attention(*inputs, layout, 0.3), masked(*inputs, sees)
+    ours, theirs = trie_attention(*inputs, layout, 0.3), masked(*inputs, seen(trie))
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
     for one, other in zip(
         torch.autograd.grad(ours, inputs, towards),
@@ -244,11 +254,17 @@ def test_attention_by_parts_is_attention_under_the_mask(kv_heads: int) -> None:
         strict=True,
     ):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
-    # The mask that CUDA's attention gets; on the CPU it has a forward only.
-    flexed = flex_attention(
-        *(x.detach() for x in inputs), block_mask=layout.block_mask, scale=0.3, enable_gqa=True
-    )
-    torch.testing.assert_close(flexed, theirs, rtol=0, atol=1e-12)
+
+
+def test_flex_attention_is_given_that_mask() -> None:
+    """As CUDA uses it; the CPU has no backward of it to test."""
+    (trie,) = tries([made.tokens for made in all_families()], 10_000)
+    mask = Layout(trie.segments, torch.device("cpu")).block_mask
+    places = torch.arange(len(trie.tokens))
+    zero = torch.zeros((), dtype=torch.long)
+    found = mask.mask_mod(zero, zero, places[:, None], places[None])
+    assert mask.seq_lengths == (len(places), len(places))
+    assert torch.equal(found, seen(trie))
 
 
 def test_a_model_whose_window_slides_reads_plain_rows(tmp_path: Path) -> None:
@@ -261,6 +277,28 @@ def test_a_model_whose_window_slides_reads_plain_rows(tmp_path: Path) -> None:
     rows = all_families()
     assert not sharing.model.reads_tries
     assert torch.equal(gradient(sharing, batch(rows)), gradient(alone, batch(rows)))
+
+
+class Forgetful(Qwen3Model):
+    """Drops what it does not know, as a model's own code may."""
+
+    def forward(self, *args: Any, trie: Layout | None = None, **options: Any) -> Any:
+        return super().forward(*args, **options)
+
+
+def tiny(kind: type[Any]) -> Any:
+    shape = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2}
+    return kind(kind.config_class(**shape, **heads)).eval()
+
+
+def test_a_model_that_cannot_read_tries_is_left_as_it_was() -> None:
+    own_attention, forgetful = tiny(FalconForCausalLM), tiny(Qwen3ForCausalLM)
+    forgetful.model.__class__ = Forgetful
+    for model in (own_attention, forgetful):
+        assert not install(model)
+        assert model.config._attn_implementation == "sdpa"
+    assert install(tiny(Qwen3ForCausalLM))
 
 
 def test_prefixes_are_shared_where_asked_for(base: Path) -> None:

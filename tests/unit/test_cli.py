@@ -280,6 +280,7 @@ def test_models_are_listed_and_exported_to_a_new_folder(
 
     assert turnwise("models", "list", "--json").json[0]["name"] == "walk/1"
     assert turnwise("models", "list").lines[1].split()[:3] == ["walk/1", "checkpoint", "0"]
+    assert "package_id: package_a" in turnwise("models", "describe", "walk").lines
     assert turnwise("models", "export", "walk", "tuned").out == "wrote tuned\n"
     assert (tmp_path / "tuned" / "adapter_config.json").read_text() == "{}"
     assert turnwise("models", "export", "walk", "tuned").err == (

@@ -11,7 +11,7 @@ from turnwise.domain.access import Action, Principal
 from turnwise.domain.event import Event, EventKind
 from turnwise.domain.job import Job
 from turnwise.domain.ledger import TokenUsage
-from turnwise.domain.rollout import Trajectory
+from turnwise.domain.rollout import Purpose, Trajectory
 from turnwise.ports import ModelPackage, RolloutQuery, RolloutSummary, Store
 
 #: Events are read in pages of this many.
@@ -128,6 +128,20 @@ class Browse:
             raise errors.NotFound("model", id_or_name, remedy=remedy) from None
         principal.require(Action.READ, job_id=found.job_id)
         return found
+
+    async def validation(self, package: ModelPackage) -> dict[str, float]:
+        """What its job's validation measured of a package, which is after it was registered.
+
+        Empty where there was none, or the job has been deleted.
+        """
+        kinds = [EventKind.EVALUATION]
+        try:
+            found = await self._store.events(package.account_id, package.job_id, kinds=kinds)
+        except errors.NotFound:
+            return {}
+        its = [event.body for event in found if event.body["step"] == package.step + 1]
+        values = [dict(body["values"]) for body in its if body["purpose"] == Purpose.VALIDATION]
+        return values[-1] if values else {}
 
     async def _job(self, principal: Principal, id_or_name: str) -> Job:
         job = await self._store.job(principal.account_id, id_or_name)

@@ -29,6 +29,7 @@ from turnwise.domain.job import (
     RolloutSpec,
     TruncatedTurns,
 )
+from turnwise.ports import CHECKPOINTS
 
 _NAME = re.compile(r"[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62}")
 
@@ -244,6 +245,7 @@ def _check_sense(spec: JobSpec) -> None:
             remedy="use 1 to 63 letters, digits and, between them, hyphens",
         )
     _check_given(spec)
+    _check_beginning(spec)
     _check_agent(spec.agent)
     check_evaluation(spec.evaluation)
     if spec.kind is JobKind.TRAIN:
@@ -262,6 +264,30 @@ def _check_given(spec: JobSpec) -> None:
     for name in ("model", "dataset", "prompt_column"):
         if not getattr(spec, name):
             raise errors.InvalidInput(name, "", "is empty", remedy="it must be set")
+
+
+def _check_beginning(spec: JobSpec) -> None:
+    if spec.name.endswith(CHECKPOINTS):
+        raise errors.InvalidInput(
+            "name",
+            spec.name,
+            f"ends as the groups of checkpoints do, in {CHECKPOINTS!r}",
+            remedy="choose another name",
+        )
+    if spec.resume_from and spec.input_adapter:
+        raise errors.InvalidInput(
+            "resume_from",
+            spec.resume_from,
+            f"is set together with input_adapter ({spec.input_adapter})",
+            remedy="continue a checkpoint, or start anew from an adapter",
+        )
+    if spec.resume_from and spec.kind is not JobKind.TRAIN:
+        raise errors.InvalidInput(
+            "resume_from",
+            spec.resume_from,
+            f"cannot be for a job of kind {spec.kind}",
+            remedy="name what to evaluate in input_adapter",
+        )
 
 
 def _check_agent(agent: AgentSpec) -> None:

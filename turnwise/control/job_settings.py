@@ -19,6 +19,7 @@ from turnwise.domain.job import (
     AgentSpec,
     AsyncSpec,
     BatchSpec,
+    CheckpointSpec,
     EvaluationSpec,
     JobSpec,
     ParitySpec,
@@ -94,6 +95,11 @@ SETTINGS: dict[type, dict[str, Setting]] = {
             "What to start from: a PEFT folder or a registered model, "
             '"group/version" or "group"; empty: the base model.'
         ),
+        "resume_from": Setting(
+            "A registered checkpoint of another job to continue after its step, with its "
+            "optimizer and its place in the data. Base model, rows and all settings that decide "
+            "what is learned must be as they were."
+        ),
         "batch": Setting("How much a step takes."),
         "algorithm": Setting("Advantage and loss."),
         "sampling_params": Setting("How training rollouts are sampled; what a request says wins."),
@@ -107,6 +113,10 @@ SETTINGS: dict[type, dict[str, Setting]] = {
         "rollout": Setting("Limits on rollouts; times in seconds."),
         "async_config": Setting("Whether agents go on while the learner trains."),
         "parity": Setting("The check that sampler and learner agree about the same tokens."),
+        "checkpoints": Setting(
+            "Which steps' files stay; the rest stays listed, as a record. The newest two "
+            "checkpoints always stay, and what other jobs started from."
+        ),
     },
     AgentSpec: {
         "kind": Setting(
@@ -257,6 +267,16 @@ SETTINGS: dict[type, dict[str, Setting]] = {
     AsyncSpec: {
         "max_steps_off_policy": Setting(
             "No trained token is older than so many steps; 0: synchronous.", Range(0, 10)
+        ),
+    },
+    CheckpointSpec: {
+        "keep_last": Setting("Keep those of the newest so many steps; 0: all.", _NOT_NEGATIVE),
+        "keep_every": Setting(
+            "With keep_last, keep those of each so-many-th step as well; 0: none.", _NOT_NEGATIVE
+        ),
+        "prune_adapters": Setting(
+            "With keep_last, remove a step's adapter together with its checkpoint; it cannot be "
+            "served or exported any more."
         ),
     },
     ParitySpec: {

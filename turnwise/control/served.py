@@ -5,17 +5,13 @@ Each call requires a principal.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 from turnwise import errors
-from turnwise.control.jobs import adapter_folder
+from turnwise.control.lineage import adapter_folder
 from turnwise.domain.access import Action, Principal
-from turnwise.modeling.fingerprint import fingerprint
+from turnwise.modeling.fingerprint import fingerprint, verify
 from turnwise.ports import ModelPackage, Store
-
-#: Raises `Corrupted` unless a checkpoint folder has this sha256.
-VerifyCheckpoint = Callable[[Path, str], None]
 
 
 class ServedModels:
@@ -40,21 +36,22 @@ class ServedModels:
         found = await self._store.packages(principal.account_id)
         mine = [p for p in reversed(found) if principal.allows(Action.SAMPLE, job_id=p.job_id)]
         groups = dict.fromkeys(package.group for package in mine)
-        return [*groups, *(f"{package.group}/{package.version}" for package in mine)]
+        return [*groups, *(package.name for package in mine)]
 
 
-def verified_folder(package: ModelPackage, verify_checkpoint: VerifyCheckpoint) -> Path:
+def verified_folder(package: ModelPackage) -> Path:
     """The package's PEFT folder, every byte of it as it was registered.
 
-    Raises `NotFound` for files that are gone, `Corrupted` for files that have changed.
+    Raises `Conflict` for a pruned one, `NotFound` for files that are gone, `Corrupted` for files
+    that have changed.
     """
     folder = Path(adapter_folder(package))
     if not folder.is_dir():
         raise errors.NotFound("model folder", str(folder), remedy="its files have been removed")
-    name = f"model {package.group}/{package.version}"
+    name = f"model {package.name}"
     if package.kind == "checkpoint":
         try:
-            verify_checkpoint(Path(package.path), package.sha256)
+            verify(Path(package.path), package.sha256)
         except errors.Corrupted as error:
             raise errors.Corrupted(f"{name} is damaged: {error}") from error
         return folder

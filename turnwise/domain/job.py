@@ -222,6 +222,19 @@ class ParitySpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointSpec:
+    """Which steps' files stay; every step's registered versions stay listed.
+
+    The newest two resumable checkpoints always stay, so that there is one to fall back to, and so
+    does whatever another job started from.
+    """
+
+    keep_last: int = 0  # newest steps to keep; 0: all
+    keep_every: int = 0  # keep those of each so-many-th step as well; 0: none
+    prune_adapters: bool = False  # together with its resumable state, remove a step's adapter too
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class JobSpec:
     """Everything a job needs, as the job file says it. Paths are absolute once loaded.
 
@@ -241,6 +254,7 @@ class JobSpec:
     deterministic: bool = False
     history: History = History.TEMPLATE
     input_adapter: str = ""  # a PEFT folder or a registered model to start from (or to evaluate)
+    resume_from: str = ""  # a registered checkpoint of another job, to continue after its step
     batch: BatchSpec = field(default_factory=BatchSpec)
     algorithm: AlgorithmSpec = field(default_factory=AlgorithmSpec)
     sampling_params: SamplingParams = field(default_factory=SamplingParams)
@@ -256,6 +270,7 @@ class JobSpec:
     rollout: RolloutSpec = field(default_factory=RolloutSpec)
     async_config: AsyncSpec = field(default_factory=AsyncSpec)
     parity: ParitySpec = field(default_factory=ParitySpec)
+    checkpoints: CheckpointSpec = field(default_factory=CheckpointSpec)
 
     @property
     def evaluated_models(self) -> tuple[str, ...]:
@@ -264,10 +279,20 @@ class JobSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Inputs:
+    """What a job reads, by content: the sha256 of its base model's files and of its datasets."""
+
+    base_sha256: str
+    dataset_sha256: str
+    validation_sha256: str = ""  # empty: there is no validation dataset
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
     """A job as the store shows it. `step` counts finished training steps.
 
     `incarnation` counts the starts of its loop: a resume is the next incarnation of the same job.
+    A job that continues another's checkpoint (`spec.resume_from`) has that one's steps finished.
     """
 
     job_id: str
@@ -282,3 +307,6 @@ class Job:
     created_at: float = 0.0
     started_at: float | None = None
     ended_at: float | None = None
+    inputs: Inputs | None = None  # as its first start found them
+    parent: str = ""  # the registered model that it started from, "group/version"
+    output: str = ""  # its newest adapter when it last ended, "group/version"

@@ -263,7 +263,6 @@ def _going_down() -> errors.Unavailable:
 
 
 def _engine_gone(package: ModelPackage) -> errors.Unavailable:
-    name = f"{package.group}/{package.version}"
     return errors.Unavailable(
-        f"the engine of {name} has ended; the next call starts another", retry_after_s=1.0
+        f"the engine of {package.name} has ended; the next call starts another", retry_after_s=1.0
     )

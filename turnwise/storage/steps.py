@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from sqlalchemy import Connection, delete, func, select, update
 
@@ -12,8 +12,8 @@ from turnwise.domain.event import Event
 from turnwise.domain.job import Job
 from turnwise.domain.ledger import Bin, TokenUsage
 from turnwise.domain.rollout import GroupStatus, Policy, Purpose
-from turnwise.domain.training import Checkpoint
-from turnwise.ports import FinishedStep, ModelPackage
+from turnwise.domain.training import ADAPTER_FOLDER, Checkpoint
+from turnwise.ports import FinishedStep, ModelPackage, Pruned
 from turnwise.storage import jobs as jobs_of
 from turnwise.storage.rollouts import OPEN
 from turnwise.storage.rows import from_rows, select_nouns, to_row
@@ -95,6 +95,53 @@ def list_checkpoints(connection: Connection, account_id: str, job_id: str) -> li
         Checkpoint, checkpoints.c.account_id == account_id, checkpoints.c.job_id == job_id
     )
     return from_rows(Checkpoint, connection.execute(query.order_by(checkpoints.c.step)).all())
+
+
+def prune(
+    connection: Connection,
+    account_id: str,
+    job_id: str,
+    keep: Collection[int],
+    *,
+    adapters: bool,
+    now: float,
+) -> list[Pruned]:
+    """Forget the checkpoints of all steps but `keep`, and mark their packages; what to remove.
+
+    A registered folder that no checkpoint names any more, after a fall-back, goes too.
+    """
+    jobs_of.lock(connection, account_id, job_id)
+    recorded = list_checkpoints(connection, account_id, job_id)
+    its = (packages.c.job_id == job_id, packages.c.pruned_at.is_(None))
+    columns = (packages.c.kind, packages.c.path, packages.c.group, packages.c.version)
+    parents = _parents(connection, account_id)
+    registered = {
+        (row.kind, row.path): f"{row.group}/{row.version}" in parents
+        for row in connection.execute(select(*columns).where(*its))
+    }
+    paths = {checkpoint.path for checkpoint in recorded}
+    paths |= {path for kind, path in registered if kind == "checkpoint"}
+    paths -= {checkpoint.path for checkpoint in recorded if checkpoint.step in keep}
+    pruned = []
+    for path in sorted(path for path in paths if not registered.get(("checkpoint", path))):
+        adapter = f"{path}/{ADAPTER_FOLDER}"
+        is_needed = registered.get(("adapter", adapter))
+        goes = is_needed is None or (adapters and not is_needed)
+        pruned.append(Pruned(path=path, with_adapter=goes))
+        gone = [path, adapter] if goes else [path]
+        connection.execute(
+            update(packages).where(*its, packages.c.path.in_(gone)).values(pruned_at=now)
+        )
+        connection.execute(
+            delete(checkpoints).where(checkpoints.c.job_id == job_id, checkpoints.c.path == path)
+        )
+    return pruned
+
+
+def _parents(connection: Connection, account_id: str) -> set[str]:
+    """The names of the packages that the account's jobs started from."""
+    query = select(jobs.c.parent).where(jobs.c.account_id == account_id, jobs.c.parent != "")
+    return set(connection.execute(query).scalars())
 
 
 def list_packages(connection: Connection, account_id: str, group: str | None) -> list[ModelPackage]:

@@ -20,6 +20,9 @@ from turnwise.rl.trie import Segment, depths, untils
 
 _NAME = "turnwise_trie"
 
+# How far two ways to compute the same hidden state may be apart, as a share of it.
+_ROUNDING = {torch.float32: 1e-3, torch.bfloat16: 1e-1}
+
 # torch's causal attention on the CPU, with the log of each query's normaliser beside its output.
 # Heads of keys and values may be fewer than those of queries.
 _attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -103,7 +106,8 @@ def _reads_tries(model: PreTrainedModel) -> bool:
         use_cache=False,
     ).last_hidden_state[0]
     expected = torch.cat([alone[0], alone[1, 2:]])
-    return torch.allclose(found, expected, rtol=1e-2, atol=1e-3)
+    apart = (found - expected).norm(dim=-1) / expected.norm(dim=-1)
+    return bool(apart.max() <= _ROUNDING[found.dtype])
 
 
 def _forward(

@@ -17,7 +17,6 @@ from turnwise.exporting.archives import Archives
 from turnwise.ports import Archive, MergeSpec
 from turnwise.storage.blobs import FolderBlobs
 from turnwise.storage.sql import SqlStore
-from turnwise.training.checkpoint import verify
 
 ADMIN = Principal(account_id=ACCOUNT)
 
@@ -28,7 +27,7 @@ async def _no_merge(spec: MergeSpec) -> Archive:
 
 def archives() -> Archives:
     """Exports of verified PEFT folders."""
-    return Archives(lambda package: verified_folder(package, verify), _no_merge)
+    return Archives(verified_folder, _no_merge)
 
 
 class Loop:

@@ -270,8 +270,8 @@ async def test_a_job_is_deleted_once_it_has_ended_and_its_models_stay(world: Wor
     assert deleted.name == "walk"
     with pytest.raises(errors.NotFound, match="job 'walk' does not exist"):
         await world.jobs.describe(ADMIN, "walk")
-    again = await world.jobs.create(ADMIN, world.spec("walk", input_adapter="walk/1"))
-    assert again.spec.input_adapter == str(world.folder / "checkpoint" / "adapter")
+    assert (await world.store.package(ACCOUNT, "walk/1")).job_id == deleted.job_id
+    assert (world.folder / "checkpoint" / "adapter" / "adapter_config.json").is_file()
 
 
 async def test_a_taken_name_is_refused(world: World):

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from turnwise.rl.trie import PASS_TOKENS, SEGMENT_TOKENS, Trie, depths, tries, untils
@@ -16,6 +16,7 @@ _row = st.lists(_runs, max_size=5).map(
 )
 _rows = st.lists(_row, max_size=8)
 _budgets = st.integers(1, 300)
+_settings = settings(deadline=None, max_examples=60)
 
 
 def row(*runs: tuple[int, int]) -> np.ndarray:
@@ -27,6 +28,7 @@ def laid_out(found: Sequence[Trie]) -> list[list[int]]:
     return [trie.tokens.tolist() for trie in found]
 
 
+@_settings
 @given(_rows, _budgets)
 def test_every_row_s_tokens_lie_on_its_path_in_order(rows: list[np.ndarray], budget: int) -> None:
     found = tries(rows, budget)
@@ -39,6 +41,7 @@ def test_every_row_s_tokens_lie_on_its_path_in_order(rows: list[np.ndarray], bud
             assert depths(trie.segments)[places].tolist() == list(range(len(rows[i])))
 
 
+@_settings
 @given(_rows, _budgets)
 def test_a_token_follows_from_those_of_its_rows_alone(rows: list[np.ndarray], budget: int) -> None:
     for trie in tries(rows, budget):
@@ -50,6 +53,7 @@ def test_a_token_follows_from_those_of_its_rows_alone(rows: list[np.ndarray], bu
                 assert seen.tolist() == places[:count].tolist()
 
 
+@_settings
 @given(_rows, _budgets)
 def test_segments_cover_a_trie_within_its_budget(rows: list[np.ndarray], budget: int) -> None:
     for trie in tries(rows, budget):
@@ -61,6 +65,7 @@ def test_segments_cover_a_trie_within_its_budget(rows: list[np.ndarray], budget:
         assert trie.price == len(trie.tokens) + SEGMENT_TOKENS * len(bounds)
 
 
+@_settings
 @given(_rows, _budgets, st.randoms())
 def test_the_order_of_rows_changes_nothing(rows: list[np.ndarray], budget: int, random) -> None:  # type: ignore[no-untyped-def]
     order = list(range(len(rows)))
@@ -74,6 +79,7 @@ def test_the_order_of_rows_changes_nothing(rows: list[np.ndarray], budget: int, 
         assert [rows[i].tolist() for i in one.rows] == [rows[order[i]].tolist() for i in other.rows]
 
 
+@_settings
 @given(_rows, _budgets)
 def test_rows_are_divided_where_it_costs_least(rows: list[np.ndarray], budget: int) -> None:
     """Against every division of the sorted rows."""

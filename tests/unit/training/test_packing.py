@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.training.samples import batch, row
@@ -77,6 +77,7 @@ def test_rows_stay_plain_where_a_trie_saves_nothing() -> None:
     assert (found.inputs.shape, found.segments) == ((2, 42), ())
 
 
+@settings(deadline=None, max_examples=60)
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=8), st.integers(1, 300), st.booleans())
 def test_every_trained_token_is_listed_once_after_the_one_before_it(
     ends: list[int], budget: int, share: bool

@@ -101,9 +101,16 @@ async def test_a_job_is_created_described_listed_stopped_resumed_and_deleted(
         "incarnation": 0,
         "created_at": 1000.0,
         "ended_at": None,
+        "parent": "",
+        "output": "",
+        "inputs": None,
     }
     assert created["spec"]["batch"]["group_size"] == 8
-    assert (await api.get("/api/v1/jobs/job_a")).json() == created
+    await world.running("walk")
+    described = (await api.get("/api/v1/jobs/job_a")).json()
+    assert sorted(described["inputs"]) == ["base_sha256", "dataset_sha256", "validation_sha256"]
+    assert described | {"inputs": None} == created
+    created = described
     assert (await api.get("/api/v1/jobs")).json() == {"jobs": [created]}
     assert (await api.get("/api/v1/jobs?status=FAILED")).json() == {"jobs": []}
 
@@ -435,7 +442,8 @@ async def test_a_model_is_listed_and_packed(api: httpx.AsyncClient, world: World
     assert [(model["name"], model["path"], model["job_id"]) for model in models] == [
         ("walk/1", str(folder), "job_a")
     ]
-    assert (await api.get("/api/v1/models/walk")).json() == models[0]
+    described = (await api.get("/api/v1/models/walk")).json()
+    assert described == models[0] | {"validation": {}}
     assert archive.headers["content-type"] == "application/x-tar"
     assert archive.headers["content-length"] == str(len(archive.content))
     with tarfile.open(fileobj=io.BytesIO(archive.content)) as tar:

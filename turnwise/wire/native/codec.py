@@ -31,6 +31,9 @@ def job_body(job: Job) -> Json:
         "created_at": job.created_at,
         "started_at": job.started_at,
         "ended_at": job.ended_at,
+        "parent": job.parent,
+        "output": job.output,
+        "inputs": None if job.inputs is None else dataclasses.asdict(job.inputs),
         "spec": as_mapping(job.spec),
     }
 
@@ -130,11 +133,18 @@ def _turn_body(turn: Turn) -> Json:
     }
 
 
+def package_summary(package: ModelPackage) -> Json:
+    """A registered model in a list: without its job file, the largest part of it."""
+    body = package_body(package)
+    metadata = {key: value for key, value in body["metadata"].items() if key != "config"}
+    return body | {"metadata": metadata}
+
+
 def package_body(package: ModelPackage) -> Json:
     """A registered model."""
     return {
         "package_id": package.package_id,
-        "name": f"{package.group}/{package.version}",
+        "name": package.name,
         "group": package.group,
         "version": package.version,
         "kind": package.kind,
@@ -144,5 +154,6 @@ def package_body(package: ModelPackage) -> Json:
         "job_id": package.job_id,
         "step": package.step,
         "created_at": package.created_at,
+        "pruned_at": package.pruned_at,
         "metadata": dict(package.metadata),
     }

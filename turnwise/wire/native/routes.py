@@ -207,7 +207,7 @@ def _model_routes(browse: Browse, archives: Archives, principal: Caller) -> APIR
     @routes.get("")
     async def packages(group: str | None = None, who: Principal = caller) -> Json:
         found = await browse.packages(who, group=group)
-        return {"models": [codec.package_body(package) for package in found]}
+        return {"models": [codec.package_summary(package) for package in found]}
 
     @routes.get("/{name:path}/archive")
     async def archive(name: str, merged: bool = False, who: Principal = caller) -> Response:
@@ -222,7 +222,8 @@ def _model_routes(browse: Browse, archives: Archives, principal: Caller) -> APIR
 
     @routes.get("/{name:path}")
     async def package(name: str, who: Principal = caller) -> Json:
-        return codec.package_body(await browse.package(who, name))
+        package = await browse.package(who, name)
+        return codec.package_body(package) | {"validation": await browse.validation(package)}
 
     return routes
 

@@ -4,7 +4,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "usage"
-down_revision = "first"
+down_revision = "packages"
 branch_labels = None
 depends_on = None
 
