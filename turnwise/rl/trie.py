@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -103,10 +104,23 @@ def _shared(rows: Sequence[Tokens]) -> Ints:
     return found
 
 
-def _nodes(shared: Ints, lengths: Ints) -> Iterator[tuple[int, int, int, int]]:
-    """The trie's nodes, depth first: its rows [first, last) and its run [depth, end) of them.
+class _Node(NamedTuple):
+    """The rows [first, last) of those sorted, and the run [depth, end) that they share."""
 
-    Runs may be empty. `shared` may be lowered within a node once it was yielded.
+    first: int
+    last: int
+    depth: int
+    end: int
+
+    @property
+    def length(self) -> int:
+        return self.end - self.depth
+
+
+def _nodes(shared: Ints, lengths: Ints) -> Iterator[_Node]:
+    """The trie's nodes, depth first; runs may be empty.
+
+    `shared` may be lowered within a node once it was yielded.
     """
     waiting = [(0, len(shared), 0)]
     while waiting:
@@ -114,21 +128,20 @@ def _nodes(shared: Ints, lengths: Ints) -> Iterator[tuple[int, int, int, int]]:
         inner = shared[first + 1 : last]
         end = int(inner.min()) if len(inner) else int(lengths[first])
         edges = first + 1 + np.flatnonzero(inner == end)
-        yield first, last, depth, end
-        if len(inner):
+        yield _Node(first, last, depth, end)
+        if len(edges):
             bounds = [first, *edges.tolist(), last]
-            end = int(shared[edges[0]])
-            children = [(a, b, end) for a, b in pairwise(bounds)]
-            waiting += reversed(children)
+            below = int(shared[edges[0]])
+            waiting += [(a, b, below) for a, b in pairwise(bounds)][::-1]
 
 
 def _worth_sharing(shared: Ints, lengths: Ints) -> Ints:
     """`shared` without the runs that are too short to have a segment of their own."""
     kept = shared.copy()
-    for first, last, depth, end in _nodes(kept, lengths):
-        if end - depth < SEGMENT_TOKENS:
-            inner = kept[first + 1 : last]
-            inner[inner == end] = depth
+    for node in _nodes(kept, lengths):
+        if node.length < SEGMENT_TOKENS:
+            inner = kept[node.first + 1 : node.last]
+            inner[inner == node.end] = node.depth
     return kept
 
 
@@ -155,23 +168,25 @@ def _parts(lengths: Ints, shared: Ints, budget: int) -> list[tuple[int, int]]:
 
 def _trie(rows: Sequence[int], tokens: Sequence[Tokens], shared: Ints) -> Trie:
     lengths = np.array([len(row) for row in tokens])
-    runs = [node for node in _nodes(shared, lengths) if node[3] > node[2]]
-    starts = np.cumsum([0, *(end - depth for _, _, depth, end in runs)]).tolist()
+    nodes = [node for node in _nodes(shared, lengths) if node.length]
+    ends = np.cumsum([node.length for node in nodes]).tolist()
     paths: list[list[Ints]] = [[] for _ in rows]
-    for start, (first, last, depth, end) in zip(starts, runs, strict=False):
-        for path in paths[first:last]:
-            path.append(np.arange(start, start + end - depth))
+    for node, end in zip(nodes, ends, strict=True):
+        for path in paths[node.first : node.last]:
+            path.append(np.arange(end - node.length, end))
     places = tuple(np.concatenate(path) for path in paths)
-    segments = tuple(
-        # Of the rows that share a segment, the last one's end is laid out last.
-        Segment(start=start, end=stop, until=int(places[last - 1][-1]) + 1, depth=depth)
-        for start, stop, (_, last, depth, _) in zip(starts, starts[1:], runs, strict=False)
-    )
     return Trie(
         rows=tuple(rows),
-        tokens=np.concatenate([tokens[first][depth:end] for first, _, depth, end in runs]).astype(
-            np.int64
+        tokens=np.concatenate([tokens[n.first][n.depth : n.end] for n in nodes]).astype(np.int64),
+        segments=tuple(
+            Segment(
+                start=end - node.length,
+                end=end,
+                # Of the rows that share it, the last one's end is laid out last.
+                until=int(places[node.last - 1][-1]) + 1,
+                depth=node.depth,
+            )
+            for node, end in zip(nodes, ends, strict=True)
         ),
-        segments=segments,
         places=places,
     )

@@ -67,8 +67,8 @@ def trie_attention(
 def install(model: PreTrainedModel) -> bool:
     """Have a model attend by `trie_attention` where it is given a `trie`; whether it can.
 
-    It cannot if a layer's window slides, or its attention is not transformers' to exchange: then
-    the model is left as it was.
+    It cannot if a layer's window slides, or if two rows do not come out of a trie as they do alone
+    (a model with attention of its own): then it is left as it was.
     """
     config = model.config
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
