@@ -30,10 +30,12 @@ from turnwise.ports import ModelPackage, Store
 #: The rest decides what is learned from which rows in which order.
 _MAY_DIFFER = (
     *("name", "description", "agent", "model", "dataset", "validation_dataset"),
-    *("input_adapter", "resume_from", "checkpoints", "parity", "rollout"),
+    *("input_adapter", "resume_from", "checkpoints", "parity"),
     *("validation", "val_sampling_params", "evaluation", "eval_sampling_params"),
-    "batch.tokens_per_micro_batch",
+    *("batch.tokens_per_micro_batch", "batch.share_prefixes"),
     *("schedule.max_epochs", "schedule.max_steps", "schedule.val_every"),
+    *("rollout.rollout_max_concurrency", "rollout.rollout_max_retries"),
+    *("rollout.rollout_timeout", "rollout.turn_timeout", "rollout.group_timeout"),
 )
 
 

@@ -34,7 +34,11 @@ class ServedModels:
         """Every group and every version that the key may ask for, the newest first."""
         principal.require(Action.SAMPLE)
         found = await self._store.packages(principal.account_id)
-        mine = [p for p in reversed(found) if principal.allows(Action.SAMPLE, job_id=p.job_id)]
+        mine = [
+            package
+            for package in reversed(found)
+            if package.pruned_at is None and principal.allows(Action.SAMPLE, job_id=package.job_id)
+        ]
         groups = dict.fromkeys(package.group for package in mine)
         return [*groups, *(package.name for package in mine)]
 

@@ -14,6 +14,7 @@ from tests.unit.control.kit import ADMIN, World
 from tests.unit.loop.fakes import names, write_adapter_files
 from turnwise import errors
 from turnwise.control.lineage import adapter_folder, read_inputs
+from turnwise.control.served import ServedModels
 from turnwise.domain.job import (
     AgentKind,
     AgentSpec,
@@ -25,6 +26,7 @@ from turnwise.domain.job import (
     JobStatus,
     RolloutSpec,
     ScheduleSpec,
+    TruncatedTurns,
 )
 from turnwise.domain.rollout import Policy
 from turnwise.domain.training import Adapter, Checkpoint, LoraSpec, OptimizerSpec
@@ -212,6 +214,7 @@ async def test_a_checkpoint_is_not_continued_otherwise_than_it_was_trained(
         lora=replace(LORA, target_modules=("k_proj", "q_proj")),
         optimizer=OptimizerSpec(learning_rate=0.5),
         schedule=replace(SCHEDULE, warmup_steps=2),
+        rollout=RolloutSpec(turn_timeout=5.0, truncated_turns=TruncatedTurns.MASK),
     )
 
     assert said == (
@@ -219,6 +222,7 @@ async def test_a_checkpoint_is_not_continued_otherwise_than_it_was_trained(
         "batch.group_size is 4, it was 2; schedule.warmup_steps is 2, it was 0; "
         "lora.target_modules is ['k_proj', 'q_proj'], it was ['q_proj']; "
         "optimizer.learning_rate is 0.5, it was 4e-05; "
+        "rollout.truncated_turns is 'mask', it was 'keep'; "
         "set it as it was, or start anew from its adapter with input_adapter: walk/1"
     )
 
@@ -312,6 +316,7 @@ async def test_a_pruned_model_says_so_wherever_it_is_used(world: World, trained:
         assert f"`turnwise models list --group {name[:-2]}` shows which are kept" in said
     with pytest.raises(errors.Conflict, match="the files of model walk/1 were pruned"):
         adapter_folder(await world.store.package(ACCOUNT, "walk/1"))
+    assert await ServedModels(world.store).names(ADMIN) == []
 
 
 # ── input_adapter ─────────────────────────────────────────────────────────────────────────────
