@@ -27,7 +27,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import aiohttp
 import uvicorn
@@ -38,10 +38,13 @@ from tokenizers import Tokenizer as HubTokenizer
 from tests import builders
 from tests.families import save_family
 from turnwise.access.keys import sha256_hex
+from turnwise.control.served import ServedModels
 from turnwise.domain.access import Principal
 from turnwise.domain.job import History
 from turnwise.domain.rollout import SamplingParams
 from turnwise.gateway.gateway import Gateway
+from turnwise.gateway.serving import Serving
+from turnwise.ports import ModelPackage
 from turnwise.rendering.family import load_renderer
 from turnwise.rendering.tokenizer import Tokenizer
 from turnwise.sampling.scripted import Completion, ScriptedSampler
@@ -245,6 +248,10 @@ def _server() -> Iterator[Server]:
             process.stdout.close()
 
 
+async def _no_models(package: ModelPackage) -> NoReturn:
+    raise AssertionError("every call here is inside a rollout")
+
+
 async def _serve(folder: Path) -> None:
     """Serve until stdin closes; the port is the first line of stdout."""
     model = _model_folder(folder / "model")
@@ -261,7 +268,10 @@ async def _serve(folder: Path) -> None:
     async def authenticate(bearer: str) -> Principal:
         return Principal(account_id=builders.ACCOUNT)
 
-    data_plane = DataPlane(gateway, authenticate, lambda account_id: "000000000001")
+    serving = Serving(_no_models, SYSTEM_CLOCK, new_id, idle_s=600, max_models=1)
+    data_plane = DataPlane(
+        gateway, serving, ServedModels(store), authenticate, lambda account_id: "000000000001"
+    )
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["path"] != BARE:

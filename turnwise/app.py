@@ -25,18 +25,23 @@ from turnwise.agents import open_runner
 from turnwise.channel import Connection
 from turnwise.control.browse import Browse
 from turnwise.control.jobs import Jobs, load_job_rows
+from turnwise.control.served import ServedModels, adapter_id, verified_folder
 from turnwise.domain.access import Account
-from turnwise.domain.job import Job, JobSpec
+from turnwise.domain.job import History, Job, JobSpec
 from turnwise.domain.training import LearnerSpec
+from turnwise.exporting.archives import Archives
+from turnwise.exporting.handle import RemoteArchive
 from turnwise.gateway.gateway import Gateway
+from turnwise.gateway.serving import OpenModel, Serving
 from turnwise.launching.lazy import LazyLearner
 from turnwise.launching.local import LocalLauncher
 from turnwise.loop.run import JobLoop
 from turnwise.loop.sockets import Sockets
-from turnwise.ports import EngineSpec, Launcher, Sampler
+from turnwise.ports import EngineSpec, ModelPackage, Sampler
 from turnwise.rendering.family import load_renderer
+from turnwise.sampling.engines import Engines
 from turnwise.sampling.handle import RemoteSampler
-from turnwise.sampling.shared import ClaimedSampler, SharedSampler
+from turnwise.sampling.shared import ClaimedSampler
 from turnwise.settings import Settings
 from turnwise.storage.blobs import FolderBlobs
 from turnwise.storage.folder import DataFolder
@@ -55,46 +60,6 @@ Asgi = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 #: Region in the ARNs that this server makes; AWS clients insist on a real one.
 REGION = "us-west-2"
-
-
-class Engines:
-    """One engine process per base model and mode; started when needed, forgotten when dead."""
-
-    def __init__(self, launcher: Launcher, settings: Settings) -> None:
-        self._launcher = launcher
-        self._settings = settings
-        self._running: dict[tuple[str, bool], SharedSampler] = {}
-        self._watches: set[asyncio.Task[None]] = set()
-        self._starting = asyncio.Lock()
-
-    async def claim(self, spec: JobSpec) -> ClaimedSampler:
-        """A job's view of its engine, which may still be loading its model."""
-        key = (spec.model, spec.deterministic)
-        async with self._starting:
-            engine = self._running.get(key)
-            if engine is None:
-                engine = SharedSampler(await self._launcher.engine(self._spec(spec)))
-                self._running[key] = engine
-                watch = asyncio.create_task(self._forget(key, engine.sampler))
-                self._watches.add(watch)
-                watch.add_done_callback(self._watches.discard)
-            return engine.claim()
-
-    async def _forget(self, key: tuple[str, bool], engine: Sampler) -> None:
-        await engine.lost()
-        del self._running[key]
-
-    def _spec(self, spec: JobSpec) -> EngineSpec:
-        settings = self._settings
-        return EngineSpec(
-            base_model=spec.model,
-            device=settings.device,
-            threads=settings.engine_threads,
-            deterministic=spec.deterministic,
-            max_slots=settings.engine_slots,
-            max_length=settings.engine_max_length,
-            max_queue=settings.engine_queue,
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,7 +95,7 @@ class Service:
         rows, validation_rows = await asyncio.to_thread(load_job_rows, job.spec)
         renderer = await asyncio.to_thread(load_renderer, Path(job.spec.model), job.spec.history)
         opened = contextlib.AsyncExitStack()
-        engine = await self.engines.claim(job.spec)
+        engine = await self.engines.claim(job.spec.model, deterministic=job.spec.deterministic)
         opened.push_async_callback(_give_up, engine)
         runner = open_runner(job.spec.agent, InsideDoor(self.gateway, job.account_id))
         opened.push_async_callback(runner.close)
@@ -152,6 +117,26 @@ class Service:
         )
         return _PluggedLoop(loop=JobLoop(job, rows, validation_rows, sockets), opened=opened)
 
+    async def open_model(self, package: ModelPackage) -> OpenModel:
+        """Load a registered model into an engine of its base, its files verified."""
+        folder = await asyncio.to_thread(verified_folder, package)
+        loaded_id = await asyncio.to_thread(adapter_id, package, folder)
+        engine = await self.engines.claim_any(package.base_model)
+        try:
+            base = Path(package.base_model)
+            renderer = await asyncio.to_thread(load_renderer, base, History.TEMPLATE)
+            await engine.load(loaded_id, str(folder))
+            info = await engine.info()
+        except BaseException as error:
+            await _give_up(engine)
+            if isinstance(error, errors.InvalidInput):  # of the model's files, not of the caller
+                name = f"model {package.name}"
+                raise errors.Corrupted(f"{name} cannot be served: {error}") from error
+            raise
+        return OpenModel(
+            sampler=engine, renderer=renderer, adapter_id=loaded_id, max_length=info.max_length
+        )
+
     def account_number(self, account_id: str) -> str:
         """The 12 digits of an account. Raises `NotFound`."""
         if account_id != self.account.account_id:
@@ -168,10 +153,23 @@ class Service:
             optimizer=spec.optimizer,
             seed=spec.seed,
             tokens_per_micro_batch=spec.batch.tokens_per_micro_batch,
+            share_prefixes=spec.batch.share_prefixes,
             device=self.settings.device,
             threads=self.settings.learner_threads,
             input_adapter=spec.input_adapter or None,
         )
+
+
+def _engine_spec(settings: Settings, model: str, deterministic: bool) -> EngineSpec:
+    return EngineSpec(
+        base_model=model,
+        device=settings.device,
+        threads=settings.engine_threads,
+        deterministic=deterministic,
+        max_slots=settings.engine_slots,
+        max_length=settings.engine_max_length,
+        max_queue=settings.engine_queue,
+    )
 
 
 async def _give_up(engine: ClaimedSampler) -> None:
@@ -189,8 +187,14 @@ async def open_service(settings: Settings, url: str) -> AsyncIterator[tuple[Serv
         opened.push_async_callback(store.close)
         keyring = Keyring(store)
         await keyring.admin_key(folder.admin_key)
-        launcher = LocalLauncher(sampler=_remote_sampler, learner=_remote_learner)
+        launcher = LocalLauncher(
+            sampler=_remote_sampler, learner=_remote_learner, archive=_remote_archive
+        )
         opened.push_async_callback(launcher.close)
+
+        async def start_engine(model: str, deterministic: bool) -> Sampler:
+            return await launcher.engine(_engine_spec(settings, model, deterministic))
+
         gateway = Gateway(store, SYSTEM_CLOCK, new_id)
         opened.push_async_callback(gateway.close)
         service = Service(
@@ -201,7 +205,7 @@ async def open_service(settings: Settings, url: str) -> AsyncIterator[tuple[Serv
             store=store,
             gateway=gateway,
             launcher=launcher,
-            engines=Engines(launcher, settings),
+            engines=Engines(start_engine, idle_s=settings.serving_idle_s),
         )
         jobs = Jobs(
             store=store,
@@ -212,8 +216,19 @@ async def open_service(settings: Settings, url: str) -> AsyncIterator[tuple[Serv
         )
         opened.push_async_callback(jobs.close)
         await jobs.recover()
-        native = native_app(jobs, Browse(store), keyring.authenticate)
-        data_plane = DataPlane(gateway, keyring.authenticate, service.account_number)
+        serving = Serving(
+            service.open_model,
+            SYSTEM_CLOCK,
+            new_id,
+            idle_s=settings.serving_idle_s,
+            max_models=settings.serving_models,
+        )
+        opened.push_async_callback(serving.close)
+        archives = Archives(verified_folder, launcher.merge)
+        native = native_app(jobs, Browse(store), archives, keyring.authenticate)
+        data_plane = DataPlane(
+            gateway, serving, ServedModels(store), keyring.authenticate, service.account_number
+        )
         yield service, _doors(data_plane, native)
 
 
@@ -233,6 +248,10 @@ def _remote_sampler(connection: Connection) -> Sampler:
 
 def _remote_learner(connection: Connection) -> RemoteLearner:
     return RemoteLearner(connection)
+
+
+def _remote_archive(connection: Connection) -> RemoteArchive:
+    return RemoteArchive(connection)
 
 
 def run_server(settings: Settings, ready: Callable[[str], None]) -> None:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-import io
 import json
 import re
 import sys
-import tarfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +15,7 @@ from typing import Annotated, Any
 import typer
 import yaml
 from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 from rich.table import Table
 
 from turnwise import __version__, errors
@@ -34,7 +33,7 @@ app = typer.Typer(
 )
 jobs_app = typer.Typer(no_args_is_help=True, help="Jobs: list, describe, logs, metrics, stop ...")
 rollouts_app = typer.Typer(no_args_is_help=True, help="Rollouts: list, show.")
-models_app = typer.Typer(no_args_is_help=True, help="Models: list, export.")
+models_app = typer.Typer(no_args_is_help=True, help="Models: list, describe, export.")
 app.add_typer(jobs_app, name="jobs")
 app.add_typer(rollouts_app, name="rollouts")
 app.add_typer(models_app, name="models")
@@ -276,9 +275,11 @@ def jobs_list(
 
 @jobs_app.command("describe")
 def jobs_describe(name: Name, as_json: AsJson = False) -> None:
-    """One job: where it stands and its whole job file."""
+    """One job: where it stands, what it cost in tokens, and its whole job file."""
     with _server.client() as client:
         job = client.job(name)
+        spec = job.pop("spec")
+        job |= {"usage": client.usage(name), "spec": spec}
     _show(job, as_json, lambda: yaml.safe_dump(job, sort_keys=False))
 
 
@@ -323,7 +324,7 @@ def jobs_metrics(
 
 @jobs_app.command("ledger")
 def jobs_ledger(name: Name, as_json: AsJson = False) -> None:
-    """Where every sampled token went, per step."""
+    """Where every sampled token went, per step; complete once the job has ended."""
     with _server.client() as client:
         steps = client.ledger(name)
     bins = sorted({key for step in steps for key in step["bins"]})
@@ -333,7 +334,7 @@ def jobs_ledger(name: Name, as_json: AsJson = False) -> None:
 
 @jobs_app.command("stop")
 def jobs_stop(name: Name, as_json: AsJson = False) -> None:
-    """Stop a job; its last checkpoint stays."""
+    """Stop a job; its last finished step stays, and can be served or continued."""
     with _server.client() as client:
         job = client.stop(name)
     _show(job, as_json, lambda: _job_text(job))
@@ -411,23 +412,58 @@ def models_list(
     """Registered models, oldest first."""
     with _server.client() as client:
         found = client.models(group=group)
-    _show(found, as_json, lambda: _table(found, ("name", "kind", "step", "base_model", "sha256")))
+    _show(found, as_json, lambda: _table(map(_model_row, found), _MODEL_COLUMNS))
+
+
+_MODEL_COLUMNS = ("name", "kind", "step", "reward", "job", "created", "files", "sha256")
+
+
+def _model_row(model: Json) -> Json:
+    metadata = model["metadata"]
+    return model | {
+        "reward": metadata.get("metrics", {}).get("rollout/reward/mean"),
+        "job": metadata.get("job", {}).get("name", model["job_id"]),
+        "created": _clock(model["created_at"]),
+        "files": "kept" if model["pruned_at"] is None else "pruned",
+        "sha256": model["sha256"][:12],
+    }
+
+
+@models_app.command("describe")
+def models_describe(
+    name: Annotated[str, typer.Argument(help='"group/version", or "group" for the newest.')],
+    as_json: AsJson = False,
+) -> None:
+    """One model and where it comes from: job, step, base, data, settings, code."""
+    with _server.client() as client:
+        model = client.model(name)
+    _show(model, as_json, lambda: yaml.safe_dump(model, sort_keys=False))
 
 
 @models_app.command("export")
 def models_export(
     name: Annotated[str, typer.Argument(help='"group/version", or "group" for the newest.')],
     folder: Annotated[Path, typer.Argument(help="A new folder to write.")],
+    merged: Annotated[
+        bool, typer.Option(help="Write a whole model, the adapter merged into its base.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write a model as a PEFT folder."""
+    """Write a model as a PEFT folder, or merged into its base as a Hugging Face folder."""
     if folder.exists():
         raise errors.InvalidInput("folder", str(folder), "exists", remedy="name a new folder")
-    with _server.client() as client:
-        packed = client.model_archive(name)
-    with tarfile.open(fileobj=io.BytesIO(packed)) as tar:
-        tar.extractall(folder, filter="data")
-    _show({"model": name, "folder": str(folder)}, as_json, lambda: f"wrote {folder}")
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
+    bar = Progress(*columns, console=err, disable=as_json or not err.is_terminal)
+    with _server.client() as client, bar:
+        task = bar.add_task(name, total=None)
+        client.export_model(
+            name,
+            folder,
+            merged=merged,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    facts = {"model": name, "folder": str(folder), "merged": merged}
+    _show(facts, as_json, lambda: f"wrote {folder}")
 
 
 if __name__ == "__main__":

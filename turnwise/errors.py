@@ -5,7 +5,8 @@
     │   └── PromptTooLong     more tokens than the model can read
     ├── NotFound              no such job, rollout, model ... in this account
     ├── Conflict              the thing exists, but not in a state that allows this
-    │   └── NotInValidStatus  a rollout that is closed to this call
+    │   ├── NotInValidStatus  a rollout that is closed to this call
+    │   └── OverBudget        a rollout that has sampled all the tokens it may
     ├── AccessError
     │   ├── Unauthenticated   no valid key
     │   └── Denied            a valid key without the right
@@ -68,6 +69,13 @@ class Conflict(TurnwiseError):
 
 class NotInValidStatus(Conflict):
     """The rollout's status does not allow the call; waiting does not help."""
+
+
+class OverBudget(Conflict):
+    """The rollout has sampled all the tokens it may; waiting does not help.
+
+    It goes on: its agent may still complete it and report a reward.
+    """
 
 
 class AccessError(TurnwiseError):

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from turnwise.domain.access import Account, Key
 from turnwise.domain.event import Event, EventDraft
-from turnwise.domain.job import Job, JobSpec, JobStatus
+from turnwise.domain.job import Inputs, Job, JobSpec, JobStatus
+from turnwise.domain.ledger import TokenUsage
 from turnwise.domain.rollout import (
     Fault,
     Floats,
@@ -25,7 +26,13 @@ from turnwise.domain.rollout import (
     Trajectory,
     Turn,
 )
-from turnwise.domain.training import Checkpoint, LearnerSpec, StepRequest, StepResult
+from turnwise.domain.training import (
+    Checkpoint,
+    DataPosition,
+    LearnerSpec,
+    StepRequest,
+    StepResult,
+)
 
 # ── time and names ────────────────────────────────────────────────────────────────────────────
 
@@ -135,10 +142,20 @@ class Sampler(Protocol):
         ...
 
     def generate(self, request: SampleRequest) -> AsyncIterator[Chunk]:
-        """Sample one completion. Closing the iterator aborts the request.
+        """Sample one completion.
+
+        Closing the iterator ends the request too, but what it sampled since the last chunk is
+        not told then; `abort` tells it.
 
         Raises `NotFound` for an unknown adapter, `InvalidInput` for a prompt that does not fit,
         `LimitExceeded` when the queue is full.
+        """
+        ...
+
+    async def abort(self, request_id: str) -> None:
+        """End a request early, whether it streams or not: its last chunk comes soon, "abort".
+
+        That chunk has what was sampled since the one before. Unknown and ended ids are fine.
         """
         ...
 
@@ -171,12 +188,15 @@ class Learner(Protocol):
         """Update. Raises `ParityExceeded` before any update if the gate fails."""
         ...
 
-    async def save(self, step: int, folder: str) -> Checkpoint:
+    async def save(self, step: int, folder: str, position: DataPosition) -> Checkpoint:
         """Write a checkpoint folder atomically. Raises `StorageFull`, leaving nothing behind."""
         ...
 
-    async def restore(self, checkpoint: Checkpoint) -> None:
-        """Continue from a checkpoint, bit for bit. Raises `Corrupted` if its hash is wrong."""
+    async def restore(self, checkpoint: Checkpoint) -> DataPosition:
+        """Continue from a checkpoint, bit for bit; where its data stood.
+
+        Raises `Corrupted` if its hash is wrong.
+        """
         ...
 
     async def score(self, tokens: Tokens, temperature: float = 1.0) -> Floats:
@@ -405,7 +425,12 @@ class RolloutSummary:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelPackage:
-    """A registered, immutable version: `{group}/{version}`. `kind` is "adapter" or "checkpoint"."""
+    """A registered, immutable version: `{group}/{version}`. `kind` is "adapter" or "checkpoint".
+
+    A checkpoint is resumable and its `sha256` covers all its files; an adapter is deployable and
+    its `sha256` is the adapter's id. `metadata` is its lineage (`loop.packages.lineage`). Once
+    `pruned_at` is set its files are gone and it is a record alone.
+    """
 
     package_id: str
     account_id: str
@@ -419,6 +444,31 @@ class ModelPackage:
     step: int
     created_at: float
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    pruned_at: float | None = None
+
+    @property
+    def name(self) -> str:
+        """ "group/version"."""
+        return f"{self.group}/{self.version}"
+
+    @property
+    def twin(self) -> str:
+        """The name of the same step's package of the other kind."""
+        group = self.group.removesuffix(CHECKPOINTS)
+        group = group if self.kind == "checkpoint" else group + CHECKPOINTS
+        return f"{group}/{self.version}"
+
+
+#: A job's adapters are registered in the group of its name, its checkpoints in that with this.
+CHECKPOINTS = "-checkpoints"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pruned:
+    """A checkpoint folder whose files nothing needs any more."""
+
+    path: str
+    with_adapter: bool  # else its adapter stays
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -443,7 +493,7 @@ class Store(Protocol):
 
     # jobs and events
     async def create_job(self, job: Job) -> Job:
-        """Raises `Conflict` if the account has a job of that name."""
+        """Raises `Conflict` if the account has a job of that name, or its parent was pruned."""
         ...
 
     async def job(self, account_id: str, id_or_name: str) -> Job:
@@ -470,7 +520,11 @@ class Store(Protocol):
     async def append(
         self, account_id: str, job_id: str, drafts: Sequence[EventDraft]
     ) -> list[Event]:
-        """Number and keep events. A STATUS event moves the job too (`Conflict` if it may not)."""
+        """Number and keep events. A STATUS event moves the job too (`Conflict` if it may not).
+
+        One that ends the job makes its newest adapter the job's `output`, with a PROMOTION event
+        before it where that is a new one.
+        """
         ...
 
     async def events(
@@ -490,6 +544,10 @@ class Store(Protocol):
 
         For live readers: `events(after=n)`, then `wait_for(after=last)`, and again.
         """
+        ...
+
+    async def record_inputs(self, account_id: str, job_id: str, inputs: Inputs) -> None:
+        """Keep what the job's first start found; later ones change nothing."""
         ...
 
     async def start_incarnation(self, account_id: str, job_id: str) -> int:
@@ -579,7 +637,15 @@ class Store(Protocol):
         ...
 
     async def ledger(self, account_id: str, job_id: str) -> dict[int, dict[str, int]]:
-        """Tokens per bin per step, over all finished steps."""
+        """Tokens per bin per step, over all finished steps.
+
+        Of a job that has ended also what no step took, as `dropped_unfinished` of the step that
+        would have been next: then all sampled tokens are there, and a resume may still move them.
+        """
+        ...
+
+    async def usage(self, account_id: str, job_id: str) -> TokenUsage:
+        """What the job cost so far, from its turns and its ledger. Raises `NotFound`."""
         ...
 
     # steps and models
@@ -597,6 +663,16 @@ class Store(Protocol):
 
     async def checkpoints(self, account_id: str, job_id: str) -> list[Checkpoint]:
         """Oldest first."""
+        ...
+
+    async def prune(
+        self, account_id: str, job_id: str, keep: Collection[int], *, adapters: bool
+    ) -> list[Pruned]:
+        """Give up the checkpoints of all steps but `keep`, but for what other jobs started from.
+
+        Their packages stay as records with `pruned_at`; with `adapters` those of their adapters
+        too. Whoever called removes the files.
+        """
         ...
 
     async def packages(self, account_id: str, *, group: str | None = None) -> list[ModelPackage]:
@@ -652,6 +728,31 @@ class EngineSpec:
     max_queue: int = 1024
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MergeSpec:
+    """A base model's folder and the PEFT folder to add to its weights."""
+
+    base_model: str
+    adapter: str
+    threads: int = 1
+
+
+class Archive(Protocol):
+    """A tar file that is made while it is read, so that it never exists as a whole."""
+
+    async def size(self) -> int:
+        """Its length in bytes. Raises what is wrong with the files before a byte is read."""
+        ...
+
+    def pieces(self) -> AsyncIterator[bytes]:
+        """Its content, once, in order."""
+        ...
+
+    async def close(self) -> None:
+        """Free what it holds; an archive half read ends here."""
+        ...
+
+
 class Launcher(Protocol):
     """Starts engines and learners and ends them."""
 
@@ -661,6 +762,10 @@ class Launcher(Protocol):
 
     async def learner(self, spec: LearnerSpec) -> Learner:
         """A running learner."""
+        ...
+
+    async def merge(self, spec: MergeSpec) -> Archive:
+        """A base with an adapter merged in, from a process that ends with the archive."""
         ...
 
     async def close(self) -> None:

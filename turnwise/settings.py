@@ -53,6 +53,15 @@ class Settings(BaseSettings):
     engine_max_length: int = Field(4096, ge=16, description="Longest prompt + completion, tokens.")
     engine_queue: int = Field(1024, ge=1, description="Waiting requests before 429 is answered.")
     learner_threads: int = Field(1, ge=1, description="Compute threads of a learner.")
+    serving_models: int = Field(
+        8, ge=1, description="Registered models that stay loaded while nobody asks for them."
+    )
+    serving_idle_s: int = Field(
+        600,
+        ge=1,
+        description="Seconds after its last call until a registered model is unloaded, and from "
+        "its last user's leaving until an engine ends.",
+    )
 
     @classmethod
     def settings_customise_sources(

@@ -1,9 +1,9 @@
-"""Where the torch rooms meet: the engine process and the learner process.
+"""Where the torch rooms meet: the engine process, the learner process, and merging for export.
 
-    python -m turnwise.worker engine|learner FD SPEC
+    python -m turnwise.worker engine|learner|merge FD SPEC
 
-FD is this process's end of a socket pair, SPEC an `EngineSpec` or `LearnerSpec` as JSON. The
-process ends when the other end closes.
+FD is this process's end of a socket pair, SPEC an `EngineSpec`, `LearnerSpec` or `MergeSpec` as
+JSON. The process ends when the other end closes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import sys
 import msgspec
 
 from turnwise.domain.training import LearnerSpec
-from turnwise.ports import EngineSpec
+from turnwise.ports import EngineSpec, MergeSpec
 
 
 def main(argv: list[str]) -> None:
@@ -31,6 +31,10 @@ def main(argv: list[str]) -> None:
         from turnwise.sampling.process import serve_engine
 
         asyncio.run(serve_engine(parent, msgspec.json.decode(spec, type=EngineSpec)))
+    elif kind == "merge":
+        from turnwise.exporting.process import serve_merge
+
+        asyncio.run(serve_merge(parent, msgspec.json.decode(spec, type=MergeSpec)))
     else:
         from turnwise.training.process import serve_learner
 

@@ -187,6 +187,47 @@ async def test_cancelling_a_request_frees_its_slot(narrow: Sampler) -> None:
     assert (await complete(narrow, request("b", max_tokens=2))).finish_reason == "length"
 
 
+async def test_an_aborted_stream_ends_with_what_was_sampled_since(narrow: Sampler) -> None:
+    whole = await complete(narrow, request(max_tokens=120))
+    before = (await narrow.stats()).sampled_tokens
+    parts = []
+    async for chunk in narrow.generate(request("b", max_tokens=120, stream=True)):
+        parts.append(chunk)
+        await narrow.abort("b")
+    assert [p.finish_reason for p in parts] == [None] * (len(parts) - 1) + ["abort"]
+    tokens = np.concatenate([p.tokens for p in parts]).tolist()
+    assert tokens == whole.tokens.tolist()[: len(tokens)]
+    assert len(tokens) == sum(len(p.logprobs) for p in parts)
+    stats = await narrow.stats()
+    assert (stats.running, stats.sampled_tokens - before) == (0, len(tokens))
+
+
+async def test_an_aborted_request_that_does_not_stream_tells_what_it_has(sampler: Sampler) -> None:
+    whole = await complete(sampler, request(max_tokens=120))
+    task = asyncio.create_task(complete(sampler, request("b", max_tokens=120)))
+    beside = sampler.generate(request("c", max_tokens=120, stream=True))
+    async with aclosing(beside):  # type: ignore[type-var]
+        await anext(beside)
+        await sampler.abort("b")
+        partial = await task
+    assert partial.finish_reason == "abort"
+    assert 0 < len(partial.tokens) < 120
+    assert partial.tokens.tolist() == whole.tokens.tolist()[: len(partial.tokens)]
+
+
+async def test_an_aborted_request_that_still_waits_has_nothing_to_tell(narrow: Sampler) -> None:
+    first = asyncio.create_task(complete(narrow, request(max_tokens=100)))
+    second = asyncio.create_task(complete(narrow, request("b")))
+    while (await narrow.stats()).waiting == 0:
+        await asyncio.sleep(0)
+    await narrow.abort("b")
+    ended = await second
+    assert (len(ended.tokens), ended.finish_reason) == (0, "abort")
+    await narrow.abort("b")  # again, or one that never was: nothing happens
+    await narrow.abort("nobody")
+    assert (len((await first).tokens), (await narrow.stats()).waiting) == (100, 0)
+
+
 async def test_a_full_queue_refuses_all_but_admitted_requests(narrow: Sampler) -> None:
     under_way = [
         asyncio.create_task(complete(narrow, request(n, max_tokens=60))) for n in ("a", "b")

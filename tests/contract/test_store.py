@@ -15,7 +15,8 @@ from tests.builders import ACCOUNT, SetClock, group, job, plain, rollout, spec, 
 from turnwise import errors
 from turnwise.domain.access import Action, Key
 from turnwise.domain.event import Event, EventDraft, EventKind, Level
-from turnwise.domain.job import Job, JobStatus, Secondary
+from turnwise.domain.job import Inputs, Job, JobStatus, Secondary
+from turnwise.domain.ledger import TokenUsage
 from turnwise.domain.rollout import (
     Blame,
     Delivery,
@@ -28,7 +29,7 @@ from turnwise.domain.rollout import (
     RolloutStatus,
     Trajectory,
 )
-from turnwise.ports import FinishedStep, ModelPackage, RolloutQuery
+from turnwise.ports import FinishedStep, ModelPackage, Pruned, RolloutQuery
 from turnwise.storage.sql import SqlStore
 
 OTHER = "acc_other"
@@ -603,6 +604,52 @@ async def test_the_ledger_adds_up_per_step(store: SqlStore) -> None:
     }
 
 
+async def test_the_ledger_of_an_ended_job_holds_all_that_was_sampled(store: SqlStore) -> None:
+    """What no step took is `dropped_unfinished`, until a resume trains or supersedes it."""
+    purposes = (Purpose.TRAIN, Purpose.TRAIN, Purpose.VALIDATION, Purpose.TRAIN)
+    made = [rollout(f"rol_{n}", slot=n, purpose=purpose) for n, purpose in enumerate(purposes)]
+    await with_group(store, *made)
+    for n in range(4):
+        nodes, turn = turn_with_nodes(completion=range(n + 1), past_stop_tokens=n)
+        await store.commit_turn(ACCOUNT, f"rol_{n}", nodes, turn)
+    trained = {"trained": 1}
+    await store.finish_step(ACCOUNT, "job_walk", finished(groups=(), bins={"rol_0": trained}))
+    running = {0: trained}
+    assert await store.ledger(ACCOUNT, "job_walk") == running
+
+    await store.append(ACCOUNT, "job_walk", [status_event(JobStatus.FAILED)])
+    assert await store.ledger(ACCOUNT, "job_walk") == {
+        0: {"trained": 1, "not_for_training": 3 + 2},
+        1: {"dropped_unfinished": 2 + 1 + 4 + 3},
+    }
+
+    await store.append(ACCOUNT, "job_walk", [status_event(JobStatus.PENDING)])
+    assert await store.ledger(ACCOUNT, "job_walk") == running
+    late = {"rol_1": {"trained": 3}}
+    await store.finish_step(ACCOUNT, "job_walk", finished(1, groups=(), bins=late))
+    await store.append(ACCOUNT, "job_walk", [status_event(JobStatus.STOPPED)])
+    assert (await store.ledger(ACCOUNT, "job_walk"))[1] == {"trained": 3}
+    assert (await store.ledger(ACCOUNT, "job_walk"))[2] == {"dropped_unfinished": 7}
+
+
+async def test_usage_counts_every_turn_of_the_job_and_no_other(store: SqlStore) -> None:
+    await with_job(store)
+    assert await store.usage(ACCOUNT, "job_walk") == TokenUsage()
+    await store.create_job(job("other"))
+    await store.open_rollouts([rollout(), rollout("rol_o", job_id="job_other", slot=9)])
+    for rollout_id, index, cached in (("rol_a", 0, 0), ("rol_a", 1, 3), ("rol_o", 0, 9)):
+        nodes, turn = turn_with_nodes(
+            index, turn_id=f"trn_{rollout_id}{index}", cached_tokens=cached, past_stop_tokens=index
+        )
+        await store.commit_turn(ACCOUNT, rollout_id, nodes, turn)
+    await store.mark_undelivered(ACCOUNT, "rol_a", "trn_rol_a1")
+    done = finished(groups=(), bins={"rol_a": {"trained": 2, "dropped_undelivered": 3}})
+    await store.finish_step(ACCOUNT, "job_walk", done)
+    assert await store.usage(ACCOUNT, "job_walk") == TokenUsage(
+        train=2, prefill=6, cached=3, sample=5
+    )
+
+
 async def test_a_checkpoint_of_the_same_step_takes_the_place_of_the_earlier(
     store: SqlStore,
 ) -> None:
@@ -632,6 +679,125 @@ async def test_a_package_is_found_by_id_version_or_group(store: SqlStore) -> Non
         await store.package(ACCOUNT, "walk/4")
 
 
+CHECKPOINT_FIELDS = {"kind": "checkpoint", "group": "walk-checkpoints"}
+
+
+def step_packages(step: int) -> tuple[ModelPackage, ModelPackage]:
+    """The adapter and the checkpoint of `builders.checkpoint(step)`."""
+    saved = builders.checkpoint(step)
+    return (
+        package(step + 1, step=step, path=saved.adapter.path),
+        package(
+            step + 1, package_id=f"pkg_c{step + 1}", step=step, path=saved.path, **CHECKPOINT_FIELDS
+        ),
+    )
+
+
+async def with_steps(store: SqlStore, count: int) -> None:
+    """job_walk with its first state and so many finished steps."""
+    await with_job(store, JobStatus.RUNNING)
+    await store.save_checkpoint(ACCOUNT, "job_walk", builders.checkpoint(-1))
+    for step in range(count):
+        done = finished(step, groups=(), bins={}, packages=step_packages(step))
+        await store.finish_step(ACCOUNT, "job_walk", done)
+
+
+async def test_pruned_checkpoints_are_forgotten_and_their_packages_stay_as_records(
+    store: SqlStore, clock: SetClock
+) -> None:
+    await with_steps(store, 3)
+    clock.at = 5000.0
+    pruned = await store.prune(ACCOUNT, "job_walk", [1, 2], adapters=False)
+    assert pruned == [
+        Pruned(path="/blobs/job_walk/step_-1", with_adapter=True),  # nothing registered it
+        Pruned(path="/blobs/job_walk/step_0", with_adapter=False),
+    ]
+    assert [c.step for c in await store.checkpoints(ACCOUNT, "job_walk")] == [1, 2]
+    adapter, resumable = step_packages(0)
+    assert await store.package(ACCOUNT, "walk/1") == adapter
+    assert await store.package(ACCOUNT, "walk-checkpoints/1") == replace(
+        resumable, pruned_at=5000.0
+    )
+    clock.at = 6000.0
+    assert await store.prune(ACCOUNT, "job_walk", [1, 2], adapters=False) == []
+    assert (await store.package(ACCOUNT, "walk-checkpoints/1")).pruned_at == 5000.0
+
+    last = await store.prune(ACCOUNT, "job_walk", [2], adapters=True)
+    assert last == [Pruned(path="/blobs/job_walk/step_1", with_adapter=True)]
+    assert [p.name for p in await store.packages(ACCOUNT) if p.pruned_at is None] == [
+        *("walk/1", "walk/3", "walk-checkpoints/3"),
+    ]
+
+
+async def test_what_another_job_started_from_is_never_pruned(store: SqlStore) -> None:
+    await with_steps(store, 3)
+    await store.create_job(job("on", parent="walk-checkpoints/1"))
+    await store.create_job(job("anew", parent="walk/2"))
+    assert await store.prune(ACCOUNT, "job_walk", [2], adapters=True) == [
+        Pruned(path="/blobs/job_walk/step_-1", with_adapter=True),
+        Pruned(path="/blobs/job_walk/step_1", with_adapter=False),
+    ]
+    assert [c.step for c in await store.checkpoints(ACCOUNT, "job_walk")] == [0, 2]
+
+
+async def test_no_job_starts_from_what_has_been_pruned_meanwhile(store: SqlStore) -> None:
+    await with_steps(store, 2)
+    await store.prune(ACCOUNT, "job_walk", [1], adapters=False)
+    with pytest.raises(errors.Conflict, match="model 'walk-checkpoints/1' has just been pruned"):
+        await store.create_job(job("on", parent="walk-checkpoints/1"))
+    assert (await store.create_job(job("anew", parent="walk/1"))).parent == "walk/1"
+
+
+async def test_the_files_of_steps_taken_back_are_pruned_too(store: SqlStore) -> None:
+    await with_steps(store, 2)
+    await store.rewind(ACCOUNT, "job_walk", 0)
+    assert await store.prune(ACCOUNT, "job_walk", [-1, 0], adapters=False) == [
+        Pruned(path="/blobs/job_walk/step_1", with_adapter=False)
+    ]
+
+
+@pytest.mark.parametrize("status", [s for s in JobStatus if s.is_final])
+async def test_the_end_of_a_job_promotes_its_newest_adapter(
+    store: SqlStore, status: JobStatus
+) -> None:
+    await with_steps(store, 2)
+    await store.append(ACCOUNT, "job_walk", [status_event(status, message="disk full")])
+    ended = await store.job(ACCOUNT, "walk")
+    assert (ended.status, ended.message, ended.output) == (status, "disk full", "walk/2")
+    *_, promotion, told = await store.events(ACCOUNT, "job_walk")
+    assert (promotion.kind, promotion.body) == (
+        EventKind.PROMOTION,
+        {"step": 1, "model": "walk/2"},
+    )
+    assert told.body["status"] == status
+
+
+async def test_an_output_is_promoted_once_and_never_of_a_step_taken_back(store: SqlStore) -> None:
+    await with_steps(store, 2)
+    ups_and_downs = (JobStatus.STOPPED, JobStatus.PENDING, JobStatus.STOPPED, JobStatus.PENDING)
+    for status in ups_and_downs:
+        await store.append(ACCOUNT, "job_walk", [status_event(status)])
+    await store.rewind(ACCOUNT, "job_walk", 0)
+    await store.append(ACCOUNT, "job_walk", [status_event(JobStatus.FAILED)])
+    kinds = [EventKind.PROMOTION.value]
+    promoted = await store.events(ACCOUNT, "job_walk", kinds=kinds)
+    assert [event.body["model"] for event in promoted] == ["walk/2", "walk/1"]
+
+
+async def test_a_job_that_finished_no_step_has_no_output(store: SqlStore) -> None:
+    await with_steps(store, 0)
+    await store.append(ACCOUNT, "job_walk", [status_event(JobStatus.STOPPED)])
+    assert (await store.job(ACCOUNT, "walk")).output == ""
+
+
+async def test_what_the_first_start_of_a_job_found_stays(store: SqlStore) -> None:
+    await with_job(store)
+    first = Inputs(base_sha256="a" * 64, dataset_sha256="b" * 64)
+    await store.record_inputs(ACCOUNT, "job_walk", first)
+    await store.record_inputs(ACCOUNT, "job_walk", replace(first, base_sha256="c" * 64))
+    assert (await store.job(ACCOUNT, "walk")).inputs == first
+
+
 # ── accounts ──────────────────────────────────────────────────────────────────────────────────
 
 
@@ -657,6 +823,7 @@ async def test_another_account_sees_and_changes_nothing(store: SqlStore) -> None
         store.move_rollout(OTHER, "rol_a", list(RolloutStatus), status=RolloutStatus.FAILED),
         store.trajectory(OTHER, "rol_a"),
         store.ledger(OTHER, "job_walk"),
+        store.usage(OTHER, "job_walk"),
         store.finish_step(OTHER, "job_walk", finished(1)),
         store.save_checkpoint(OTHER, "job_walk", builders.checkpoint(1)),
         store.package(OTHER, "walk"),

@@ -32,13 +32,13 @@ from openai import AsyncOpenAI
 from tests.service import Server, agent, listening_addresses, save_chat_model, serving
 from turnwise import errors
 from turnwise.client import Client
+from turnwise.modeling.fingerprint import folder_sha256
 from turnwise.rft import (
     FeedbackError,
     RolloutFeedbackClient,
     make_inference_headers,
     rft_handler,
 )
-from turnwise.training.checkpoint import folder_sha256
 
 Json = dict[str, Any]
 
@@ -575,6 +575,9 @@ def test_everything_but_the_failed_rollouts_is_trained_and_all_tokens_are_accoun
         "dropped_deadline": late,
         "dropped_failed": failed - late,
     }
+    usage = world.client.usage("mixed")
+    assert (usage["train_tokens"], usage["sample_tokens"]) == (trained, trained + failed)
+    assert 0 < usage["cached_prefill_tokens"] < usage["prefill_tokens"]
 
 
 # ── what the agent sees ───────────────────────────────────────────────────────────────────────
@@ -712,14 +715,14 @@ def test_a_full_disk_fails_the_job_with_its_last_checkpoint_intact_and_it_can_be
     folder = world.server.data_dir / "blobs" / "jobs" / client.job("disk")["job_id"] / "checkpoints"
     assert status == "FAILED"
     assert re.fullmatch(
-        f"no room for checkpoint {folder}/step-00001 "
+        f"no room for checkpoint {folder}/step-00001.1 "
         r"\((No space left on device|File too large)\); free space and resume the job",
         message,
     )
     (kept,) = client.events("disk", kinds=("checkpoint",))
-    assert kept["body"]["path"] == str(folder / "step-00000")
-    assert kept["body"]["sha256"] == folder_sha256(folder / "step-00000")
-    assert {path.name for path in folder.iterdir()} == {"initial", "step-00000"}
+    assert kept["body"]["path"] == str(folder / "step-00000.1")
+    assert kept["body"]["sha256"] == folder_sha256(folder / "step-00000.1")
+    assert {path.name for path in folder.iterdir()} == {"initial.1", "step-00000.1"}
 
     disk.make_room()
     client.resume("disk")

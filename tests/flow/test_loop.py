@@ -8,16 +8,14 @@ sampled token is accounted for; nothing is left running.
 from __future__ import annotations
 
 import asyncio
-import json
+import shutil
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
 from tests import builders
 from tests.unit.loop.fakes import (
@@ -28,6 +26,7 @@ from tests.unit.loop.fakes import (
     FakeSampler,
     names,
     until,
+    write_adapter_files,
 )
 from turnwise import errors
 from turnwise.agents.scripted import Behaviour, ScriptedAgent
@@ -37,15 +36,18 @@ from turnwise.domain.event import Event, EventDraft, EventKind, Level
 from turnwise.domain.job import (
     AsyncSpec,
     BatchSpec,
+    CheckpointSpec,
     Job,
     JobKind,
     JobStatus,
     RolloutSpec,
     ScheduleSpec,
+    TruncatedTurns,
     ValidationSpec,
 )
-from turnwise.domain.ledger import Bin
+from turnwise.domain.ledger import Bin, TokenUsage
 from turnwise.domain.rollout import (
+    FinishReason,
     Group,
     GroupStatus,
     Policy,
@@ -56,8 +58,8 @@ from turnwise.domain.rollout import (
 )
 from turnwise.loop.run import JobLoop
 from turnwise.loop.sockets import Sockets
-from turnwise.modeling.fingerprint import fingerprint
-from turnwise.ports import RolloutQuery
+from turnwise.modeling.fingerprint import fingerprint, folder_sha256
+from turnwise.ports import ModelPackage, RolloutQuery
 from turnwise.storage.sql import SqlStore
 
 BATCH = BatchSpec(global_batch_size=2, group_size=2)
@@ -184,6 +186,7 @@ async def assert_ledger_is_complete(world: World) -> None:
     bins = await world.store.ledger(builders.ACCOUNT, "job_walk")
     sampled = sum(t.sampled_tokens for t in await world.trajectories())
     assert sum(tokens for step in bins.values() for tokens in step.values()) == sampled
+    await assert_usage_is_the_ledgers(world)
     logged: dict[int, dict[str, int]] = {}
     for event in await world.events(EventKind.METRICS):
         values = event.body["values"]
@@ -191,6 +194,21 @@ async def assert_ledger_is_complete(world: World) -> None:
         ended = {bin.value: values[name] for bin in Bin if (name := f"ledger/{bin}") in values}
         logged[event.body["step"]] = logged.get(event.body["step"], {}) | ended
     assert _without_zeros(logged) == _without_zeros(bins)
+
+
+async def assert_usage_is_the_ledgers(world: World) -> None:
+    """Of a job that has ended: everything it sampled is in a bin, and the cost follows from it."""
+    bins: Counter[str] = Counter()
+    for step in (await world.store.ledger(builders.ACCOUNT, "job_walk")).values():
+        bins.update(step)
+    turns = [turn for t in await world.trajectories() for turn in t.turns]
+    assert await world.store.usage(builders.ACCOUNT, "job_walk") == TokenUsage(
+        train=bins["trained"],
+        prefill=sum(turn.prompt_tokens for turn in turns),
+        cached=sum(turn.cached_tokens for turn in turns),
+        sample=bins.total(),
+    )
+    assert bins.total() == sum(turn.sampled_tokens for turn in turns)
 
 
 def _without_zeros(bins: Mapping[int, Mapping[str, int]]) -> dict[int, dict[str, int]]:
@@ -277,6 +295,17 @@ async def test_an_answer_of_500_is_tried_again_with_a_new_rollout_id(world: Worl
     assert list(attempts.values()) == [["http_error", None]] * 8
     logged = (await world.events(EventKind.METRICS))[0].body["values"]
     assert (logged["rollout/retried"], logged["rollout/failed"]) == (4, 0)
+
+
+async def test_an_attempt_that_failed_with_its_tokens_used_up_is_the_last(world: World) -> None:
+    world.behave = lambda rollout: Behaviour.ABORT
+    limits = replace(LIMITS, rollout_max_tokens=2)
+    await run(world, make_job(schedule=replace(TWO_STEPS, max_steps=1), rollout=limits))
+
+    logged = (await world.events(EventKind.METRICS))[0].body["values"]
+    names = ("rollout/retried", "rollout/failed", "rollout/truncated/over_budget")
+    assert [logged[name] for name in names] == [0, 4, 4]
+    await assert_ledger_is_complete(world)
 
 
 async def test_a_deterministic_run_says_once_that_a_retry_made_it_incomparable(
@@ -379,6 +408,35 @@ async def test_a_step_whose_agents_sampled_nothing_warns_what_to_change(world: W
     await assert_ledger_is_complete(world)
 
 
+async def test_a_step_whose_turns_are_all_masked_warns_what_to_change(world: World) -> None:
+    world.gateway.finish_reason = FinishReason.LENGTH
+    limits = replace(LIMITS, truncated_turns=TruncatedTurns.MASK)
+    await run(world, make_job(schedule=replace(TWO_STEPS, max_steps=1), rollout=limits))
+
+    assert await world.warnings() == [
+        "step 0 made no update: all 16 tokens that could have been learned from are of truncated "
+        "turns, which rollout.truncated_turns masks; raise max_tokens"
+    ]
+    await assert_ledger_is_complete(world)
+
+
+async def test_a_penalty_lowers_what_is_learned_and_no_score(world: World) -> None:
+    world.gateway.finish_reason = FinishReason.LENGTH
+    world.reward = lambda rollout: 1.0
+    limits = replace(LIMITS, truncated_turns=TruncatedTurns.PENALISE, truncation_penalty=0.25)
+    every = replace(TWO_STEPS, max_steps=1, val_every=1)
+    await run(world, make_job(schedule=every, rollout=limits), validation=rows(1))
+
+    logged = [event.body["values"] for event in await world.events(EventKind.METRICS)]
+    [validated, trained, _] = logged
+    # Each rollout has two truncated turns.
+    assert (trained["rollout/reward/mean"], trained["rollout/reward/penalised_mean"]) == (1.0, 0.5)
+    assert trained["rollout/turns/at_cap_frac"] == validated["val/turns/at_cap_frac"] == 1.0
+    assert validated["val/reward/mean"] == 1.0
+    for values in logged:
+        metrics.check(values)
+
+
 # ── agents that are not there ─────────────────────────────────────────────────────────────────
 
 
@@ -410,6 +468,7 @@ async def test_an_agent_that_goes_away_ends_the_job_instead_of_using_up_its_rows
 
     assert (job.status, job.step) == (JobStatus.FAILED, 1)
     assert job.message.startswith("the agent cannot be reached")
+    await assert_usage_is_the_ledgers(world)
 
 
 async def test_an_error_nobody_foresaw_fails_the_job_with_its_name(
@@ -465,6 +524,10 @@ async def test_a_stopped_job_resumes_at_its_next_step_with_the_groups_it_had(
     await running
     stopped = await world.job()
     assert (stopped.status, stopped.step) == (JobStatus.STOPPED, 1)
+    # The second step was under way; its groups are kept, and until then in no step.
+    ledger = await world.store.ledger(builders.ACCOUNT, "job_walk")
+    assert (ledger[0]["trained"], ledger[1]) == (16, {"dropped_unfinished": 16})
+    await assert_usage_is_the_ledgers(world)
     rollouts_before = len(world.gateway.rollouts)
 
     resumed = await resume(world, job)
@@ -489,6 +552,7 @@ async def test_a_stop_cancels_open_rollouts_and_their_rows_are_planned_again(
     await running
     cancelled = [t.rollout.fault for t in await world.trajectories() if t.rollout.fault]
     assert [fault.code for fault in cancelled] == ["cancelled"] * 4
+    await assert_usage_is_the_ledgers(world)
 
     world.behave = lambda rollout: Behaviour.PLAY
     resumed = await resume(world, job)
@@ -539,14 +603,15 @@ async def test_a_damaged_checkpoint_is_named_and_the_one_before_continues(world:
     world.learner.breaks[2] = errors.StorageFull("no room")
     await loop.run()
     [*_, newest] = await world.store.checkpoints(builders.ACCOUNT, "job_walk")
-    (Path(newest.path) / "updates").unlink()
+    (Path(newest.path) / "state.safetensors").unlink()
 
     resumed = await resume(world, job)
 
     assert (resumed.status, resumed.step) == (JobStatus.COMPLETED, 3)
     assert [request.step for request in world.learner.requests] == [1, 2]
     assert await world.warnings() == [
-        f"the checkpoint of step 1 is damaged: {newest.path} is not complete"
+        f"the checkpoint of step 1 is damaged: {newest.path} is not complete; "
+        "continuing from that of step 0 instead"
     ]
     groups = await world.groups()
     trained = [g for g in groups if g.status is GroupStatus.TRAINED]
@@ -564,11 +629,188 @@ async def test_a_job_without_a_sound_checkpoint_fails_by_name(world: World) -> N
     world.learner.breaks[0] = errors.StorageFull("no room")
     await loop.run()
     [initial] = await world.store.checkpoints(builders.ACCOUNT, "job_walk")
-    (Path(initial.path) / "updates").unlink()
+    (Path(initial.path) / "state.safetensors").unlink()
 
     failed = await resume(world, job)
 
     assert failed.message == "no checkpoint of job 'walk' is sound; start a new job"
+
+
+async def test_what_is_registered_is_not_written_over_by_a_step_trained_again(
+    world: World,
+) -> None:
+    await world.store.create_job(job := make_job())
+    loop = world.loop(job, rows())
+    world.learner.breaks[1] = errors.StorageFull("no room")
+    await loop.run()
+    [first] = await world.store.packages(builders.ACCOUNT, group="walk-checkpoints")
+    (Path(first.path) / "state.safetensors").unlink()
+    untouched = folder_sha256(Path(first.path))
+
+    await resume(world, job)
+
+    packages = await world.store.packages(builders.ACCOUNT, group="walk-checkpoints")
+    assert [(p.version, p.step) for p in packages] == [(1, 0), (2, 0), (3, 1)]
+    assert len({p.path for p in packages}) == 3
+    assert folder_sha256(Path(first.path)) == untouched
+
+
+async def test_a_stop_before_the_first_step_says_that_it_leaves_no_model(world: World) -> None:
+    world.behave = lambda rollout: Behaviour.HANG
+    await world.store.create_job(job := make_job())
+    loop = world.loop(job, rows())
+    running = asyncio.create_task(loop.run())
+    await until(lambda: len(world.gateway.rollouts) == 4)
+    loop.request_stop()
+    await running
+
+    stopped = await world.job()
+    assert (stopped.status, stopped.output, stopped.message) == (
+        *(JobStatus.STOPPED, "", "stopped before the end of its first step: it leaves no model"),
+    )
+
+
+async def test_a_failure_leaves_the_last_adapter_and_keeps_its_own_reason(world: World) -> None:
+    await world.store.create_job(job := make_job())
+    loop = world.loop(job, rows())
+    world.learner.breaks[1] = errors.StorageFull("no room for a checkpoint")
+    await loop.run()
+
+    failed = await world.job()
+    assert (failed.status, failed.output, failed.message) == (
+        *(JobStatus.FAILED, "walk/1", "no room for a checkpoint"),
+    )
+
+
+async def test_a_checkpoint_that_never_counted_is_removed_by_the_next_start(world: World) -> None:
+    await world.store.create_job(job := make_job())
+    loop = world.loop(job, rows())
+
+    async def fails(adapter_id: str, path: str) -> None:
+        if adapter_id == "adapter-2":  # between the checkpoint of step 1 and its commit
+            raise errors.ProcessDied("the engine's process has ended")
+
+    world.sampler.load = fails
+    await loop.run()
+    [package] = await registered(world, "walk-checkpoints")
+    folder = Path(package.path).parent
+    assert {each.name for each in folder.iterdir()} == {
+        *("initial.1", "step-00000.1", "step-00001.1"),
+    }
+    world.sampler = FakeSampler()
+    await resume(world, job)
+
+    assert {each.name for each in folder.iterdir()} == {
+        *("initial.1", "step-00000.1", "step-00001.2"),
+    }
+
+
+# ── retention ─────────────────────────────────────────────────────────────────────────────────
+
+
+SIX_STEPS = replace(TWO_STEPS, max_epochs=3, max_steps=6)
+
+
+async def test_only_the_checkpoints_to_keep_keep_their_files(world: World) -> None:
+    keep = CheckpointSpec(keep_last=1, keep_every=3)
+    job = await run(world, make_job(schedule=SIX_STEPS, checkpoints=keep))
+
+    kept = [p for p in await registered(world, "walk-checkpoints") if p.pruned_at is None]
+    assert [p.step for p in kept] == [2, 4, 5]
+    assert all((Path(p.path) / "state.safetensors").is_file() for p in kept)
+    recorded = await world.store.checkpoints(job.account_id, "job_walk")
+    assert [c.step for c in recorded] == [2, 4, 5]
+    adapters = await registered(world, "walk")
+    assert [p.pruned_at for p in adapters] == [None] * 6
+    folder = Path(kept[0].path).parent
+    assert files_of(folder) == {
+        **{f"step-0000{n}.1": {"adapter"} for n in (0, 1, 3)},
+        **{f"step-0000{n}.1": {"adapter", "state.safetensors"} for n in (2, 4, 5)},
+    }
+
+
+async def test_adapters_are_pruned_only_when_asked_for(world: World) -> None:
+    keep = CheckpointSpec(keep_last=3, prune_adapters=True)
+    await run(world, make_job(schedule=SIX_STEPS, checkpoints=keep))
+
+    for group in ("walk", "walk-checkpoints"):
+        kept = [p for p in await registered(world, group) if p.pruned_at is None]
+        assert [p.step for p in kept] == [3, 4, 5]
+    assert set(files_of(Path(kept[0].path).parent)) == {f"step-0000{n}.1" for n in (3, 4, 5)}
+
+
+async def test_a_checkpoint_that_cannot_be_removed_is_a_warning(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(prefix: str) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(world.blobs, "delete", refuse)
+    job = await run(world, make_job(checkpoints=CheckpointSpec(keep_last=1)))
+
+    assert job.status is JobStatus.COMPLETED
+    [warning] = await world.warnings()
+    assert warning.endswith("/initial.1 cannot be removed: Permission denied")
+
+
+async def test_the_checkpoint_before_the_newest_is_there_to_fall_back_to(world: World) -> None:
+    keep = CheckpointSpec(keep_last=1)
+    await world.store.create_job(job := make_job(schedule=SIX_STEPS, checkpoints=keep))
+    loop = world.loop(job, rows())
+    world.learner.breaks[4] = errors.StorageFull("no room")
+    await loop.run()
+    [before, newest] = await world.store.checkpoints(builders.ACCOUNT, "job_walk")
+    assert (before.step, newest.step) == (2, 3)
+    shutil.rmtree(newest.path)
+
+    resumed = await resume(world, job)
+
+    assert (resumed.status, resumed.step) == (JobStatus.COMPLETED, 6)
+    assert await world.warnings() == [
+        f"the checkpoint of step 3 is damaged: {newest.path} is not complete; "
+        "continuing from that of step 2 instead"
+    ]
+    await assert_ledger_is_complete(world)
+
+
+async def registered(world: World, group: str) -> list[ModelPackage]:
+    return await world.store.packages(builders.ACCOUNT, group=group)
+
+
+def files_of(folder: Path) -> dict[str, set[str]]:
+    return {each.name: {file.name for file in each.iterdir()} for each in folder.iterdir()}
+
+
+# ── a new job from a checkpoint ───────────────────────────────────────────────────────────────
+
+
+async def test_a_new_job_trains_what_a_checkpoint_had_not_and_stands_on_its_own(
+    world: World,
+) -> None:
+    schedule = replace(SIX_STEPS, max_steps=3)
+    await run(world, make_job(schedule=schedule))
+    [*_, parent] = await registered(world, "walk-checkpoints")
+    spec = replace(make_job(schedule=SIX_STEPS).spec, name="on", resume_from=parent.name)
+    on = replace(builders.job("on", spec=spec, step=3, parent=parent.name), job_id="job_on")
+    await world.store.create_job(on)
+    loop = world.loop(on, rows())
+    world.learner.breaks[4] = errors.StorageFull("no room")
+    await loop.run()
+    shutil.rmtree(parent.path)  # its own copy is all that it needs from now on
+    pending = {"status": "PENDING", "secondary": "Pending"}
+    await world.store.append(
+        builders.ACCOUNT, "job_on", [EventDraft(kind=EventKind.STATUS, body=pending)]
+    )
+    await world.loop(on, rows()).run()
+
+    ended = await world.store.job(builders.ACCOUNT, "on")
+    assert (ended.status, ended.step, ended.output) == (JobStatus.COMPLETED, 6, "on/3")
+    groups = await world.store.groups(builders.ACCOUNT, "job_on")
+    trained = [(g.step, g.order) for g in groups if g.status is GroupStatus.TRAINED]
+    assert trained == [(3, 6), (3, 7), (4, 8), (4, 9), (5, 10), (5, 11)]
+    assert world.learner.updates == 6
+    [first, *_] = await world.store.packages(builders.ACCOUNT, group="on")
+    assert (first.step, first.metadata["parent"]) == (3, "walk-checkpoints/3")
 
 
 async def test_a_learner_that_dies_fails_the_job_with_that_reason(world: World) -> None:
@@ -728,11 +970,3 @@ async def test_an_evaluation_of_a_folder_without_adapter_fails_by_name(
 
     assert job.status is JobStatus.FAILED
     assert job.message.startswith(f"adapter: {str(tmp_path)!r} cannot be read (FileNotFoundError")
-
-
-def write_adapter_files(folder: Path) -> None:
-    """A LoRA adapter of one weight, in the files' own formats."""
-    folder.mkdir()
-    config = {"r": 1, "lora_alpha": 2.0, "target_modules": ["q_proj"]}
-    (folder / "adapter_config.json").write_text(json.dumps(config))
-    save_file({"a": np.ones((1, 2), np.float32)}, folder / "adapter_model.safetensors")

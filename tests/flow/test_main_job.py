@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,7 @@ def test_a_job_survives_a_stop_and_the_death_of_its_engine_and_of_its_learner(
         wait_for_step(client, 1)
         client.stop("flow")
         assert client.wait("flow")["status"] == "STOPPED"
+        assert_all_tokens_are_in_the_ledger(client)
         for incarnation, victim in ((2, "engine"), (3, "learner")):
             client.resume("flow")
             wait_for_training(client, incarnation)
@@ -142,9 +144,18 @@ def test_a_job_survives_a_stop_and_the_death_of_its_engine_and_of_its_learner(
             job = client.wait("flow")
             assert job["status"] == "FAILED"
             assert "process" in job["message"], job["message"]
+            assert_all_tokens_are_in_the_ledger(client)
         client.resume("flow")
         assert client.wait("flow")["status"] == "COMPLETED"
         assert (curve(client), adapters(client)) == undisturbed
+        assert_all_tokens_are_in_the_ledger(client)
+
+
+def assert_all_tokens_are_in_the_ledger(client: Client) -> None:
+    """Of a job that has ended, however it did."""
+    bins = sum((Counter(step["bins"]) for step in client.ledger("flow")), Counter())
+    usage = client.usage("flow")
+    assert (usage["train_tokens"], usage["sample_tokens"]) == (bins["trained"], bins.total())
 
 
 def wait_for_training(client: Client, incarnation: int) -> None:

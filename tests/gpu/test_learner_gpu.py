@@ -8,9 +8,13 @@ import numpy as np
 import pytest
 import torch
 
+from tests.numerics.test_trie import all_families
 from tests.tiny import save_tiny_model
 from tests.unit.training.samples import batch, conversation, learner_spec, request, scored, train
 from turnwise import errors
+from turnwise.domain.training import LossName, LossSpec
+from turnwise.rl.trie import tries
+from turnwise.training.attention import Layout, trie_attention
 from turnwise.training.learner import TorchLearner
 
 pytestmark = [
@@ -60,6 +64,41 @@ def test_a_step_on_cuda_follows_the_step_on_the_cpu(base: Path, learner: TorchLe
     )
     cosine = torch.cosine_similarity(mine - start, other - start, dim=0)
     assert cosine > 0.8
+
+
+def test_a_trie_has_the_gradient_of_its_rows(base: Path) -> None:
+    """Flex attention beside padded rows, both in bf16."""
+    rows = all_families()
+    gradients = []
+    for share in (True, False):
+        learner = TorchLearner(
+            learner_spec(base, device="cuda", share_prefixes=share, tokens_per_micro_batch=10_000)
+        )
+        assert learner.model.reads_tries == share
+        forwards = learner.accumulate(batch(rows), LossSpec(name=LossName.IMPORTANCE_SAMPLING))
+        assert bool(forwards[0].batch.segments) == share
+        parameters = learner.model.parameters.values()
+        gradients.append(torch.cat([p.grad.flatten() for p in parameters if p.grad is not None]))
+    assert torch.cosine_similarity(*gradients, dim=0) > 0.99
+    assert float(gradients[0].norm() / gradients[1].norm()) == pytest.approx(1, abs=0.05)
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_attention_over_a_trie_is_the_cpu_s(kv_heads: int) -> None:
+    (trie,) = tries([made.tokens for made in all_families()], 10_000)
+    generator = torch.Generator().manual_seed(1)
+    q, k, v = (
+        torch.randn(1, heads, len(trie.tokens), 16, generator=generator)
+        for heads in (4, kv_heads, kv_heads)
+    )
+    found = []
+    for device in ("cpu", "cuda"):
+        inputs = [x.to(device).requires_grad_() for x in (q, k, v)]
+        out = trie_attention(*inputs, Layout(trie.segments, torch.device(device)), 0.3)
+        gradients = torch.autograd.grad(out.square().sum(), inputs)
+        found.append([x.detach().cpu() for x in (out, *gradients)])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0.02, atol=0.02)
 
 
 def test_the_gate_stops_a_sampler_without_the_adapter(learner: TorchLearner) -> None:

@@ -23,6 +23,7 @@ from tests.unit.training.samples import (
 )
 from turnwise import errors
 from turnwise.domain.training import (
+    DataPosition,
     LoraSpec,
     LossName,
     LossSpec,
@@ -60,7 +61,7 @@ def cast(learner: TorchLearner, dtype: torch.dtype) -> None:
     """Compute in `dtype`, norms included: transformers' own round to fp32 whatever they get."""
     model = learner.model.module.to(dtype)
     for path, module in list(model.named_modules()):
-        if type(module).__name__ == "Qwen3RMSNorm":
+        if hasattr(module, "variance_epsilon"):
             norm = torch.nn.RMSNorm(module.weight.shape, eps=module.variance_epsilon, dtype=dtype)
             norm.weight = module.weight
             model.set_submodule(path, norm)
@@ -434,9 +435,10 @@ def test_two_steps_a_restart_and_two_steps_are_four_steps(base: Path, tmp_path: 
     train(straight, range(4))
     first = TorchLearner(learner_spec(base))
     train(first, range(2))
-    checkpoint = first.save(1, str(tmp_path / "step_1"))
+    position = DataPosition(next=4, ahead=(6,))
+    checkpoint = first.save(1, str(tmp_path / "step_1"), position)
     second = TorchLearner(learner_spec(base, seed=99))
-    second.restore(checkpoint)
+    assert second.restore(checkpoint) == position
     assert second.model.files().id == checkpoint.adapter.adapter_id == first.model.files().id
     train(second, range(2, 4))
     ours, theirs = second._state(), straight._state()

@@ -159,8 +159,10 @@ def test_jobs_are_listed_described_stopped_resumed_and_deleted(
     assert turnwise("jobs", "list", "--status", "RUNNING").lines[1].split()[:3] == [
         *("walk", "train", "RUNNING")
     ]
-    assert turnwise("jobs", "describe", "walk", "--json").json == listed
-    assert yaml.safe_load(turnwise("jobs", "describe", "walk").out) == listed
+    described = turnwise("jobs", "describe", "walk", "--json").json
+    assert yaml.safe_load(turnwise("jobs", "describe", "walk").out) == described
+    assert described.pop("usage")["sample_tokens"] == 0
+    assert described == listed
 
     assert turnwise("jobs", "stop", "walk").lines[1].split()[2].startswith("STOPP")
     serving.call(serving.world.until("walk", JobStatus.STOPPED))
@@ -246,6 +248,22 @@ def test_rollouts_are_listed_and_shown(turnwise: Run, serving: Serving, job_yaml
     assert turnwise("rollouts", "show", "rol_a", "--json").json["sampled_tokens"] == 4
 
 
+def test_a_job_is_described_with_what_it_cost(turnwise: Run, serving: Serving, job_yaml: str):
+    turnwise("train", job_yaml)
+    serving.call(record_rollout(serving))
+
+    usage = {
+        "train_tokens": 0,
+        "prefill_tokens": 6,
+        "cached_prefill_tokens": 0,
+        "sample_tokens": 4,
+    }
+    assert turnwise("jobs", "describe", "walk", "--json").json["usage"] == usage
+    said = turnwise("jobs", "describe", "walk").lines
+    at = said.index("usage:")
+    assert said[at + 1 : at + 5] == [f"  {name}: {tokens}" for name, tokens in usage.items()]
+
+
 def test_the_ledger_is_shown_per_step(turnwise: Run, serving: Serving, job_yaml: str):
     turnwise("train", job_yaml)
     assert turnwise("jobs", "ledger", "walk").lines == ["step"]
@@ -260,6 +278,7 @@ def test_models_are_listed_and_exported_to_a_new_folder(
 
     assert turnwise("models", "list", "--json").json[0]["name"] == "walk/1"
     assert turnwise("models", "list").lines[1].split()[:3] == ["walk/1", "checkpoint", "0"]
+    assert "package_id: package_a" in turnwise("models", "describe", "walk").lines
     assert turnwise("models", "export", "walk", "tuned").out == "wrote tuned\n"
     assert (tmp_path / "tuned" / "adapter_config.json").read_text() == "{}"
     assert turnwise("models", "export", "walk", "tuned").err == (

@@ -11,9 +11,14 @@ import httpx
 import uvicorn
 from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
-from tests.unit.gateway.kit import KEY, SECRET, World
+from tests.unit.gateway.kit import KEY, SECRET, PlainRenderer, World
 from turnwise import errors
+from turnwise.control.served import ServedModels
 from turnwise.domain.access import Principal
+from turnwise.gateway.serving import OpenModel, Serving
+from turnwise.ports import ModelPackage
+from turnwise.sampling.shared import SharedSampler
+from turnwise.system import new_id
 from turnwise.wire.dataplane import DataPlane
 
 NUMBER = "000000000001"
@@ -21,24 +26,44 @@ ARN = f"arn:aws:sagemaker:us-west-2:{NUMBER}:job/AgentRFT/walk"
 HEADERS = {"X-Amzn-SageMaker-Job-Arn": ARN, "X-Amzn-SageMaker-Trajectory-Id": "rol_a"}
 
 
-def data_plane(world: World) -> DataPlane:
+def data_plane(world: World, serving: Serving) -> DataPlane:
     async def authenticate(bearer: str) -> Principal:
         if bearer != KEY:
             raise errors.Unauthenticated("this key does not exist")
         return world.principal
 
-    return DataPlane(world.gateway, authenticate, lambda account_id: NUMBER)
+    models = ServedModels(world.store)
+    return DataPlane(world.gateway, serving, models, authenticate, lambda account_id: NUMBER)
+
+
+def a_serving(world: World, *, idle_s: float = 600.0, max_models: int = 8) -> Serving:
+    """Registered models, answered by the world's sampler."""
+    shared = SharedSampler(world.sampler)
+
+    async def open_model(package: ModelPackage) -> OpenModel:
+        claimed = shared.claim()
+        await claimed.load(package.sha256, package.path)
+        info = await claimed.info()
+        return OpenModel(
+            sampler=claimed,
+            renderer=PlainRenderer(),
+            adapter_id=package.sha256,
+            max_length=info.max_length,
+        )
+
+    return Serving(open_model, world.clock, new_id, idle_s=idle_s, max_models=max_models)
 
 
 @contextlib.asynccontextmanager
 async def served(world: World) -> AsyncIterator[str]:
     """The server's base URL."""
+    serving = a_serving(world)
     # With the protocol named: asyncio sets TCP_NODELAY only then, and head and body of an answer
     # are two writes, between which the client would wait 40 ms.
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.bind(("127.0.0.1", 0))
     config = uvicorn.Config(
-        data_plane(world),
+        data_plane(world, serving),
         lifespan="off",
         ws="none",
         http="httptools",
@@ -53,6 +78,7 @@ async def served(world: World) -> AsyncIterator[str]:
     try:
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     finally:
+        await serving.close()
         await server.shutdown(sockets=[listener])
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -13,11 +14,14 @@ from urllib.parse import quote
 import httpx
 
 from turnwise import errors
+from turnwise.client.archive import unpack
 
 Json = dict[str, Any]
 FINAL = frozenset({"COMPLETED", "FAILED", "STOPPED"})
 #: One event request waits this long at the server before it is asked again.
 WAIT_S = 20.0
+#: An export's files are verified, and torch is imported for a merge, before its first byte comes.
+EXPORT_WAIT_S = 600.0
 DEFAULT_URL = "http://127.0.0.1:8420"
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -155,6 +159,12 @@ class Client:
         found: list[Json] = self._call("GET", _job(name, "/ledger"))["steps"]
         return found
 
+    def usage(self, name: str) -> Json:
+        """What a job cost so far: train_tokens, prefill_tokens (of which cached_prefill_tokens
+        came from the prefix cache) and sample_tokens.
+        """
+        return self._call("GET", _job(name, "/usage"))
+
     def rollouts(self, name: str, **filters: Any) -> Json:
         """A page: {rollouts, next_after}. Filters: step, purpose, status, after, limit."""
         return self._call("GET", _job(name, "/rollouts"), params=filters)
@@ -173,9 +183,33 @@ class Client:
         """A model by id, "group/version" or "group"."""
         return self._call("GET", f"/api/v1/models/{quote(name)}")
 
-    def model_archive(self, name: str) -> bytes:
-        """The model's PEFT folder as a tar file."""
-        return self._send("GET", f"/api/v1/models/{quote(name)}/archive").content
+    def export_model(
+        self,
+        name: str,
+        folder: Path,
+        *,
+        merged: bool = False,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> None:
+        """Write a model to a new folder: a PEFT folder, or with `merged` a whole model.
+
+        The folder is there whole or not at all. `progress` is told the bytes that have come, of
+        how many. Raises `InvalidInput` for a folder that exists, `Corrupted` for a model whose
+        files are not what was registered, `StorageFull`, and `Unavailable` when the transfer
+        breaks off.
+        """
+        path = f"/api/v1/models/{quote(name)}/archive"
+        request = self._http.build_request(
+            "GET", path, params={"merged": merged}, timeout=httpx.Timeout(30.0, read=EXPORT_WAIT_S)
+        )
+        with contextlib.closing(self._sent(request, stream=True)) as reply:
+            total = int(reply.headers["content-length"])
+            try:
+                unpack(_counted(reply.iter_bytes(), total, progress), folder)
+            except httpx.TransportError as error:
+                raise errors.Unavailable(
+                    f"the transfer of {name} broke off ({error}); the server's log may say why"
+                ) from error
 
     def _call(self, method: str, path: str, **options: Any) -> Json:
         body: Json = self._send(method, path, **options).json()
@@ -184,8 +218,13 @@ class Client:
     def _send(self, method: str, path: str, **options: Any) -> httpx.Response:
         params = options.pop("params", {})
         params = {key: value for key, value in params.items() if value is not None}
+        return self._sent(self._http.build_request(method, path, params=params, **options))
+
+    def _sent(self, request: httpx.Request, *, stream: bool = False) -> httpx.Response:
         try:
-            reply = self._http.request(method, path, params=params, **options)
+            reply = self._http.send(request, stream=stream)
+            if reply.is_error:
+                reply.read()
         except httpx.TransportError as error:
             raise errors.Unavailable(
                 f"no server answers at {self.url} ({error}); start one with `turnwise serve`"
@@ -193,6 +232,16 @@ class Client:
         if reply.is_error:
             raise _error(reply)
         return reply
+
+
+def _counted(
+    pieces: Iterator[bytes], total: int, progress: Callable[[int, int], None]
+) -> Iterator[bytes]:
+    done = 0
+    for piece in pieces:
+        done += len(piece)
+        progress(done, total)
+        yield piece
 
 
 def _job(name: str, rest: str = "") -> str:

@@ -10,7 +10,8 @@ from turnwise import errors
 from turnwise.domain.access import Action, Principal
 from turnwise.domain.event import Event, EventKind
 from turnwise.domain.job import Job
-from turnwise.domain.rollout import Trajectory
+from turnwise.domain.ledger import TokenUsage
+from turnwise.domain.rollout import Purpose, Trajectory
 from turnwise.ports import ModelPackage, RolloutQuery, RolloutSummary, Store
 
 #: Events are read in pages of this many.
@@ -90,9 +91,14 @@ class Browse:
         }
 
     async def ledger(self, principal: Principal, id_or_name: str) -> dict[int, dict[str, int]]:
-        """Sampled tokens per bin, for each finished step."""
+        """Sampled tokens per bin, for each finished step; all of them once the job has ended."""
         job = await self._job(principal, id_or_name)
         return await self._store.ledger(job.account_id, job.job_id)
+
+    async def usage(self, principal: Principal, id_or_name: str) -> TokenUsage:
+        """What a job cost so far, in tokens."""
+        job = await self._job(principal, id_or_name)
+        return await self._store.usage(job.account_id, job.job_id)
 
     async def rollouts(self, principal: Principal, query: RolloutQuery) -> list[RolloutSummary]:
         """A page of a job's rollouts."""
@@ -122,6 +128,20 @@ class Browse:
             raise errors.NotFound("model", id_or_name, remedy=remedy) from None
         principal.require(Action.READ, job_id=found.job_id)
         return found
+
+    async def validation(self, package: ModelPackage) -> dict[str, float]:
+        """What its job's validation measured of a package, which is after it was registered.
+
+        Empty where there was none, or the job has been deleted.
+        """
+        kinds = [EventKind.EVALUATION]
+        try:
+            found = await self._store.events(package.account_id, package.job_id, kinds=kinds)
+        except errors.NotFound:
+            return {}
+        its = [event.body for event in found if event.body["step"] == package.step + 1]
+        values = [dict(body["values"]) for body in its if body["purpose"] == Purpose.VALIDATION]
+        return values[-1] if values else {}
 
     async def _job(self, principal: Principal, id_or_name: str) -> Job:
         job = await self._store.job(principal.account_id, id_or_name)

@@ -18,7 +18,15 @@ from turnwise import errors
 from turnwise.control.algorithm import bundle, check_algorithm, check_group_budget
 from turnwise.control.job_settings import SETTINGS, Setting, leaves
 from turnwise.domain.algorithm import AlgorithmName, AlgorithmSpec
-from turnwise.domain.job import AgentKind, AgentSpec, JobKind, JobSpec
+from turnwise.domain.job import (
+    AgentKind,
+    AgentSpec,
+    JobKind,
+    JobSpec,
+    RolloutSpec,
+    TruncatedTurns,
+)
+from turnwise.ports import CHECKPOINTS
 
 _NAME = re.compile(r"[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62}")
 
@@ -221,6 +229,7 @@ def _check_sense(spec: JobSpec) -> None:
             remedy="use 1 to 63 letters, digits and, between them, hyphens",
         )
     _check_given(spec)
+    _check_beginning(spec)
     _check_agent(spec.agent)
     if spec.kind is JobKind.TRAIN:
         _check_training(spec)
@@ -231,12 +240,37 @@ def _check_sense(spec: JobSpec) -> None:
             f"ends a group before its rollouts may end ({spec.rollout.rollout_timeout:g})",
             remedy="use at least rollout.rollout_timeout, or 0",
         )
+    _check_truncation(spec.rollout)
 
 
 def _check_given(spec: JobSpec) -> None:
     for name in ("model", "dataset", "prompt_column"):
         if not getattr(spec, name):
             raise errors.InvalidInput(name, "", "is empty", remedy="it must be set")
+
+
+def _check_beginning(spec: JobSpec) -> None:
+    if spec.name.endswith(CHECKPOINTS):
+        raise errors.InvalidInput(
+            "name",
+            spec.name,
+            f"ends as the groups of checkpoints do, in {CHECKPOINTS!r}",
+            remedy="choose another name",
+        )
+    if spec.resume_from and spec.input_adapter:
+        raise errors.InvalidInput(
+            "resume_from",
+            spec.resume_from,
+            f"is set together with input_adapter ({spec.input_adapter})",
+            remedy="continue a checkpoint, or start anew from an adapter",
+        )
+    if spec.resume_from and spec.kind is not JobKind.TRAIN:
+        raise errors.InvalidInput(
+            "resume_from",
+            spec.resume_from,
+            f"cannot be for a job of kind {spec.kind}",
+            remedy="name what to evaluate in input_adapter",
+        )
 
 
 def _check_agent(agent: AgentSpec) -> None:
@@ -250,6 +284,24 @@ def _check_agent(agent: AgentSpec) -> None:
             agent.target,
             "names no function",
             remedy='use "package.module:function"',
+        )
+
+
+def _check_truncation(limits: RolloutSpec) -> None:
+    is_penalised = limits.truncated_turns is TruncatedTurns.PENALISE
+    if is_penalised and not limits.truncation_penalty:
+        raise errors.InvalidInput(
+            "rollout.truncation_penalty",
+            limits.truncation_penalty,
+            "penalises nothing",
+            remedy="use more than 0, or rollout.truncated_turns: keep",
+        )
+    if limits.truncation_penalty and not is_penalised:
+        raise errors.InvalidInput(
+            "rollout.truncation_penalty",
+            limits.truncation_penalty,
+            f"has no effect with rollout.truncated_turns: {limits.truncated_turns}",
+            remedy="use rollout.truncated_turns: penalise, or leave the penalty out",
         )
 
 

@@ -19,6 +19,7 @@ from turnwise.domain.job import (
     AgentSpec,
     AsyncSpec,
     BatchSpec,
+    CheckpointSpec,
     JobSpec,
     ParitySpec,
     RolloutSpec,
@@ -92,6 +93,11 @@ SETTINGS: dict[type, dict[str, Setting]] = {
             "What to start from (or to evaluate): a PEFT folder or a registered model, "
             '"group/version" or "group"; empty: the base model.'
         ),
+        "resume_from": Setting(
+            "A registered checkpoint of another job to continue after its step, with its "
+            "optimizer and its place in the data. Base model, rows and all settings that decide "
+            "what is learned must be as they were."
+        ),
         "batch": Setting("How much a step takes."),
         "algorithm": Setting("Advantage and loss."),
         "sampling_params": Setting("How training rollouts are sampled; what a request says wins."),
@@ -103,6 +109,10 @@ SETTINGS: dict[type, dict[str, Setting]] = {
         "rollout": Setting("Limits on rollouts; times in seconds."),
         "async_config": Setting("Whether agents go on while the learner trains."),
         "parity": Setting("The check that sampler and learner agree about the same tokens."),
+        "checkpoints": Setting(
+            "Which steps' files stay; the rest stays listed, as a record. The newest two "
+            "checkpoints always stay, and what other jobs started from."
+        ),
     },
     AgentSpec: {
         "kind": Setting(
@@ -126,6 +136,10 @@ SETTINGS: dict[type, dict[str, Setting]] = {
         ),
         "updates_per_step": Setting("Optimizer updates per step, on disjoint parts.", _COUNT),
         "tokens_per_micro_batch": Setting("Tokens per forward pass of the learner.", _COUNT),
+        "share_prefixes": Setting(
+            "Whether the learner computes once what several rows begin with; the result is the "
+            "same."
+        ),
     },
     AlgorithmSpec: {
         "name": Setting(
@@ -204,10 +218,32 @@ SETTINGS: dict[type, dict[str, Setting]] = {
         "group_timeout": Setting(
             "Longest time for a group, retries included; 0: twice rollout_timeout.", _NOT_NEGATIVE
         ),
+        "rollout_max_tokens": Setting(
+            "Most tokens a rollout may sample in all its turns; calls after that are refused. "
+            "0: no limit.",
+            _NOT_NEGATIVE,
+        ),
+        "truncated_turns": Setting(
+            "A turn cut off by a token limit is trained like any other (keep), only read (mask), "
+            "or lowers its reward for learning by truncation_penalty (penalise)."
+        ),
+        "truncation_penalty": Setting(
+            "What each truncated turn costs, with truncated_turns: penalise.", _NOT_NEGATIVE
+        ),
     },
     AsyncSpec: {
         "max_steps_off_policy": Setting(
             "No trained token is older than so many steps; 0: synchronous.", Range(0, 10)
+        ),
+    },
+    CheckpointSpec: {
+        "keep_last": Setting("Keep those of the newest so many steps; 0: all.", _NOT_NEGATIVE),
+        "keep_every": Setting(
+            "With keep_last, keep those of each so-many-th step as well; 0: none.", _NOT_NEGATIVE
+        ),
+        "prune_adapters": Setting(
+            "With keep_last, remove a step's adapter together with its checkpoint; it cannot be "
+            "served or exported any more."
         ),
     },
     ParitySpec: {

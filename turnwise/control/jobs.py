@@ -19,11 +19,12 @@ from typing import Protocol
 
 from turnwise import errors
 from turnwise.control.datasets import load_rows
+from turnwise.control.lineage import Beginning, Lineage
 from turnwise.domain.access import Action, Principal
 from turnwise.domain.data import Row
 from turnwise.domain.event import EventDraft, EventKind, Level
 from turnwise.domain.job import Job, JobSpec, JobStatus, Secondary
-from turnwise.ports import Clock, ModelPackage, NewId, Store
+from turnwise.ports import Clock, NewId, Store
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +83,7 @@ class Jobs:
         self._new_id = new_id
         self._start = start
         self._max_running = max_running
+        self._lineage = Lineage(store)
         self._places: dict[str, _Place] = {}  # by job id
         self._tasks: set[asyncio.Task[None]] = set()
         self._moving = asyncio.Lock()  # held from a look at a job's status to the move it allows
@@ -90,20 +92,23 @@ class Jobs:
     async def create(self, principal: Principal, spec: JobSpec) -> Job:
         """Check a spec, store the job and run it when there is a place.
 
-        Raises `InvalidInput` for a dataset, model or adapter that cannot be used, `Conflict` if
-        the name is taken.
+        Raises `InvalidInput` for a dataset, model, adapter or checkpoint that cannot be used,
+        `Conflict` if the name is taken or what to start from was pruned.
         """
         principal.require(Action.MANAGE)
         if principal.job_ids is not None:
             raise errors.Denied("this key is for certain jobs; it may not create one")
-        spec = await self._checked(principal, spec)
+        begin = await self._checked(principal, spec)
         job = await self._store.create_job(
             Job(
                 job_id=self._new_id("job"),
                 account_id=principal.account_id,
                 name=spec.name,
-                spec=spec,
+                spec=begin.spec,
+                step=begin.step,
                 created_at=self._clock.now(),
+                inputs=begin.inputs,
+                parent=begin.parent,
             )
         )
         await self._move(job, JobStatus.PENDING, Secondary.PENDING)
@@ -126,7 +131,10 @@ class Jobs:
         )
 
     async def stop(self, principal: Principal, id_or_name: str) -> Job:
-        """Ask a job to end. Its last checkpoint stays; `resume` continues from it."""
+        """Ask a job to end. The step under way is dropped; the one before is the job's output.
+
+        Its checkpoint stays; `resume` continues from it.
+        """
         async with self._moving:
             job = await self._find(principal, Action.MANAGE, id_or_name)
             if job.status is JobStatus.PENDING:
@@ -139,7 +147,13 @@ class Jobs:
         return await self.describe(principal, job.job_id)
 
     async def resume(self, principal: Principal, id_or_name: str) -> Job:
-        """Continue a STOPPED or FAILED job from its last checkpoint."""
+        """Continue a STOPPED or FAILED job from its last checkpoint.
+
+        Raises `Conflict` when it has not ended, or its base model or data have changed since.
+        """
+        job = await self._find(principal, Action.MANAGE, id_or_name)
+        if job.status.is_final and job.inputs is not None:
+            await self._lineage.with_inputs(job)
         async with self._moving:
             job = await self._find(principal, Action.MANAGE, id_or_name)
             if not job.status.is_final:
@@ -208,7 +222,7 @@ class Jobs:
     async def _run(self, job: Job, place: _Place) -> None:
         """One incarnation, and then the next job's turn."""
         try:
-            place.loop = await self._start(job)
+            place.loop = await self._start(await self._lineage.with_inputs(job))
             if place.is_stopping:
                 place.loop.request_stop()
             await place.loop.run()
@@ -259,8 +273,8 @@ class Jobs:
         }
         return [dataclasses.replace(j, message=message.get(j.job_id, j.message)) for j in jobs]
 
-    async def _checked(self, principal: Principal, spec: JobSpec) -> JobSpec:
-        """The spec with its model, rows and adapter found."""
+    async def _checked(self, principal: Principal, spec: JobSpec) -> Beginning:
+        """The spec with its model, its rows and what it starts from found."""
         if not (Path(spec.model) / "config.json").is_file():
             raise errors.InvalidInput(
                 "model",
@@ -268,32 +282,8 @@ class Jobs:
                 "is not a model folder",
                 remedy="give a Hugging Face folder with config.json and a tokenizer",
             )
-        await asyncio.to_thread(load_job_rows, spec)
-        if not spec.input_adapter:
-            return spec
-        folder = await self._input_adapter(principal, spec.input_adapter)
-        return dataclasses.replace(spec, input_adapter=folder)
-
-    async def _input_adapter(self, principal: Principal, name: str) -> str:
-        """The PEFT folder of a path or of a registered model."""
-        if not Path(name).is_absolute():
-            try:
-                package = await self._store.package(principal.account_id, name)
-            except errors.NotFound:
-                raise _no_adapter(name) from None
-            name = adapter_folder(package)
-        if not (Path(name) / "adapter_config.json").is_file():
-            raise _no_adapter(name)
-        return name
-
-
-def _no_adapter(name: str) -> errors.InvalidInput:
-    return errors.InvalidInput(
-        "input_adapter",
-        name,
-        "is neither a PEFT folder nor a registered model",
-        remedy="give a folder's absolute path, or a name of `turnwise models list`",
-    )
+        rows, _ = await asyncio.to_thread(load_job_rows, spec)
+        return await self._lineage.beginning(principal.account_id, spec, len(rows))
 
 
 def load_job_rows(spec: JobSpec) -> tuple[list[Row], list[Row]]:
@@ -308,9 +298,3 @@ def load_job_rows(spec: JobSpec) -> tuple[list[Row], list[Row]]:
     if not spec.validation_dataset:
         return rows, []
     return rows, load("validation_dataset", spec.validation_dataset)
-
-
-def adapter_folder(package: ModelPackage) -> str:
-    """The PEFT folder inside a package of either kind."""
-    inner = Path(package.path) / "adapter"
-    return str(inner if inner.is_dir() else package.path)

@@ -13,7 +13,7 @@ class Action(StrEnum):
 
     MANAGE = "manage"  # create, stop, resume, delete jobs; models; keys
     READ = "read"  # describe, list, logs, metrics
-    SAMPLE = "sample"  # ask for a model turn inside a rollout
+    SAMPLE = "sample"  # ask for a model turn, inside a rollout or of a registered model
     REPORT = "report"  # complete a rollout, report its reward
 
 

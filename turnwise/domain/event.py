@@ -18,6 +18,7 @@ class EventKind(StrEnum):
     STEP = "step"  # step, policy_step, adapter_id, groups [ids], trained_tokens
     CHECKPOINT = "checkpoint"  # step, path, sha256, adapter_id
     EVALUATION = "evaluation"  # step, purpose, values
+    PROMOTION = "promotion"  # step, model: the adapter that the job's end leaves as its output
 
 
 class Level(StrEnum):

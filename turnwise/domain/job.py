@@ -109,6 +109,7 @@ class BatchSpec:
     refill: bool = False
     updates_per_step: int = 1
     tokens_per_micro_batch: int = 8192
+    share_prefixes: bool = True
 
     @property
     def rollouts_per_update(self) -> float:
@@ -141,15 +142,29 @@ class ValidationSpec:
     success_threshold: float = 1.0
 
 
+class TruncatedTurns(StrEnum):
+    """What learning makes of a turn whose reply was cut off (`rl.truncation`)."""
+
+    KEEP = "keep"  # trained like any other
+    MASK = "mask"  # only read
+    PENALISE = "penalise"  # costs `truncation_penalty`
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutSpec:
-    """Limits on one rollout, in seconds. `group_timeout` 0 means twice `rollout_timeout`."""
+    """Limits on one rollout, in seconds and tokens, and what learning makes of meeting them.
+
+    `group_timeout` 0 means twice `rollout_timeout`.
+    """
 
     rollout_max_concurrency: int = 96
     rollout_timeout: float = 600.0
     turn_timeout: float = 300.0
     rollout_max_retries: int = 3
     group_timeout: float = 0.0
+    rollout_max_tokens: int = 0  # sampled in all its turns; 0: as many as its turns may
+    truncated_turns: TruncatedTurns = TruncatedTurns.KEEP
+    truncation_penalty: float = 0.0  # of each truncated turn, where the rule is `penalise`
 
     @property
     def group_timeout_s(self) -> float:
@@ -172,6 +187,19 @@ class ParitySpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointSpec:
+    """Which steps' files stay; every step's registered versions stay listed.
+
+    The newest two resumable checkpoints always stay, so that there is one to fall back to, and so
+    does whatever another job started from.
+    """
+
+    keep_last: int = 0  # newest steps to keep; 0: all
+    keep_every: int = 0  # keep those of each so-many-th step as well; 0: none
+    prune_adapters: bool = False  # together with its resumable state, remove a step's adapter too
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class JobSpec:
     """Everything a job needs, as the job file says it. Paths are absolute once loaded.
 
@@ -191,6 +219,7 @@ class JobSpec:
     deterministic: bool = False
     history: History = History.TEMPLATE
     input_adapter: str = ""  # a PEFT folder or a registered model to start from (or to evaluate)
+    resume_from: str = ""  # a registered checkpoint of another job, to continue after its step
     batch: BatchSpec = field(default_factory=BatchSpec)
     algorithm: AlgorithmSpec = field(default_factory=AlgorithmSpec)
     sampling_params: SamplingParams = field(default_factory=SamplingParams)
@@ -202,6 +231,16 @@ class JobSpec:
     rollout: RolloutSpec = field(default_factory=RolloutSpec)
     async_config: AsyncSpec = field(default_factory=AsyncSpec)
     parity: ParitySpec = field(default_factory=ParitySpec)
+    checkpoints: CheckpointSpec = field(default_factory=CheckpointSpec)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inputs:
+    """What a job reads, by content: the sha256 of its base model's files and of its datasets."""
+
+    base_sha256: str
+    dataset_sha256: str
+    validation_sha256: str = ""  # empty: there is no validation dataset
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -209,6 +248,7 @@ class Job:
     """A job as the store shows it. `step` counts finished training steps.
 
     `incarnation` counts the starts of its loop: a resume is the next incarnation of the same job.
+    A job that continues another's checkpoint (`spec.resume_from`) has that one's steps finished.
     """
 
     job_id: str
@@ -223,3 +263,6 @@ class Job:
     created_at: float = 0.0
     started_at: float | None = None
     ended_at: float | None = None
+    inputs: Inputs | None = None  # as its first start found them
+    parent: str = ""  # the registered model that it started from, "group/version"
+    output: str = ""  # its newest adapter when it last ended, "group/version"

@@ -168,6 +168,7 @@ class FinishReason(StrEnum):
     LENGTH = "length"  # max_tokens, or the context is full
     TOOL_CALLS = "tool_calls"  # a stop whose reply holds tool calls
     ABORT = "abort"
+    TIMEOUT = "timeout"  # the job's turn_timeout passed; never delivered
 
 
 class Delivery(StrEnum):
@@ -194,11 +195,23 @@ class Turn:
     delivery: Delivery = Delivery.DELIVERED
     started_at: float = 0.0
     ended_at: float = 0.0
+    cached_tokens: int = 0  # of the prompt, taken from the sampler's prefix cache
+    past_stop_tokens: int = 0  # sampled behind a stop string: on no node, never trained
+
+    @property
+    def sampled_tokens(self) -> int:
+        """All that was sampled for it."""
+        return self.completion_tokens + self.past_stop_tokens
 
     @property
     def is_delivered(self) -> bool:
         """Whether the agent got it."""
         return self.delivery is Delivery.DELIVERED
+
+    @property
+    def is_truncated(self) -> bool:
+        """Whether the agent got a reply that was cut off: by max_tokens, a budget, the context."""
+        return self.is_delivered and self.finish_reason is FinishReason.LENGTH
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -217,7 +230,7 @@ class Trajectory:
     @property
     def sampled_tokens(self) -> int:
         """All tokens the model sampled for it, delivered or not."""
-        return sum(t.completion_tokens for t in self.turns)
+        return sum(turn.sampled_tokens for turn in self.turns)
 
     def path(self, leaf: int) -> tuple[Node, ...]:
         """Nodes from the root to `leaf`."""

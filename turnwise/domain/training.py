@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -155,6 +155,7 @@ class LearnerSpec:
     optimizer: OptimizerSpec
     seed: int
     tokens_per_micro_batch: int = 8192
+    share_prefixes: bool = True  # compute what rows begin alike with once per forward pass
     device: str = "cpu"
     threads: int = 1
     input_adapter: str | None = None
@@ -204,8 +205,49 @@ class Adapter:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DataPosition:
+    """Which places of a job's plan have been trained: those below `next`, and those in `ahead`.
+
+    >>> position = DataPosition.of({0, 1, 2, 4})
+    >>> position
+    DataPosition(next=3, ahead=(4,))
+    >>> sorted(position.trained), position.count
+    ([0, 1, 2, 4], 4)
+    """
+
+    next: int = 0
+    ahead: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, trained: Collection[int]) -> DataPosition:
+        """The position when these places are trained."""
+        next_place = 0
+        while next_place in trained:
+            next_place += 1
+        return cls(next=next_place, ahead=tuple(sorted(p for p in trained if p > next_place)))
+
+    @property
+    def trained(self) -> frozenset[int]:
+        """Every place that is trained."""
+        return frozenset(range(self.next)).union(self.ahead)
+
+    @property
+    def count(self) -> int:
+        """How many are."""
+        return self.next + len(self.ahead)
+
+
+NOTHING_TRAINED = DataPosition()
+
+#: Parts of a checkpoint's folder: the PEFT folder, the rest of the learner's state, what it is.
+ADAPTER_FOLDER = "adapter"
+STATE_FILE = "state.safetensors"
+META_FILE = "meta.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """Resumable state after `step`, in one folder: adapter/, optimizer, RNG, meta.
+    """Resumable state after `step`, in one folder: adapter/, optimizer, RNG, data position, meta.
 
     `step` -1 is the state before any training. `sha256` covers every file of the folder.
     """

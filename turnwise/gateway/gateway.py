@@ -147,15 +147,13 @@ class Gateway:
             name=f"rollout {rollout_id}",
         )
 
-    def models(self, principal: Principal, *, job_id: str | None = None) -> tuple[str, ...]:
-        """Model names that the caller may use, in that job or in all running ones."""
-        names: dict[str, None] = {}
-        for attached in self._attached.values():
-            job = attached.job
-            is_asked = job_id in (None, job.job_id) and job.account_id == principal.account_id
-            if is_asked and (principal.job_ids is None or job.job_id in principal.job_ids):
-                names |= dict.fromkeys(attached.models)
-        return tuple(names)
+    def models(self, principal: Principal, job_id: str) -> tuple[str, ...]:
+        """Names by which the job's model may be asked for; none if it is not the caller's."""
+        attached = self._attached.get(job_id)
+        if attached is None or attached.job.account_id != principal.account_id:
+            return ()
+        is_allowed = principal.job_ids is None or job_id in principal.job_ids
+        return attached.models if is_allowed else ()
 
     # ── model calls ───────────────────────────────────────────────────────────────────────────
 

@@ -9,18 +9,17 @@ from dataclasses import replace
 from turnwise.domain.rollout import (
     Delivery,
     FinishReason,
-    Floats,
     Message,
     Node,
     NodeKind,
-    Tokens,
     Trajectory,
     Turn,
 )
+from turnwise.gateway.budget import Budget
 from turnwise.gateway.chat import Reply, TokenLogprob
 from turnwise.gateway.exchange import Exchange
 from turnwise.gateway.graph import Graph, path_sha256
-from turnwise.gateway.turns import Call, Prompt
+from turnwise.gateway.turns import Call, Completion, Prompt
 
 
 class Record:
@@ -38,6 +37,7 @@ class Record:
         self.moves = asyncio.Lock()
         self.closed = asyncio.Event()
         self.is_settling = False
+        self.budget = Budget(trajectory.sampled_tokens)
         self._asked: Counter[bytes] = Counter()
         self._running: set[Exchange] = set()
         self._latest: Exchange | None = None
@@ -71,6 +71,7 @@ class Record:
     def end(self, exchange: Exchange) -> None:
         """Its turn is settled."""
         self._running.discard(exchange)
+        self.budget.release(exchange.turn_id)
 
     def repeated(self, sha256: str) -> Exchange | None:
         """The exchange that a client's automatic retry of that body asks for again.
@@ -116,11 +117,9 @@ class Record:
     def draft(
         self,
         call: Call,
-        tokens: Tokens,
-        logprobs: Floats,
+        said: Completion,
         message: Message,
         *,
-        finish_reason: FinishReason,
         delivery: Delivery,
         ended_at: float,
     ) -> tuple[list[Node], Turn]:
@@ -132,8 +131,8 @@ class Record:
             parent=parent,
             kind=NodeKind.COMPLETION,
             messages=(message,),
-            tokens=tokens,
-            logprobs=logprobs,
+            tokens=said.tokens,
+            logprobs=said.logprobs,
         )
         turn = Turn(
             turn_id=call.turn_id,
@@ -142,13 +141,15 @@ class Record:
             policy=call.policy,
             sampling=call.sampling,
             seed=call.seed,
-            finish_reason=finish_reason,
+            finish_reason=said.finish_reason or FinishReason.ABORT,
             prompt_tokens=len(call.prompt.tokens),
-            completion_tokens=len(tokens),
+            completion_tokens=len(leaf.tokens),
             request_sha256=call.request_sha256,
             delivery=delivery,
             started_at=call.started_at,
             ended_at=ended_at,
+            cached_tokens=said.cached_tokens,
+            past_stop_tokens=said.past_stop_tokens,
         )
         return [*nodes, leaf], turn
 
@@ -157,6 +158,7 @@ class Record:
         for node in nodes:
             self.graph.add(node, delivered=turn.is_delivered or node.node_id != turn.leaf)
         self.turns.append(turn)
+        self.budget.spend(turn.turn_id, turn.sampled_tokens)
 
     def conceal(self, turn: Turn) -> None:
         """The turn's reply did not reach the agent after all."""
@@ -189,7 +191,6 @@ def reply_to(
     message: Message,
     *,
     model: str = "default",
-    cached_tokens: int = 0,
     logprobs: tuple[TokenLogprob, ...] | None = None,
 ) -> Reply:
     """A committed turn as its agent gets it."""
@@ -201,6 +202,6 @@ def reply_to(
         finish_reason=turn.finish_reason,
         prompt_tokens=turn.prompt_tokens,
         completion_tokens=turn.completion_tokens,
-        cached_tokens=cached_tokens,
+        cached_tokens=turn.cached_tokens,
         logprobs=logprobs,
     )

@@ -5,27 +5,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, replace
 
 from turnwise import errors
 from turnwise.domain.job import Job
 from turnwise.domain.rollout import Delivery, FinishReason, Message, Policy, Rollout, Turn
 from turnwise.gateway.chat import ChatRequest, Delta
 from turnwise.gateway.exchange import Exchange
+from turnwise.gateway.generation import listen
 from turnwise.gateway.graph import path_sha256, turn_seed
 from turnwise.gateway.record import Record, reply_to
-from turnwise.gateway.turns import Call, Completion, Prompt, build_prompt
-from turnwise.ports import Chunk, Clock, Renderer, Sampler, SampleRequest, Store
+from turnwise.gateway.turns import Call, Completion, build_prompt, read, room
+from turnwise.ports import Clock, Renderer, Sampler, SampleRequest, Store
 
 log = logging.getLogger(__name__)
 
 #: Bodies above this are rendered in a thread: measured at 0.2 to 0.3 ms per KB, this is 4 ms.
 RENDER_INLINE_BYTES = 16_384
-
-#: Completions above this are read in a thread, unless they were read as they came: measured at
-#: 2 us per token, this is 4 ms.
-READ_INLINE_TOKENS = 2048
 
 
 @dataclass(slots=True, kw_only=True)
@@ -61,9 +58,9 @@ class TurnRunner:
             said = Completion(attached.renderer, call)
             try:
                 await self._sample(record, exchange, attached, call, said)
-                message, rest = await _read(said)
-            except Exception:
-                await self._keep_undelivered(record, call, said)
+                message, rest = await read(said)
+            except Exception as error:
+                await self._keep_undelivered(record, call, said, error)
                 raise
             await self._deliver(record, exchange, call, said, message, rest)
         except errors.TurnwiseError as error:
@@ -88,15 +85,19 @@ class TurnRunner:
             prompt = build_prompt(record.graph, attached.renderer, request)
         else:
             prompt = await asyncio.to_thread(build_prompt, record.graph, attached.renderer, request)
-        room = _room(prompt, attached.max_length)
-        rollout = record.rollout
+        rollout, limits = record.rollout, attached.job.spec.rollout
+        sampling = request.params(rollout.sampling, room=room(prompt, attached.max_length))
+        async with self._in_time(record, exchange, attached):
+            granted = await record.budget.hold(
+                exchange.turn_id, sampling.max_tokens, limits.rollout_max_tokens
+            )
         path = path_sha256(prompt.tokens)
         return Call(
             request=request,
             request_sha256=exchange.sha256,
             prompt=prompt,
             policy=rollout.policy or attached.policy,
-            sampling=request.params(rollout.sampling, room=room),
+            sampling=replace(sampling, max_tokens=granted),
             seed=turn_seed(_place(rollout), path, record.count(path), request.seed),
             started_at=exchange.created_at,
             turn_id=exchange.turn_id,
@@ -111,8 +112,7 @@ class TurnRunner:
         said: Completion,
     ) -> None:
         """Sample until the model or a stop string ends it. Raises what ended it before."""
-        rollout, limit_s = record.rollout, attached.job.spec.rollout.turn_timeout
-        left_s = min(limit_s, rollout.deadline_at - self._clock.now())
+        rollout = record.rollout
         ask = SampleRequest(
             request_id=call.turn_id,
             claimant=f"{rollout.job_id}/{rollout.purpose.value}",
@@ -123,26 +123,29 @@ class TurnRunner:
             stop_ids=attached.renderer.stop_ids,
             stream=said.is_streamed,
         )
+
+        in_time = self._in_time(record, exchange, attached)
+        await listen(attached.sampler, ask, said, exchange.publish, in_time)
+
+    @contextlib.asynccontextmanager
+    async def _in_time(
+        self, record: Record, exchange: Exchange, attached: Attached
+    ) -> AsyncIterator[None]:
+        """Within the turn's and the rollout's time, or say which of them has passed."""
+        rollout, limit_s = record.rollout, attached.job.spec.rollout.turn_timeout
+        until = min(exchange.created_at + limit_s, rollout.deadline_at)
         try:
-            async with (
-                exchange.limited(left_s),
-                contextlib.aclosing(_generate(attached.sampler, ask)) as chunks,
-            ):
-                async for chunk in chunks:
-                    exchange.publish(said.feed(chunk))
-                    if said.is_stopped:
-                        break
+            async with exchange.limited(until - self._clock.now()):
+                yield
         except TimeoutError:
             if exchange.expired:
                 raise not_in_valid_status(rollout, "was closed during the call") from None
-            if left_s < limit_s:
+            if until == rollout.deadline_at:
                 raise not_in_valid_status(rollout, "reached its deadline in the call") from None
             raise errors.TooSlow(
-                f"the turn took longer than its limit of {left_s:g} s; "
+                f"the turn took longer than its limit of {limit_s:g} s; "
                 "raise rollout.turn_timeout or lower max_tokens"
             ) from None
-        if said.finish_reason in (None, FinishReason.ABORT) and not said.is_stopped:
-            raise errors.Unavailable("the sampler ended the call early", retry_after_s=1.0)
 
     async def _deliver(
         self,
@@ -160,7 +163,6 @@ class TurnRunner:
             turn,
             message,
             model=call.request.model,
-            cached_tokens=said.cached_tokens,
             logprobs=said.token_logprobs() if call.request.logprobs else None,
         )
         exchange.succeed(reply)
@@ -171,11 +173,14 @@ class TurnRunner:
                 record.conceal(turn)
             raise not_in_valid_status(record.rollout, "was closed during the call")
 
-    async def _keep_undelivered(self, record: Record, call: Call, said: Completion) -> None:
-        """Record what was sampled of a turn that did not get to its end."""
-        if not len(said.tokens):
+    async def _keep_undelivered(
+        self, record: Record, call: Call, said: Completion, error: Exception
+    ) -> None:
+        """Record what was sampled of a turn that did not get to its end, and that it timed out."""
+        is_timed_out = isinstance(error, errors.TooSlow)
+        if not (len(said.tokens) or is_timed_out):
             return
-        said.finish_reason = FinishReason.ABORT
+        said.finish_reason = FinishReason.TIMEOUT if is_timed_out else FinishReason.ABORT
         await self._commit(record, call, said, said.unread(), Delivery.UNDELIVERED)
 
     async def _commit(
@@ -185,10 +190,8 @@ class TurnRunner:
         async with record.commits:
             nodes, turn = record.draft(
                 call,
-                said.tokens,
-                said.logprobs,
+                said,
                 message,
-                finish_reason=said.finish_reason or FinishReason.ABORT,
                 delivery=delivery,
                 ended_at=self._clock.now(),
             )
@@ -198,25 +201,6 @@ class TurnRunner:
                 raise not_in_valid_status(rollout, "was closed during the call") from error
             record.add(nodes, turn)
         return turn
-
-
-async def _read(said: Completion) -> tuple[Message, Sequence[Delta]]:
-    """The whole message and what of it was still held back; a long one is read in a thread."""
-    if said.is_streamed or len(said.tokens) <= READ_INLINE_TOKENS:
-        return said.close()
-    return await asyncio.to_thread(said.close)
-
-
-async def _generate(sampler: Sampler, ask: SampleRequest) -> AsyncGenerator[Chunk, None]:
-    """The sampler's stream as a generator, whose closing closes it."""
-    stream = sampler.generate(ask)
-    try:
-        async for chunk in stream:
-            yield chunk
-    finally:
-        close = getattr(stream, "aclose", None)
-        if close is not None:
-            await close()
 
 
 def _place(rollout: Rollout) -> tuple[int | str, ...]:
@@ -229,19 +213,6 @@ def _place(rollout: Rollout) -> tuple[int | str, ...]:
         rollout.slot,
         rollout.attempt,
     )
-
-
-def _room(prompt: Prompt, max_length: int) -> int:
-    """How many tokens the reply may have."""
-    used = len(prompt.tokens)
-    if used >= max_length:
-        raise errors.PromptTooLong(
-            "messages",
-            used,
-            f"tokens do not fit this model's context of {max_length} tokens",
-            remedy="shorten the conversation",
-        )
-    return max_length - used
 
 
 def not_in_valid_status(rollout: Rollout, what: str) -> errors.NotInValidStatus:

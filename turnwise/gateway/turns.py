@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from turnwise import errors
 from turnwise.domain.rollout import (
     FinishReason,
     Floats,
@@ -19,6 +21,10 @@ from turnwise.domain.rollout import (
 from turnwise.gateway.chat import ChatRequest, Delta, TokenLogprob, joined
 from turnwise.gateway.graph import Graph, tools_sha256
 from turnwise.ports import Chunk, Renderer
+
+#: Completions above this are read in a thread, unless they were read as they came: measured at
+#: 2 us per token, this is 4 ms.
+READ_INLINE_TOKENS = 2048
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +91,19 @@ def build_prompt(graph: Graph, renderer: Renderer, request: ChatRequest) -> Prom
     )
 
 
+def room(prompt: Prompt, max_length: int) -> int:
+    """How many tokens the reply may have. Raises `PromptTooLong`."""
+    used = len(prompt.tokens)
+    if used >= max_length:
+        raise errors.PromptTooLong(
+            "messages",
+            used,
+            f"tokens do not fit this model's context of {max_length} tokens",
+            remedy="shorten the conversation",
+        )
+    return max_length - used
+
+
 class Completion:
     """What the model has said so far, read as it comes.
 
@@ -101,6 +120,7 @@ class Completion:
         self._deltas: list[Delta] = []
         self.finish_reason: FinishReason | None = None
         self.cached_tokens = 0
+        self.past_stop_tokens = 0
         self.is_stopped = False  # by a stop string; nothing after it counts
         self.is_streamed = asked.stream or bool(asked.stop)
         self._stops = renderer.stops(asked.stop) if asked.stop else None
@@ -121,6 +141,9 @@ class Completion:
     def feed(self, chunk: Chunk) -> Sequence[Delta]:
         """Take the next tokens; what may be sent by now. `finish_reason` is set at the end."""
         self.cached_tokens = max(self.cached_tokens, chunk.cached_tokens)
+        if self.is_stopped:
+            self.past_stop_tokens += len(chunk.tokens)
+            return ()
         if chunk.finish_reason is not None:
             self.finish_reason = FinishReason(chunk.finish_reason)
         kept, readable = len(chunk.tokens), chunk.tokens
@@ -130,6 +153,7 @@ class Completion:
             if scan.kept is not None:
                 kept = scan.kept - sum(map(len, self._tokens))
                 self.is_stopped = True
+                self.past_stop_tokens = len(chunk.tokens) - kept
                 self.finish_reason = FinishReason.STOP
         self._tokens.append(chunk.tokens[:kept])
         self._logprobs.append(chunk.logprobs[:kept])
@@ -169,3 +193,10 @@ class Completion:
         deltas = self._stream.feed(readable)
         self._deltas.extend(deltas)
         return deltas
+
+
+async def read(said: Completion) -> tuple[Message, Sequence[Delta]]:
+    """The whole message and what of it was still held back; a long one is read in a thread."""
+    if said.is_streamed or len(said.tokens) <= READ_INLINE_TOKENS:
+        return said.close()
+    return await asyncio.to_thread(said.close)

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from turnwise.domain.rollout import Floats, Tokens
-from turnwise.domain.training import Checkpoint, StepRequest, StepResult
+from turnwise.domain.training import Checkpoint, DataPosition, StepRequest, StepResult
 from turnwise.ports import Learner
 
 
@@ -22,13 +22,13 @@ class LazyLearner:
         """See `ports.Learner`."""
         return await (await self._started()).step(request)
 
-    async def save(self, step: int, folder: str) -> Checkpoint:
+    async def save(self, step: int, folder: str, position: DataPosition) -> Checkpoint:
         """See `ports.Learner`."""
-        return await (await self._started()).save(step, folder)
+        return await (await self._started()).save(step, folder, position)
 
-    async def restore(self, checkpoint: Checkpoint) -> None:
+    async def restore(self, checkpoint: Checkpoint) -> DataPosition:
         """See `ports.Learner`."""
-        await (await self._started()).restore(checkpoint)
+        return await (await self._started()).restore(checkpoint)
 
     async def score(self, tokens: Tokens, temperature: float = 1.0) -> Floats:
         """See `ports.Learner`."""

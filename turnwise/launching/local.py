@@ -1,4 +1,4 @@
-"""Engines and learners as child processes on this machine."""
+"""Engines, learners and merges as child processes on this machine."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import msgspec
 
 from turnwise.channel import Connection
 from turnwise.domain.training import LearnerSpec
-from turnwise.ports import EngineSpec, Learner, Sampler
+from turnwise.ports import Archive, EngineSpec, Learner, MergeSpec, Sampler
 
 #: A child ends by itself when its socket closes; one that does not is killed after this long.
 EXIT_TIMEOUT_S = 10.0
@@ -31,9 +31,11 @@ class LocalLauncher:
         *,
         sampler: Callable[[Connection], Sampler],
         learner: Callable[[Connection], Learner],
+        archive: Callable[[Connection], Archive],
     ) -> None:
         self._sampler = sampler
         self._learner = learner
+        self._archive = archive
         self._children: list[tuple[asyncio.subprocess.Process, Connection]] = []
 
     async def engine(self, spec: EngineSpec) -> Sampler:
@@ -43,6 +45,10 @@ class LocalLauncher:
     async def learner(self, spec: LearnerSpec) -> Learner:
         """Start a learner."""
         return self._learner(await self._start("learner", spec, spec.threads))
+
+    async def merge(self, spec: MergeSpec) -> Archive:
+        """Start merging; closing the archive ends the process."""
+        return self._archive(await self._start("merge", spec, spec.threads))
 
     async def close(self) -> None:
         """Close every socket and wait for the children; kill those that stay."""
@@ -55,7 +61,10 @@ class LocalLauncher:
         return [process.pid for process, _ in self._children if process.returncode is None]
 
     async def _start(
-        self, kind: Literal["engine", "learner"], spec: EngineSpec | LearnerSpec, threads: int
+        self,
+        kind: Literal["engine", "learner", "merge"],
+        spec: EngineSpec | LearnerSpec | MergeSpec,
+        threads: int,
     ) -> Connection:
         ours, theirs = socket.socketpair()
         with theirs:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from turnwise.domain.job import JobSpec
+from turnwise.domain.job import JobSpec, RolloutSpec, TruncatedTurns
 from turnwise.domain.rollout import Group, Trajectory
 from turnwise.domain.training import LossSpec, Sample, StepRequest
 from turnwise.loop.pilot import slots_used
@@ -18,6 +18,7 @@ from turnwise.rl import ledger, statistics
 from turnwise.rl.advantages import Outcomes, step_advantages
 from turnwise.rl.rows import rows, trained_tokens
 from turnwise.rl.statistics import ScoredGroup
+from turnwise.rl.truncation import learned_rewards, penalty_metrics, truncation_metrics
 from turnwise.rl.weights import mini_batches
 
 
@@ -45,13 +46,16 @@ def assemble(
     """Lay out one step. Rollouts go in by (place in the plan, slot), whenever they closed."""
     ordered = sorted(closed, key=lambda each: each.group.order)
     groups = _score(spec, ordered)
-    samples = [sample for group in groups if group.is_valid for sample in _samples(group)]
+    is_masked = spec.rollout.truncated_turns is TruncatedTurns.MASK
+    samples = [s for group in groups if group.is_valid for s in _samples(group, is_masked)]
     bins = {
-        trajectory.rollout.rollout_id: ledger.account(trajectory, ledger.of_group(group.advantages))
+        trajectory.rollout.rollout_id: ledger.account(
+            trajectory, ledger.of_group(group.advantages), mask_truncated=is_masked
+        )
         for group in groups
         for trajectory in group.trajectories
     }
-    is_per_turn = spec.algorithm.advantage_method.is_per_turn
+    sizes = [each.group.size for each in ordered]
     return Assembly(
         request=_request(spec, step, samples, learning_rate) if samples else None,
         bins={
@@ -59,7 +63,7 @@ def assemble(
             for rollout_id, account in bins.items()
         },
         metrics={
-            **statistics.rollout_metrics(groups, per_turn=is_per_turn),
+            **_rollout_metrics(spec, groups, sizes),
             **statistics.training_metrics(
                 samples,
                 step=step,
@@ -67,12 +71,24 @@ def assemble(
                 num_groups=len(groups),
             ),
             **statistics.ledger_metrics(ledger.total(bins.values())),
-            "analysis/settled_groups": sum(
-                group.size < each.group.size for group, each in zip(groups, ordered, strict=True)
-            ),
         },
         num_scored=sum(len(group.scored) for group in groups),
     )
+
+
+def _rollout_metrics(
+    spec: JobSpec, groups: Sequence[ScoredGroup], sizes: Sequence[int]
+) -> dict[str, float]:
+    """What the step's rollouts were like; `sizes` are the groups' as they were admitted."""
+    attempts = [t for group in groups for t in group.trajectories]
+    is_per_turn = spec.algorithm.advantage_method.is_per_turn
+    settled = sum(group.size < size for group, size in zip(groups, sizes, strict=True))
+    return {
+        **statistics.rollout_metrics(groups, per_turn=is_per_turn),
+        **truncation_metrics("rollout", attempts, spec.rollout),
+        **penalty_metrics([t for group in groups for t in group.scored], spec.rollout),
+        "analysis/settled_groups": settled,
+    }
 
 
 def is_zero(spec: JobSpec, closed: ClosedGroup) -> bool:
@@ -85,7 +101,7 @@ def _score(spec: JobSpec, closed: Sequence[ClosedGroup]) -> list[ScoredGroup]:
     scored = [statistics.scored(each.attempts) for each in closed]
     found = step_advantages(
         spec.algorithm.advantage_method,
-        [_outcomes(trajectories) for trajectories in scored],
+        [_outcomes(trajectories, spec.rollout) for trajectories in scored],
         discount=spec.algorithm.turn_discount,
         pass_k=spec.algorithm.pass_k,
     )
@@ -99,16 +115,17 @@ def _score(spec: JobSpec, closed: Sequence[ClosedGroup]) -> list[ScoredGroup]:
     ]
 
 
-def _outcomes(scored: Sequence[Trajectory]) -> Outcomes:
+def _outcomes(scored: Sequence[Trajectory], limits: RolloutSpec) -> Outcomes:
+    is_masked = limits.truncated_turns is TruncatedTurns.MASK
     return Outcomes(
-        rewards=tuple(trajectory.rollout.rewards or () for trajectory in scored),
-        tokens=tuple(trained_tokens(trajectory) for trajectory in scored),
+        rewards=tuple(learned_rewards(trajectory, limits) for trajectory in scored),
+        tokens=tuple(trained_tokens(each, mask_truncated=is_masked) for each in scored),
     )
 
 
-def _samples(group: ScoredGroup) -> list[Sample]:
+def _samples(group: ScoredGroup, is_masked: bool) -> list[Sample]:
     pairs = zip(group.scored, group.advantages.per_turn, strict=True)
-    return [sample for trajectory, values in pairs for sample in rows(trajectory, values)]
+    return [s for each, values in pairs for s in rows(each, values, mask_truncated=is_masked)]
 
 
 def _request(

@@ -38,6 +38,7 @@ from turnwise.domain.rollout import (
 from turnwise.loop.pilot import is_settled
 from turnwise.loop.sockets import Sockets
 from turnwise.ports import AgentRequest
+from turnwise.rl.truncation import is_over_budget
 from turnwise.system import random_letters
 
 #: An agent's response, with its metrics, may come a moment after the reward that it reported.
@@ -120,7 +121,9 @@ class Collector:
                     break
                 await self._clock.sleep(pause)
                 attempts.append(await self._attempt(assignment, slot, attempt, until))
-                if not is_worth_another(attempts[-1]):
+                # One that used up its tokens would have no more of them the next time.
+                is_spent = is_over_budget(attempts[-1], self._limits)
+                if is_spent or not is_worth_another(attempts[-1]):
                     break
         await self._note_disturbance(attempts)
         return attempts

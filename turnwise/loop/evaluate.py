@@ -14,6 +14,7 @@ from turnwise.loop.collect import Assignment, Collector
 from turnwise.loop.sockets import Sockets
 from turnwise.modeling.fingerprint import fingerprint
 from turnwise.rl.statistics import ledger_metrics, validation_metrics
+from turnwise.rl.truncation import truncation_metrics
 
 _PREFIX = {Purpose.VALIDATION: "val", Purpose.EVALUATION: "eval"}
 
@@ -58,6 +59,7 @@ async def evaluate(
         prefix=_PREFIX[purpose],
     )
     attempts = [trajectory for task in collected for trajectory in task.result()]
+    values |= truncation_metrics(_PREFIX[purpose], attempts, job.spec.rollout)
     sampled = sum(trajectory.sampled_tokens for trajectory in attempts)
     values |= ledger_metrics({Bin.NOT_FOR_TRAINING: sampled})
     values["timing_s/eval"] = sockets.clock.now() - started

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from turnwise.domain.job import JobSpec
 from turnwise.domain.rollout import Trajectory
 from turnwise.rl.advantages import is_constant_group
+from turnwise.rl.truncation import learned_rewards
 
 
 def first_slots(spec: JobSpec) -> int:
@@ -23,7 +24,7 @@ def first_slots(spec: JobSpec) -> int:
 
 def is_settled(spec: JobSpec, attempts: Sequence[Trajectory]) -> bool:
     """Whether a group whose pilot has ended so needs no more rollouts."""
-    rewards = [t.rollout.rewards for t in attempts if t.rollout.is_scored and t.rollout.rewards]
+    rewards = [learned_rewards(t, spec.rollout) for t in attempts if t.rollout.is_scored]
     return is_constant_group(spec.algorithm.advantage_method, rewards)
 
 

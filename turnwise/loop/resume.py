@@ -9,14 +9,13 @@ from turnwise.domain.event import EventDraft, EventKind, Level
 from turnwise.domain.job import Job
 from turnwise.domain.ledger import Bin
 from turnwise.domain.rollout import Group, GroupStatus
-from turnwise.domain.training import Checkpoint
+from turnwise.domain.training import NOTHING_TRAINED, Checkpoint, DataPosition
 from turnwise.loop.assemble import ClosedGroup, is_zero
 from turnwise.loop.pace import Pace
+from turnwise.loop.packages import BEFORE_TRAINING, checkpoint_key, checkpoint_of
 from turnwise.loop.plan import Plan
+from turnwise.loop.prune import sweep
 from turnwise.loop.sockets import Sockets
-
-#: `Checkpoint.step` of the state before any training.
-BEFORE_TRAINING = -1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,24 +26,21 @@ class Start:
     pace: Pace
     kept: tuple[ClosedGroup, ...]  # of the incarnation before, still young enough
     orders: tuple[int, ...]  # places in the plan to admit, in order
+    trained: frozenset[int]  # places in the plan that finished steps took
     superseded_tokens: int  # sampled for what was not kept; the first step's ledger has them
-
-
-def checkpoint_key(job_id: str, step: int) -> str:
-    """The blob folder of a checkpoint."""
-    name = "initial" if step == BEFORE_TRAINING else f"step-{step:05d}"
-    return f"jobs/{job_id}/checkpoints/{name}"
 
 
 async def begin(job: Job, plan: Plan, sockets: Sockets) -> Start:
     """Start a new incarnation of a job: from the newest sound checkpoint, or from the beginning.
 
-    Places whose groups were neither trained nor kept are planned again. Raises `Corrupted` when
-    no checkpoint is sound.
+    The beginning is the base model, an adapter, or the checkpoint of another job. Places whose
+    groups were neither trained nor kept are planned again. Raises `Corrupted` when no checkpoint
+    is sound.
     """
     store = sockets.store
     recorded = await store.checkpoints(job.account_id, job.job_id)
-    checkpoint = await _restored(job, recorded, sockets) if recorded else await _first(job, sockets)
+    restore = _restored(job, recorded, sockets) if recorded else _first(job, sockets)
+    checkpoint, position = await restore
     await sockets.sampler.load(checkpoint.adapter.adapter_id, checkpoint.adapter.path)
     has_fallen_back = bool(recorded) and checkpoint is not recorded[-1]
     if has_fallen_back:
@@ -57,7 +53,9 @@ async def begin(job: Job, plan: Plan, sockets: Sockets) -> Start:
         if group.status is GroupStatus.CLOSED and not has_fallen_back
     }
     zero = {order for order, each in closed.items() if plan.refill and is_zero(job.spec, each)}
+    # The job's own groups, for checkpoints that were saved before they held their data position.
     trained = {group.order for group in groups if group.status is GroupStatus.TRAINED}
+    trained |= position.trained
     pace = Pace(
         max_steps_off_policy=job.spec.async_config.max_steps_off_policy,
         batch=plan.batch,
@@ -68,34 +66,50 @@ async def begin(job: Job, plan: Plan, sockets: Sockets) -> Start:
         steps=plan.num_steps,
     )
     kept = pace.resume({order: each.group.admitted_at_step for order, each in closed.items()}, zero)
+    await sweep(job, pace.step, sockets)
     await _supersede(job, [closed[order].group for order in kept], sockets)
     return Start(
         checkpoint=checkpoint,
         pace=pace,
         kept=tuple(closed[order] for order in kept),
         orders=tuple(plan.orders(trained | set(kept))),
+        trained=frozenset(trained),
         superseded_tokens=await _superseded_tokens(job, pace.step, sockets),
     )
 
 
-async def _first(job: Job, sockets: Sockets) -> Checkpoint:
-    """Save the state before training, so that step 0 has an adapter and a way back."""
-    folder = sockets.blobs.path(checkpoint_key(job.job_id, BEFORE_TRAINING))
-    checkpoint = await sockets.learner.save(BEFORE_TRAINING, str(folder))
+async def _first(job: Job, sockets: Sockets) -> tuple[Checkpoint, DataPosition]:
+    """Save the state to begin with, so that the first step has an adapter and a way back.
+
+    A job that continues another's checkpoint gets a copy of its own, and needs that one no more.
+    """
+    step, position = BEFORE_TRAINING, NOTHING_TRAINED
+    if job.spec.resume_from:
+        package = await sockets.store.package(job.account_id, job.spec.resume_from)
+        step, position = package.step, await sockets.learner.restore(checkpoint_of(package))
+    folder = sockets.blobs.path(checkpoint_key(job, step))
+    checkpoint = await sockets.learner.save(step, str(folder), position)
     await sockets.store.save_checkpoint(job.account_id, job.job_id, checkpoint)
-    return checkpoint
+    return checkpoint, position
 
 
-async def _restored(job: Job, recorded: list[Checkpoint], sockets: Sockets) -> Checkpoint:
-    """The newest checkpoint that the learner could restore."""
+async def _restored(
+    job: Job, recorded: list[Checkpoint], sockets: Sockets
+) -> tuple[Checkpoint, DataPosition]:
+    """The newest checkpoint that the learner could restore; each damaged one is a warning."""
+    damaged: list[str] = []
     for checkpoint in reversed(recorded):
         try:
-            await sockets.learner.restore(checkpoint)
+            position = await sockets.learner.restore(checkpoint)
         except errors.Corrupted as error:
-            message = f"the checkpoint of step {checkpoint.step} is damaged: {error}"
-            await _log(job, message, sockets, Level.WARNING)
+            damaged.append(f"the checkpoint of step {checkpoint.step} is damaged: {error}")
         else:
-            return checkpoint
+            for message in damaged:
+                used = f"{message}; continuing from that of step {checkpoint.step} instead"
+                await _log(job, used, sockets, Level.WARNING)
+            return checkpoint, position
+    for message in damaged:
+        await _log(job, message, sockets, Level.WARNING)
     raise errors.Corrupted(f"no checkpoint of job {job.name!r} is sound; start a new job")
 
 

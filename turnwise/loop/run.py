@@ -33,10 +33,11 @@ from turnwise.domain.rollout import Group, Purpose
 from turnwise.loop.assemble import ClosedGroup, is_zero
 from turnwise.loop.collect import Assignment, Collector
 from turnwise.loop.evaluate import evaluate, run_evaluation
+from turnwise.loop.packages import next_version
 from turnwise.loop.plan import Plan
 from turnwise.loop.resume import Start, begin
 from turnwise.loop.sockets import Sockets
-from turnwise.loop.step import Stepper, next_version
+from turnwise.loop.step import Stepper
 
 log = logging.getLogger(__name__)
 
@@ -77,12 +78,20 @@ class JobLoop:
         failed = [e for t in (work, engine) if not t.cancelled() and (e := t.exception())]
         if self._stop.is_set() and (failed or work.cancelled()):
             # What fails while the job is being stopped is told, but the stop was asked for.
-            message = _reason(failed[0]) if failed else ""
+            message = _reason(failed[0]) if failed else await self._without_output()
             await self._say(JobStatus.STOPPED, Secondary.STOPPED, message)
         elif failed:
             await self._say(JobStatus.FAILED, Secondary.FAILED, _reason(failed[0]), Level.ERROR)
         else:
             await self._say(JobStatus.COMPLETED, Secondary.COMPLETED)
+
+    async def _without_output(self) -> str:
+        """What to say of a job that is stopped too early to leave an adapter; else nothing."""
+        job = self._job
+        if job.spec.kind is not JobKind.TRAIN:
+            return ""
+        policy = await self._sockets.store.policy(job.account_id, job.job_id)
+        return "" if policy else "stopped before the end of its first step: it leaves no model"
 
     async def _engine_ends(self) -> None:
         """Fail the job as soon as its engine is gone.

@@ -18,11 +18,13 @@ from turnwise import errors
 from turnwise.domain.event import EventDraft, EventKind, Level
 from turnwise.domain.job import Job
 from turnwise.domain.rollout import Policy
-from turnwise.domain.training import Checkpoint, StepResult
+from turnwise.domain.training import Checkpoint, DataPosition, StepResult
 from turnwise.loop.assemble import Assembly, ClosedGroup, assemble
+from turnwise.loop.packages import checkpoint_key, packages_of
 from turnwise.loop.parity import check_parity
 from turnwise.loop.plan import Plan, learning_rate
-from turnwise.loop.resume import Start, checkpoint_key
+from turnwise.loop.prune import prune
+from turnwise.loop.resume import Start
 from turnwise.loop.sockets import Sockets
 from turnwise.ports import FinishedStep, ModelPackage
 from turnwise.rl.statistics import mismatch_metrics
@@ -44,6 +46,7 @@ class Stepper:
         self._version = next_version
         self._ended_at = sockets.clock.now()
         self._superseded_tokens = start.superseded_tokens
+        self._trained = set(start.trained)
         adapter_id = start.checkpoint.adapter.adapter_id
         self._adapters = deque([adapter_id])
         self.policy = Policy(adapter_id=adapter_id, policy_step=start.pace.step)
@@ -70,7 +73,7 @@ class Stepper:
             assembly = await asyncio.to_thread(assemble, self._job.spec, step, closed, rate)
             result = await self._learn(step, assembly)
         with self._timed(timing, "save_checkpoint"):
-            checkpoint = await self._save(step)
+            checkpoint = await self._save(step, closed)
         with self._timed(timing, "publish"):
             await self._load(checkpoint, result)
         now = self._sockets.clock.now()
@@ -88,6 +91,7 @@ class Stepper:
         }
         await self._finish(closed, assembly, result, checkpoint, values)
         self._superseded_tokens = 0
+        await prune(self._job, self._sockets)
 
     async def retire_all(self) -> None:
         """Free the job's adapters in the sampler, if it is still there."""
@@ -100,9 +104,11 @@ class Stepper:
             return StepResult(step=step, updates=0, trained_tokens=0)
         return await self._sockets.learner.step(assembly.request)
 
-    async def _save(self, step: int) -> Checkpoint:
-        folder = self._sockets.blobs.path(checkpoint_key(self._job.job_id, step))
-        return await self._sockets.learner.save(step, str(folder))
+    async def _save(self, step: int, closed: Sequence[ClosedGroup]) -> Checkpoint:
+        folder = self._sockets.blobs.path(checkpoint_key(self._job, step))
+        self._trained.update(each.group.order for each in closed)
+        position = DataPosition.of(self._trained)
+        return await self._sockets.learner.save(step, str(folder), position)
 
     async def _load(self, checkpoint: Checkpoint, result: StepResult) -> None:
         adapter = checkpoint.adapter
@@ -137,7 +143,7 @@ class Stepper:
                 groups=groups,
                 bins=assembly.bins,
                 checkpoint=checkpoint,
-                packages=self._packages(checkpoint),
+                packages=self._packages(checkpoint, values),
                 events=(
                     *_events(groups, policy, result, checkpoint, values),
                     *([] if result.updates else [_no_update(step, closed, assembly)]),
@@ -156,29 +162,17 @@ class Stepper:
             if old not in self._adapters:
                 await self._sockets.sampler.retire(old)
 
-    def _packages(self, checkpoint: Checkpoint) -> tuple[ModelPackage, ...]:
+    def _packages(
+        self, checkpoint: Checkpoint, values: Mapping[str, float]
+    ) -> tuple[ModelPackage, ...]:
         """The step's two registered versions: what a sampler serves, and what resumes."""
-
-        def package(group: str, kind: str, path: str, sha256: str) -> ModelPackage:
-            return ModelPackage(
-                package_id=self._sockets.new_id("package"),
-                account_id=self._job.account_id,
-                group=group,
-                version=self._version,
-                kind=kind,
-                path=path,
-                sha256=sha256,
-                base_model=self._job.spec.model,
-                job_id=self._job.job_id,
-                step=checkpoint.step,
-                created_at=self._sockets.clock.now(),
-            )
-
-        adapter = checkpoint.adapter
-        name = self._job.name
-        return (
-            package(name, "adapter", adapter.path, adapter.adapter_id),
-            package(checkpoint_group(name), "checkpoint", checkpoint.path, checkpoint.sha256),
+        return packages_of(
+            self._job,
+            checkpoint,
+            values,
+            version=self._version,
+            new_id=self._sockets.new_id,
+            now=self._sockets.clock.now(),
         )
 
     @contextmanager
@@ -186,22 +180,6 @@ class Stepper:
         started = self._sockets.clock.now()
         yield
         timing[f"timing_s/{part}"] = self._sockets.clock.now() - started
-
-
-def checkpoint_group(name: str) -> str:
-    """The model group that a job's resumable checkpoints are registered in."""
-    return f"{name}-checkpoints"
-
-
-async def next_version(job: Job, sockets: Sockets) -> int:
-    """The version that the job's next pair of packages gets."""
-    names = (job.name, checkpoint_group(job.name))
-    taken = [
-        package.version
-        for name in names
-        for package in await sockets.store.packages(job.account_id, group=name)
-    ]
-    return max(taken, default=0) + 1
 
 
 def _events(
@@ -248,6 +226,11 @@ def _no_update(step: int, closed: Sequence[ClosedGroup], assembly: Assembly) -> 
         why = (
             f"all {greedy} tokens that could have been learned from were sampled at "
             "temperature 0; have the agent leave the temperature to the job"
+        )
+    elif masked := assembly.metrics["ledger/masked_truncated"]:
+        why = (
+            f"all {masked} tokens that could have been learned from are of truncated turns, which "
+            "rollout.truncated_turns masks; raise max_tokens"
         )
     body = {"message": f"step {step} made no update: {why}", "step": step}
     return EventDraft(kind=EventKind.LOG, body=body, level=Level.WARNING)

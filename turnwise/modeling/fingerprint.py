@@ -1,4 +1,4 @@
-"""An adapter folder's id, read from its files alone: for processes without torch."""
+"""What folders and files hold, as one hash, read without torch: adapters, bases, checkpoints."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from turnwise import errors
+
+_WEIGHTS = (".safetensors", ".bin")
 
 #: The file format's names of number types -> those that an adapter's id is made of.
 _DTYPES = {
@@ -34,6 +36,53 @@ def fingerprint(path: str | Path) -> str:
             f"cannot be read ({type(error).__name__}: {error})",
             remedy="give a PEFT adapter folder",
         ) from error
+
+
+def base_sha256(folder: str | Path) -> str:
+    """sha256, hex, over configuration and weights of a model folder; other files do not count."""
+    path = Path(folder)
+    check_base_folder(path)
+    digest = hashlib.sha256()
+    for file in sorted(path.iterdir()):
+        if file.name == "config.json" or file.suffix in _WEIGHTS:
+            digest.update(f"{file.name} {file_sha256(file)}\n".encode())
+    return digest.hexdigest()
+
+
+def check_base_folder(path: Path) -> None:
+    """Raise `InvalidInput` unless it is there and has a config.json."""
+    if not (path / "config.json").is_file():
+        reason = "has no config.json" if path.is_dir() else "does not exist"
+        raise errors.InvalidInput(
+            "model", str(path), reason, remedy="give the folder of a Hugging Face model"
+        )
+
+
+def file_sha256(path: str | Path) -> str:
+    """sha256, hex, of a file's bytes. Raises `OSError`."""
+    with Path(path).open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def folder_sha256(folder: Path) -> str:
+    """sha256, hex, over the relative path and content of every file below `folder`."""
+    digest = hashlib.sha256()
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        content = file_sha256(file)
+        digest.update(f"{file.relative_to(folder).as_posix()}\0{content}\n".encode())
+    return digest.hexdigest()
+
+
+def verify(folder: Path, sha256: str) -> None:
+    """Raise `Corrupted` unless the folder is there and has this hash."""
+    if not folder.is_dir():
+        raise errors.Corrupted(f"checkpoint {folder} is missing")
+    found = folder_sha256(folder)
+    if found != sha256:
+        raise errors.Corrupted(
+            f"checkpoint {folder} has sha256 {found[:12]}..., recorded was {sha256[:12]}...; "
+            "a file was changed or lost; resume from an older checkpoint"
+        )
 
 
 def _digest(config: dict[str, Any], file: bytes) -> str:

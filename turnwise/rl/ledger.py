@@ -3,13 +3,19 @@
 A token's bin is the first of these that applies to it:
 
 1. its rollout was made for validation or evaluation: `not_for_training`
-2. its reply did not reach the agent: `dropped_undelivered`
-3. its rollout failed: `dropped_deadline` where a deadline passed, whatever it lacked then (its
+2. it came behind its turn's stop string: `dropped_past_stop`
+3. its reply did not reach the agent: `dropped_undelivered`
+4. its rollout failed: `dropped_deadline` where a deadline passed, whatever it lacked then (its
    reward, say), `dropped_superseded` by the fault's code, else `dropped_failed`
-4. its rollout was scored, but nothing of it is trained: `dropped_unpaired`,
+5. its rollout was scored, but nothing of it is trained: `dropped_unpaired`,
    `dropped_zero_advantage` or `dropped_superseded`, as its group's fate says
-5. a rule masks it: `masked_greedy`, `masked_first_position` (see `turnwise.rl.rows`)
-6. `trained`
+6. a rule masks it: `masked_greedy`, `masked_truncated`, `masked_first_position` (see
+   `turnwise.rl.rows`)
+7. `trained`
+
+The bins of a rollout are written when a step takes its group, or an incarnation supersedes it. A
+job that has ended has rollouts of which neither is true: `dropped_unfinished`, which the store
+counts when it is asked, so that a resume may still train or supersede them.
 """
 
 from __future__ import annotations
@@ -22,6 +28,8 @@ from turnwise.domain.ledger import Bin
 from turnwise.domain.rollout import Fault, Purpose, Trajectory, Turn
 from turnwise.rl.advantages import GroupAdvantages
 from turnwise.rl.rows import is_first, is_greedy
+
+_OF_NO_STEP = (Bin.NOT_FOR_TRAINING, Bin.DROPPED_UNFINISHED)
 
 
 def of_fault(fault: Fault) -> Bin:
@@ -38,7 +46,7 @@ def of_group(group: GroupAdvantages) -> Bin:
     return Bin.DROPPED_ZERO_ADVANTAGE if group.is_zero else Bin.TRAINED
 
 
-def account(trajectory: Trajectory, fate: Bin) -> dict[Bin, int]:
+def account(trajectory: Trajectory, fate: Bin, *, mask_truncated: bool = False) -> dict[Bin, int]:
     """Tokens per bin of one closed rollout; they add up to `trajectory.sampled_tokens`.
 
     `fate` is its group's, and counts if the rollout was scored. Empty bins are left out. Raises
@@ -47,16 +55,24 @@ def account(trajectory: Trajectory, fate: Bin) -> dict[Bin, int]:
     bins: Counter[Bin] = Counter()
     for turn in trajectory.turns:
         bin = _bin(trajectory, turn, fate)
+        if bin is Bin.TRAINED and mask_truncated and turn.is_truncated:
+            bin = Bin.MASKED_TRUNCATED
         bins[bin] += turn.completion_tokens
+        bins[_past_stop(bin)] += turn.past_stop_tokens
         if bin is Bin.TRAINED and is_first(trajectory, turn):
             bins[Bin.TRAINED] -= 1
             bins[Bin.MASKED_FIRST_POSITION] += 1
     return {bin: tokens for bin, tokens in bins.items() if tokens}
 
 
+def _past_stop(bin: Bin) -> Bin:
+    """The bin of what followed a turn's stop string, by the bin of the turn."""
+    return bin if bin is Bin.NOT_FOR_TRAINING else Bin.DROPPED_PAST_STOP
+
+
 def total(accounts: Iterable[Mapping[Bin, int]]) -> dict[Bin, int]:
-    """Tokens per bin over many rollouts; every bin that training rollouts may end in is there."""
-    sums: dict[Bin, int] = {bin: 0 for bin in Bin if bin is not Bin.NOT_FOR_TRAINING}
+    """Tokens per bin over many rollouts; every bin that a step's rollouts may end in is there."""
+    sums: dict[Bin, int] = {bin: 0 for bin in Bin if bin not in _OF_NO_STEP}
     for bins in accounts:
         for bin, tokens in bins.items():
             sums[bin] = sums.get(bin, 0) + tokens

@@ -11,7 +11,9 @@ could hold them all: each ends in a turn that no other trainable turn extends.
 
 What is never trained, by name: the completion of a turn that was not delivered; `greedy`, turns
 sampled at temperature 0, whose tokens were not drawn from the distribution that a ratio compares;
-`first_position`, a token with nothing before it, which nothing predicts.
+`truncated`, turns that were cut off, where the job masks them (`turnwise.rl.truncation`);
+`first_position`, a token with nothing before it, which nothing predicts. What is not trained is
+still read by the turns that extend it.
 """
 
 from __future__ import annotations
@@ -30,9 +32,10 @@ def is_greedy(turn: Turn) -> bool:
     return turn.sampling.temperature == 0
 
 
-def is_trainable(turn: Turn) -> bool:
-    """Whether a turn's tokens may be trained: delivered, not greedy, not empty."""
-    return turn.is_delivered and not is_greedy(turn) and turn.completion_tokens > 0
+def is_trainable(turn: Turn, *, mask_truncated: bool = False) -> bool:
+    """Whether a turn's tokens may be trained: delivered, not masked, not empty."""
+    is_masked = is_greedy(turn) or (mask_truncated and turn.is_truncated)
+    return turn.is_delivered and not is_masked and turn.completion_tokens > 0
 
 
 def is_first(trajectory: Trajectory, turn: Turn) -> bool:
@@ -41,15 +44,19 @@ def is_first(trajectory: Trajectory, turn: Turn) -> bool:
     return before == 0 and turn.completion_tokens > 0
 
 
-def trained_tokens(trajectory: Trajectory) -> tuple[int, ...]:
+def trained_tokens(trajectory: Trajectory, *, mask_truncated: bool = False) -> tuple[int, ...]:
     """How many tokens of each delivered turn are trained if the rollout is, [turns]."""
     return tuple(
-        turn.completion_tokens - is_first(trajectory, turn) if is_trainable(turn) else 0
+        turn.completion_tokens - is_first(trajectory, turn)
+        if is_trainable(turn, mask_truncated=mask_truncated)
+        else 0
         for turn in trajectory.delivered
     )
 
 
-def rows(trajectory: Trajectory, advantages: Sequence[float]) -> list[Sample]:
+def rows(
+    trajectory: Trajectory, advantages: Sequence[float], *, mask_truncated: bool = False
+) -> list[Sample]:
     """The fewest rows that train every trainable sampled token exactly once.
 
     `advantages` has one value per delivered turn, in commit order; all tokens of a turn get it.
@@ -63,7 +70,7 @@ def rows(trajectory: Trajectory, advantages: Sequence[float]) -> list[Sample]:
     left = {
         turn.leaf: (turn, advantage)
         for turn, advantage in zip(delivered, advantages, strict=True)
-        if is_trainable(turn)
+        if is_trainable(turn, mask_truncated=mask_truncated)
     }
     found = []
     for leaf in _row_ends(trajectory, tuple(left)):

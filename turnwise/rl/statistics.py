@@ -60,7 +60,6 @@ def rollout_metrics(groups: Sequence[ScoredGroup], *, per_turn: bool = False) ->
     attempts = [t for group in groups for t in group.trajectories]
     counted = scored(attempts)
     last = [t for group in groups for t in _last_attempts(group.trajectories)]
-    late = [t for t in last if (fault := t.rollout.fault) is not None and fault.is_late]
     slots = sum(group.size for group in groups)
     valid = [reward for group in groups if group.is_valid for reward in group.rewards]
     values = {
@@ -70,7 +69,7 @@ def rollout_metrics(groups: Sequence[ScoredGroup], *, per_turn: bool = False) ->
         **_advantage_metrics(groups),
         **_group_metrics(groups, slots=slots),
         "rollout/failed": slots - len(counted),
-        "rollout/expired": len(late) + slots - len(last),
+        "rollout/expired": len(_late(last)) + slots - len(last),
         "rollout/retried": len(attempts) - len(last),
     }
     if per_turn:
@@ -100,6 +99,7 @@ def validation_metrics(
         f"{prefix}/reward/num_prompts": len(groups),
         f"{prefix}/reward/succeeded_rollouts": len(scored(attempts)),
         f"{prefix}/reward/failed_rollouts": len(attempts) - len(scored(attempts)),
+        f"{prefix}/reward/expired_rollouts": len(_late(attempts)),
         f"{prefix}/reward/success_threshold": success_threshold,
     }
     if groups:
@@ -187,6 +187,11 @@ def _totals(trajectories: Sequence[Trajectory]) -> list[float]:
 def _last_attempts(attempts: Sequence[Trajectory]) -> list[Trajectory]:
     """One trajectory per slot, of one group's attempts by (slot, attempt)."""
     return list({t.rollout.slot: t for t in attempts}.values())
+
+
+def _late(attempts: Sequence[Trajectory]) -> list[Trajectory]:
+    """Those that a deadline ended."""
+    return [t for t in attempts if (fault := t.rollout.fault) is not None and fault.is_late]
 
 
 def _reward_metrics(prefix: str, rewards: Sequence[float]) -> Values:

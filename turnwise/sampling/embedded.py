@@ -9,6 +9,8 @@ from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Callable, Iterable
 from concurrent.futures import Future
 
+import numpy as np
+
 from turnwise import errors
 from turnwise.domain.rollout import Floats, Tokens
 from turnwise.ports import Chunk, EngineSpec, SampleRequest, SamplerInfo, SamplerStats
@@ -16,6 +18,11 @@ from turnwise.sampling.engine import Engine, Output
 from turnwise.sampling.scheduler import Entry
 
 _log = logging.getLogger(__name__)
+
+#: The last chunk of a request that ended before it began.
+_NOTHING = Chunk(
+    tokens=np.empty(0, np.int32), logprobs=np.empty(0, np.float32), finish_reason="abort"
+)
 
 _Mailbox = asyncio.Queue[Chunk | errors.TurnwiseError]
 
@@ -69,6 +76,12 @@ class EmbeddedSampler:
         finally:
             del self._mailboxes[entry]
             self._engine.abort(entry)
+
+    async def abort(self, request_id: str) -> None:
+        """End a request early; its last chunk has what was sampled since the one before."""
+        for entry, (loop, mailbox) in list(self._mailboxes.items()):
+            if entry.request.request_id == request_id and self._engine.abort(entry):
+                loop.call_soon_threadsafe(mailbox.put_nowait, _NOTHING)
 
     async def score(
         self, tokens: Tokens, adapter_id: str | None, temperature: float = 1.0

@@ -175,11 +175,17 @@ class Engine:
             if adapter is not None:
                 adapter.requests += 1
 
-    def abort(self, entry: Entry) -> None:
-        """End a request early, from outside; it gives no more output. Others are left alone."""
+    def abort(self, entry: Entry) -> bool:
+        """End a request early, from outside. Others are left alone.
+
+        True if it had not started, so that there is no more to tell; else the next step tells
+        what was sampled. One that has ended already gives no more output.
+        """
         with self._lock:
-            if self._scheduler.abort(entry):
+            was_waiting = self._scheduler.abort(entry)
+            if was_waiting:
                 self._end(entry)
+            return was_waiting
 
     def abort_all(self) -> list[Output]:
         """End every request; what each has still to be told."""
@@ -212,9 +218,10 @@ class Engine:
     def step(self) -> list[Output]:
         """One forward for every running request; what there is to tell."""
         with self._lock:
+            aborted = self._drop_aborted()
             plan = self._plan()
             if plan.is_empty:
-                return []
+                return aborted
             place = self._table.place.copy()
             exchanges = self._table.bring_forward(self._scheduler.running_slots())
             layout = lay_out(plan, self._table, fixed=self._fixed)
@@ -227,7 +234,7 @@ class Engine:
         tokens, logprobs = self._choose(logits, layout)
         with self._lock:
             self._scheduler.advance(plan)
-            return self._commit(layout.sample_slots, tokens, logprobs)
+            return aborted + self._commit(layout.sample_slots, tokens, logprobs)
 
     @torch.inference_mode()
     def score(self, tokens: Tokens, adapter_id: str | None, temperature: float = 1.0) -> Floats:
@@ -250,10 +257,14 @@ class Engine:
             scores[start + 1 : start + 1 + len(part)] = chosen.cpu().numpy()
         return scores
 
+    def _drop_aborted(self) -> list[Output]:
+        dropped = self._scheduler.drop_aborted()
+        for entry in dropped:
+            self._end(entry)
+        return [self._output(entry, "abort") for entry in dropped]
+
     def _plan(self) -> Plan:
         plan = self._scheduler.plan()
-        for entry in plan.aborted:
-            self._end(entry)
         for entry in plan.started:
             self._rows.set(entry)
             self._cached += entry.cached
@@ -306,8 +317,6 @@ class Engine:
         slot, prompt = entry.slot, entry.prompt_length
         start = prompt + entry.delivered
         end = max(start, int(self._table.kv[slot]) + 1) if slot >= 0 else start
-        if reason == "abort":
-            end = start
         entry.delivered += end - start
         chunk = Chunk(
             tokens=self._table.tokens[slot, start:end].copy(),

@@ -8,7 +8,7 @@ from contextlib import aclosing
 from turnwise.channel import Connection
 from turnwise.domain.rollout import Floats, Tokens
 from turnwise.ports import Chunk, SampleRequest, SamplerInfo, SamplerStats
-from turnwise.sampling.messages import LoadAdapter, RetireAdapter, ScoreTokens
+from turnwise.sampling.messages import AbortRequest, LoadAdapter, RetireAdapter, ScoreTokens
 
 
 class RemoteSampler:
@@ -42,6 +42,10 @@ class RemoteSampler:
         async with aclosing(chunks):  # type: ignore[type-var]
             async for chunk in chunks:
                 yield chunk
+
+    async def abort(self, request_id: str) -> None:
+        """As `Sampler.abort`."""
+        await self._connection.call("abort", AbortRequest(request_id=request_id), type(None))
 
     async def score(
         self, tokens: Tokens, adapter_id: str | None, temperature: float = 1.0

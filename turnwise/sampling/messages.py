@@ -23,6 +23,13 @@ class RetireAdapter:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AbortRequest:
+    """Arguments of `Sampler.abort`."""
+
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ScoreTokens:
     """Arguments of `Sampler.score`."""
 

@@ -11,7 +11,7 @@ from turnwise.channel import Method, serve
 from turnwise.domain.rollout import Floats
 from turnwise.ports import Chunk, EngineSpec, Sampler, SampleRequest, SamplerInfo, SamplerStats
 from turnwise.sampling.embedded import EmbeddedSampler
-from turnwise.sampling.messages import LoadAdapter, RetireAdapter, ScoreTokens
+from turnwise.sampling.messages import AbortRequest, LoadAdapter, RetireAdapter, ScoreTokens
 
 
 async def serve_engine(at: str | socket.socket, spec: EngineSpec) -> None:
@@ -47,6 +47,9 @@ def sampler_methods(ready: Callable[[], Awaitable[Sampler]]) -> dict[str, Method
         async with aclosing((await ready()).generate(request)) as chunks:  # type: ignore[type-var]
             return await anext(chunks)
 
+    async def abort(args: AbortRequest) -> None:
+        await (await ready()).abort(args.request_id)
+
     async def score(args: ScoreTokens) -> Floats:
         return await (await ready()).score(args.tokens, args.adapter_id, args.temperature)
 
@@ -59,6 +62,7 @@ def sampler_methods(ready: Callable[[], Awaitable[Sampler]]) -> dict[str, Method
         "retire": Method(RetireAdapter, retire),
         "generate": Method(SampleRequest, generate, streaming=True),
         "complete": Method(SampleRequest, complete),
+        "abort": Method(AbortRequest, abort),
         "score": Method(ScoreTokens, score),
         "stats": Method(type(None), stats),
     }

@@ -64,7 +64,6 @@ class Plan:
     prefill: list[Span] = field(default_factory=list)
     decode: list[Entry] = field(default_factory=list)
     started: list[Entry] = field(default_factory=list)
-    aborted: list[Entry] = field(default_factory=list)
 
     @property
     def is_empty(self) -> bool:
@@ -129,7 +128,7 @@ class Scheduler:
         self._waiting += 1
 
     def abort(self, entry: Entry) -> bool:
-        """End a request: at once if it waits (then True), else with the next plan."""
+        """End a request: at once if it waits (then True), else with `drop_aborted`."""
         entry.aborted = True
         queue = self._queues.get(entry.request.claimant)
         if entry.slot >= 0 or queue is None or entry not in queue:
@@ -140,7 +139,7 @@ class Scheduler:
 
     def plan(self) -> Plan:
         """What the next step computes."""
-        plan = Plan(aborted=self._drop_aborted())
+        plan = Plan()
         self._admit(plan)
         plan.prefill = self._spans()
         plan.decode = list(self.decoding.values())
@@ -175,7 +174,11 @@ class Scheduler:
         self._waiting = 0
         return waiting + running
 
-    def _drop_aborted(self) -> list[Entry]:
+    def drop_aborted(self) -> list[Entry]:
+        """Take out running requests that were aborted; their slots keep their tokens until `plan`.
+
+        To be called before `plan`.
+        """
         aborted = [e for e in (*self._prefilling, *self.decoding.values()) if e.aborted]
         for entry in aborted:
             if entry.slot in self.decoding:

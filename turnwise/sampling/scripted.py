@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from itertools import cycle
@@ -58,7 +59,8 @@ class ScriptedSampler:
         self._max_queue = max_queue
         self._slots = asyncio.Semaphore(max_slots)
         self._adapters: set[str] = set()
-        self._closed = asyncio.Event()
+        self._ending: dict[str, asyncio.Event] = {}  # of requests under way
+        self._is_closed = False
         self._running = 0
         self._waiting = 0
         self._sampled = 0
@@ -89,19 +91,27 @@ class ScriptedSampler:
         """Play a completion; a chunk per token when streamed, else one chunk."""
         check_request(request, self._info)
         self._check_adapter(request.adapter_id)
-        await self._take_slot(request)
+        ending = self._ending[request.request_id] = asyncio.Event()
+        has_slot = False
         try:
-            completion = self._cut(request, self._script(request))
-            chunks = _split(completion) if request.stream else [completion]
-            for chunk in chunks:
-                if await self._aborted_during(len(chunk.tokens)):
-                    yield _chunk([], [], "abort")
+            has_slot = await self._take_slot(request, ending)
+            completion = self._cut(request, self._script(request)) if has_slot else _NOTHING
+            for chunk in _split(completion) if request.stream else [completion]:
+                chosen = await self._chosen_of(chunk, ending)
+                self._sampled += len(chosen.tokens)
+                yield chosen
+                if chosen.finish_reason is not None:
                     return
-                self._sampled += len(chunk.tokens)
-                yield chunk
         finally:
-            self._running -= 1
-            self._slots.release()
+            del self._ending[request.request_id]
+            if has_slot:
+                self._running -= 1
+                self._slots.release()
+
+    async def abort(self, request_id: str) -> None:
+        """End a request early, with the tokens whose time has passed."""
+        if ending := self._ending.get(request_id):
+            ending.set()
 
     async def score(
         self, tokens: Tokens, adapter_id: str | None, temperature: float = 1.0
@@ -129,33 +139,59 @@ class ScriptedSampler:
 
     async def close(self) -> None:
         """End it; requests that wait for their next token end with "abort"."""
-        self._closed.set()
+        self._is_closed = True
+        for ending in self._ending.values():
+            ending.set()
 
     def _check_adapter(self, adapter_id: str | None) -> None:
         if adapter_id is not None and adapter_id not in self._adapters:
             raise errors.NotFound("adapter", adapter_id, remedy="load it first")
 
-    async def _take_slot(self, request: SampleRequest) -> None:
+    async def _take_slot(self, request: SampleRequest, ending: asyncio.Event) -> bool:
+        """Wait for a slot; whether the request got it before it was ended."""
         if self._slots.locked() and not request.admitted and self._waiting >= self._max_queue:
             raise errors.LimitExceeded(
                 f"{self._waiting} requests are waiting already", retry_after_s=1.0
             )
         self._waiting += 1
         try:
-            await self._slots.acquire()
+            if not self._slots.locked():
+                await self._slots.acquire()  # at once
+            elif not await self._slot_before(ending):
+                return False
         finally:
             self._waiting -= 1
         self._running += 1
         self._prefilled += len(request.prompt)
+        return True
 
-    async def _aborted_during(self, tokens: int) -> bool:
-        """Let the time of so many tokens pass; whether the sampler was closed meanwhile."""
-        if self._seconds_per_token and not self._closed.is_set():
-            try:
-                await asyncio.wait_for(self._closed.wait(), tokens * self._seconds_per_token)
-            except TimeoutError:
-                return False
-        return self._closed.is_set()
+    async def _slot_before(self, ending: asyncio.Event) -> bool:
+        """Wait for a slot, but not longer than until the end; whether there is one."""
+        taking = asyncio.ensure_future(self._slots.acquire())
+        ended = asyncio.ensure_future(ending.wait())
+        try:
+            await asyncio.wait({taking, ended}, return_when=asyncio.FIRST_COMPLETED)
+            return taking.done()
+        except asyncio.CancelledError:
+            if taking.done():
+                self._slots.release()
+            raise
+        finally:
+            taking.cancel()
+            ended.cancel()
+
+    async def _chosen_of(self, chunk: Chunk, ending: asyncio.Event) -> Chunk:
+        """Let the time of its tokens pass; the chunk, or what there is of it when it is ended."""
+        duration = len(chunk.tokens) * self._seconds_per_token
+        started = asyncio.get_running_loop().time()
+        if not ending.is_set() and duration:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(ending.wait(), duration)
+        if not (ending.is_set() or self._is_closed):
+            return chunk
+        passed = asyncio.get_running_loop().time() - started
+        count = int(passed / self._seconds_per_token) if duration else 0
+        return _chunk(chunk.tokens[:count].tolist(), chunk.logprobs[:count].tolist(), "abort")
 
     def _cut(self, request: SampleRequest, completion: Completion) -> Chunk:
         limit = max_new_tokens(request, self._info)
@@ -174,6 +210,9 @@ def _chunk(tokens: Sequence[int], logprobs: Sequence[float], reason: str | None)
         logprobs=np.array(logprobs, np.float32),
         finish_reason=reason,
     )
+
+
+_NOTHING = _chunk([], [], "abort")
 
 
 def _split(chunk: Chunk) -> list[Chunk]:

@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 from turnwise.domain.rollout import Floats, Tokens
 from turnwise.ports import Chunk, Sampler, SampleRequest, SamplerInfo, SamplerStats
 
 
 class SharedSampler:
-    """Counts, per adapter, the jobs that have loaded it."""
+    """Counts those who use the sampler and, per adapter, those who have loaded it."""
 
-    def __init__(self, sampler: Sampler) -> None:
+    def __init__(self, sampler: Sampler, unclaimed: Callable[[], None] = lambda: None) -> None:
+        """`unclaimed` is called whenever the last of its users has left."""
         self.sampler = sampler
         self.claims: Counter[str] = Counter()
+        self.users = 0
+        self._unclaimed = unclaimed
 
     def claim(self) -> ClaimedSampler:
         """A job's own view of the sampler."""
+        self.users += 1
         return ClaimedSampler(self)
+
+    def leave(self) -> None:
+        """One of its users needs it no more."""
+        self.users -= 1
+        if not self.users:
+            self._unclaimed()
 
 
 class ClaimedSampler:
@@ -28,6 +38,7 @@ class ClaimedSampler:
         self._shared = shared
         self._sampler = shared.sampler
         self._loaded: set[str] = set()
+        self._is_closed = False
 
     async def info(self) -> SamplerInfo:
         """See `ports.Sampler`."""
@@ -53,6 +64,10 @@ class ClaimedSampler:
         """See `ports.Sampler`."""
         return self._sampler.generate(request)
 
+    async def abort(self, request_id: str) -> None:
+        """See `ports.Sampler`."""
+        await self._sampler.abort(request_id)
+
     async def score(
         self, tokens: Tokens, adapter_id: str | None, temperature: float = 1.0
     ) -> Floats:
@@ -68,6 +83,12 @@ class ClaimedSampler:
         await self._sampler.lost()
 
     async def close(self) -> None:
-        """Give up the job's adapters."""
-        for adapter_id in tuple(self._loaded):
-            await self.retire(adapter_id)
+        """Give up the job's adapters, and its claim; a second close does nothing."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        try:
+            for adapter_id in tuple(self._loaded):
+                await self.retire(adapter_id)
+        finally:
+            self._shared.leave()

@@ -60,13 +60,13 @@ def memory_engine() -> Engine:
     return engine
 
 
-def migrate(engine: Engine) -> None:
-    """Run the migrations that the database lacks."""
+def migrate(engine: Engine, to: str = "head") -> None:
+    """Run the migrations that the database lacks, up to that revision."""
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
     with engine.connect().execution_options(**{WRITES: True}) as connection, connection.begin():
         config.attributes["connection"] = connection
-        command.upgrade(config, "head")
+        command.upgrade(config, to)
 
 
 def is_sqlite_file(engine: Engine) -> bool:

@@ -7,13 +7,33 @@ from dataclasses import replace
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import Connection, Select, and_, bindparam, delete, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Select,
+    and_,
+    bindparam,
+    delete,
+    or_,
+    select,
+    update,
+)
 
 from turnwise import errors
 from turnwise.domain.event import Event, EventDraft, EventKind
-from turnwise.domain.job import Job, JobSpec, JobStatus, Secondary, check_move
+from turnwise.domain.job import Inputs, Job, JobSpec, JobStatus, Secondary, check_move
 from turnwise.storage.rows import from_row, from_rows, select_nouns, to_row
-from turnwise.storage.tables import checkpoints, events, groups, jobs, nodes, rollouts, steps, turns
+from turnwise.storage.tables import (
+    checkpoints,
+    events,
+    groups,
+    jobs,
+    nodes,
+    packages,
+    rollouts,
+    steps,
+    turns,
+)
 
 # Statements of every event's way, built once: building one costs more than running it.
 _ITS = and_(jobs.c.job_id == bindparam("its_id"), jobs.c.account_id == bindparam("its_account"))
@@ -27,12 +47,19 @@ _COUNT = (
 
 
 def create(connection: Connection, job: Job) -> Job:
-    """Insert a job; `Conflict` if the account has one of that name."""
+    """Insert a job; `Conflict` if the account has one of that name, or its parent was pruned."""
     taken = select(jobs.c.job_id).where(
         jobs.c.account_id == job.account_id, or_(jobs.c.name == job.name, _is(job.job_id))
     )
     if connection.execute(taken).first() is not None:
         raise errors.Conflict(f"a job named {job.name!r} exists already; choose another name")
+    gone = select(packages.c.package_id).where(
+        packages.c.account_id == job.account_id,
+        named(job.parent),
+        packages.c.pruned_at.is_not(None),
+    )
+    if job.parent and connection.execute(gone).first() is not None:
+        raise errors.Conflict(f"model {job.parent!r} has just been pruned; choose another version")
     connection.execute(jobs.insert(), to_row(job))
     return job
 
@@ -80,6 +107,13 @@ def remove(connection: Connection, account_id: str, job_id: str) -> None:
         connection.execute(delete(table).where(table.c.job_id == job_id))
 
 
+def record_inputs(connection: Connection, account_id: str, job_id: str, inputs: Inputs) -> None:
+    """Keep them unless an earlier start did."""
+    lock(connection, account_id, job_id)
+    first = update(jobs).where(_is(job_id), jobs.c.inputs.is_(None))
+    connection.execute(first.values(inputs=inputs))
+
+
 def start_incarnation(connection: Connection, account_id: str, job_id: str) -> int:
     """Count one more start."""
     number = lock(connection, account_id, job_id).incarnation + 1
@@ -96,12 +130,12 @@ def append(
 ) -> list[Event]:
     """Number and keep events, and move the job by those of kind STATUS."""
     last = hold(connection, account_id, job_id)
+    if moves := [draft for draft in drafts if draft.kind is EventKind.STATUS]:
+        drafts = [*_move(connection, account_id, job_id, moves, now), *drafts]
     appended = [
         Event(seq=seq, job_id=job_id, at=now, kind=draft.kind, level=draft.level, body=draft.body)
         for seq, draft in enumerate(drafts, last + 1)
     ]
-    if moves := [draft for draft in drafts if draft.kind is EventKind.STATUS]:
-        _move(connection, account_id, job_id, moves, now)
     if appended:
         rows = [to_row(event, account_id=account_id) for event in appended]
         connection.execute(_APPEND, rows)
@@ -111,12 +145,20 @@ def append(
 
 def _move(
     connection: Connection, account_id: str, job_id: str, moves: Sequence[EventDraft], now: float
-) -> None:
+) -> list[EventDraft]:
+    """Move a job; what is to be told before, where it ends: its newest adapter is its output."""
     before = after = lock(connection, account_id, job_id)
     for draft in moves:
         after = _moved(after, draft, now)
+    told = []
+    if after.status.is_final and after.status is not before.status:
+        output = _newest_adapter(connection, before)
+        if output and output != before.output:
+            after = replace(after, output=output)
+            told = [_promotion(after)]
     if changes := _changes(before, after):
         connection.execute(update(jobs).where(_is(job_id)).values(changes))
+    return told
 
 
 def read_events(
@@ -146,14 +188,12 @@ def hold(connection: Connection, account_id: str, job_id: str) -> int:
     return _one_number(connection, _HELD, account_id, job_id)
 
 
-def _one_number(
-    connection: Connection, query: Select[tuple[int]], account_id: str, job_id: str
-) -> int:
+def _one_number(connection: Connection, query: Select[int], account_id: str, job_id: str) -> int:
     given = {"its_id": job_id, "its_account": account_id}
     number = connection.execute(query, given).scalar_one_or_none()
     if number is None:
         raise errors.NotFound("job", job_id)
-    return int(number)
+    return number
 
 
 def lock(connection: Connection, account_id: str, job_id: str) -> Job:
@@ -166,6 +206,28 @@ def lock(connection: Connection, account_id: str, job_id: str) -> Job:
 
 def _is(job_id: str) -> Any:
     return jobs.c.job_id == job_id
+
+
+def named(package: str) -> ColumnElement[bool]:
+    """Whether a package has the name "group/version"."""
+    group, _, version = package.rpartition("/")
+    number = int(version) if version.isdecimal() else -1
+    return and_(packages.c.group == group, packages.c.version == number)
+
+
+def _newest_adapter(connection: Connection, job: Job) -> str:
+    """The name of what the job's last finished step registered; empty where it finished none."""
+    query = select(packages.c.group, packages.c.version).where(
+        packages.c.job_id == job.job_id,
+        packages.c.kind == "adapter",
+        packages.c.step == job.step - 1,
+    )
+    row = connection.execute(query.order_by(packages.c.seq.desc()).limit(1)).first()
+    return "" if row is None else f"{row.group}/{row.version}"
+
+
+def _promotion(job: Job) -> EventDraft:
+    return EventDraft(kind=EventKind.PROMOTION, body={"step": job.step - 1, "model": job.output})
 
 
 def _moved(job: Job, draft: EventDraft, now: float) -> Job:

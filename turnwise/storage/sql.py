@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
@@ -13,7 +13,8 @@ from sqlalchemy import Connection, Engine
 from turnwise import errors
 from turnwise.domain.access import Account, Key
 from turnwise.domain.event import Event, EventDraft
-from turnwise.domain.job import Job, JobSpec, JobStatus
+from turnwise.domain.job import Inputs, Job, JobSpec, JobStatus
+from turnwise.domain.ledger import TokenUsage
 from turnwise.domain.rollout import (
     Fault,
     Group,
@@ -25,7 +26,14 @@ from turnwise.domain.rollout import (
     Turn,
 )
 from turnwise.domain.training import Checkpoint
-from turnwise.ports import Clock, FinishedStep, ModelPackage, RolloutQuery, RolloutSummary
+from turnwise.ports import (
+    Clock,
+    FinishedStep,
+    ModelPackage,
+    Pruned,
+    RolloutQuery,
+    RolloutSummary,
+)
 from turnwise.storage import accounts, jobs, rollouts, steps, turns
 from turnwise.storage.database import (
     is_sqlite_file,
@@ -132,7 +140,7 @@ class SqlStore:
     # ── jobs and events ───────────────────────────────────────────────────────────────────────
 
     async def create_job(self, job: Job) -> Job:
-        """Raises `Conflict` if the account has a job of that name."""
+        """Raises `Conflict` if the account has a job of that name, or its parent was pruned."""
         return await self._write(jobs.create, job)
 
     async def job(self, account_id: str, id_or_name: str) -> Job:
@@ -190,6 +198,10 @@ class SqlStore:
         for watched, woken in self._watchers:
             if watched == job_id and not woken.done():
                 woken.set_result(None)
+
+    async def record_inputs(self, account_id: str, job_id: str, inputs: Inputs) -> None:
+        """Keep what the job's first start found; later ones change nothing."""
+        await self._write(jobs.record_inputs, account_id, job_id, inputs)
 
     async def start_incarnation(self, account_id: str, job_id: str) -> int:
         """Count one more start of the job's loop; its number, from 1."""
@@ -278,6 +290,10 @@ class SqlStore:
         """Tokens per bin per step."""
         return await self._read(steps.ledger, account_id, job_id)
 
+    async def usage(self, account_id: str, job_id: str) -> TokenUsage:
+        """What the job cost so far; `NotFound`."""
+        return await self._read(steps.usage, account_id, job_id)
+
     # ── steps and models ──────────────────────────────────────────────────────────────────────
 
     async def finish_step(self, account_id: str, job_id: str, done: FinishedStep) -> None:
@@ -299,6 +315,14 @@ class SqlStore:
     async def checkpoints(self, account_id: str, job_id: str) -> list[Checkpoint]:
         """Oldest first."""
         return await self._read(steps.list_checkpoints, account_id, job_id)
+
+    async def prune(
+        self, account_id: str, job_id: str, keep: Collection[int], *, adapters: bool
+    ) -> list[Pruned]:
+        """Give up checkpoints; see `ports.Store.prune`."""
+        return await self._write(
+            steps.prune, account_id, job_id, keep, adapters=adapters, now=self._clock.now()
+        )
 
     async def packages(self, account_id: str, *, group: str | None = None) -> list[ModelPackage]:
         """Oldest first."""

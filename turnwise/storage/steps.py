@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from sqlalchemy import Connection, delete, func, select, update
 
 from turnwise import errors
 from turnwise.domain.event import Event
-from turnwise.domain.ledger import Bin
+from turnwise.domain.job import Job
+from turnwise.domain.ledger import Bin, TokenUsage
 from turnwise.domain.rollout import GroupStatus, Policy, Purpose
-from turnwise.domain.training import Checkpoint
-from turnwise.ports import FinishedStep, ModelPackage
+from turnwise.domain.training import ADAPTER_FOLDER, Checkpoint
+from turnwise.ports import FinishedStep, ModelPackage, Pruned
 from turnwise.storage import jobs as jobs_of
 from turnwise.storage.rollouts import OPEN
 from turnwise.storage.rows import from_rows, select_nouns, to_row
-from turnwise.storage.tables import checkpoints, groups, jobs, packages, rollouts, steps
+from turnwise.storage.tables import checkpoints, groups, jobs, packages, rollouts, steps, turns
 
 
 def finish(
@@ -96,6 +97,53 @@ def list_checkpoints(connection: Connection, account_id: str, job_id: str) -> li
     return from_rows(Checkpoint, connection.execute(query.order_by(checkpoints.c.step)).all())
 
 
+def prune(
+    connection: Connection,
+    account_id: str,
+    job_id: str,
+    keep: Collection[int],
+    *,
+    adapters: bool,
+    now: float,
+) -> list[Pruned]:
+    """Forget the checkpoints of all steps but `keep`, and mark their packages; what to remove.
+
+    A registered folder that no checkpoint names any more, after a fall-back, goes too.
+    """
+    jobs_of.lock(connection, account_id, job_id)
+    recorded = list_checkpoints(connection, account_id, job_id)
+    its = (packages.c.job_id == job_id, packages.c.pruned_at.is_(None))
+    columns = (packages.c.kind, packages.c.path, packages.c.group, packages.c.version)
+    parents = _parents(connection, account_id)
+    registered = {
+        (row.kind, row.path): f"{row.group}/{row.version}" in parents
+        for row in connection.execute(select(*columns).where(*its))
+    }
+    paths = {checkpoint.path for checkpoint in recorded}
+    paths |= {path for kind, path in registered if kind == "checkpoint"}
+    paths -= {checkpoint.path for checkpoint in recorded if checkpoint.step in keep}
+    pruned = []
+    for path in sorted(path for path in paths if not registered.get(("checkpoint", path))):
+        adapter = f"{path}/{ADAPTER_FOLDER}"
+        is_needed = registered.get(("adapter", adapter))
+        goes = is_needed is None or (adapters and not is_needed)
+        pruned.append(Pruned(path=path, with_adapter=goes))
+        gone = [path, adapter] if goes else [path]
+        connection.execute(
+            update(packages).where(*its, packages.c.path.in_(gone)).values(pruned_at=now)
+        )
+        connection.execute(
+            delete(checkpoints).where(checkpoints.c.job_id == job_id, checkpoints.c.path == path)
+        )
+    return pruned
+
+
+def _parents(connection: Connection, account_id: str) -> set[str]:
+    """The names of the packages that the account's jobs started from."""
+    query = select(jobs.c.parent).where(jobs.c.account_id == account_id, jobs.c.parent != "")
+    return set(connection.execute(query).scalars())
+
+
 def list_packages(connection: Connection, account_id: str, group: str | None) -> list[ModelPackage]:
     """Oldest first."""
     query = select_nouns(ModelPackage, packages.c.account_id == account_id)
@@ -119,23 +167,61 @@ def find_package(connection: Connection, account_id: str, id_or_name: str) -> Mo
 
 
 def ledger(connection: Connection, account_id: str, job_id: str) -> dict[int, dict[str, int]]:
-    """Tokens per bin per step; what was sampled for no training counts once it has closed."""
-    jobs_of.last_event(connection, account_id, job_id)
-    query = select(rollouts.c.ledger_step, rollouts.c.bins).where(
-        rollouts.c.job_id == job_id, rollouts.c.ledger_step.is_not(None)
-    )
+    """Tokens per bin per step; what was sampled for no training counts once it has closed.
+
+    The bins of a job that has ended hold all that it sampled: see `_unfinished`.
+    """
+    job = jobs_of.find(connection, account_id, job_id)
     totals: dict[int, dict[str, int]] = defaultdict(lambda: defaultdict(int))
-    for step, bins in connection.execute(query):
+    counted = select(rollouts.c.ledger_step, rollouts.c.bins).where(
+        rollouts.c.job_id == job.job_id, rollouts.c.ledger_step.is_not(None)
+    )
+    for step, bins in connection.execute(counted):
         for name, tokens in bins.items():
             totals[step][name] += tokens
-    measured = select(rollouts.c.step, func.sum(rollouts.c.tokens)).where(
-        rollouts.c.job_id == job_id,
-        rollouts.c.purpose != Purpose.TRAIN,
-        rollouts.c.status.not_in(OPEN),
-    )
-    for step, tokens in connection.execute(measured.group_by(rollouts.c.step)):
-        totals[step][Bin.NOT_FOR_TRAINING.value] += int(tokens)
+    for step, tokens in _measured(connection, job):
+        totals[step][Bin.NOT_FOR_TRAINING.value] += tokens
+    if job.status.is_final and (tokens := _unfinished(connection, job)):
+        totals[job.step][Bin.DROPPED_UNFINISHED.value] += tokens
     return {step: dict(totals[step]) for step in sorted(totals)}
+
+
+def _measured(connection: Connection, job: Job) -> list[tuple[int, int]]:
+    """Steps and the tokens of their validations, or of the evaluation."""
+    query = select(rollouts.c.step, func.sum(rollouts.c.tokens)).where(
+        rollouts.c.job_id == job.job_id, rollouts.c.purpose != Purpose.TRAIN
+    )
+    if not job.status.is_final:
+        query = query.where(rollouts.c.status.not_in(OPEN))
+    return [(step, int(n)) for step, n in connection.execute(query.group_by(rollouts.c.step))]
+
+
+def _unfinished(connection: Connection, job: Job) -> int:
+    """Training tokens that no step took. Computed, not written: a resume may still train them."""
+    query = select(func.sum(rollouts.c.tokens)).where(
+        rollouts.c.job_id == job.job_id,
+        rollouts.c.purpose == Purpose.TRAIN,
+        rollouts.c.bins.is_(None),
+    )
+    return int(connection.execute(query).scalar() or 0)
+
+
+def usage(connection: Connection, account_id: str, job_id: str) -> TokenUsage:
+    """What the job cost so far: prompts and samples from its turns, training from its ledger."""
+    job = jobs_of.find(connection, account_id, job_id)
+    amounts = (
+        turns.c.prompt_tokens,
+        turns.c.cached_tokens,
+        turns.c.completion_tokens + turns.c.past_stop_tokens,
+    )
+    query = select(*(func.coalesce(func.sum(amount), 0) for amount in amounts)).join_from(
+        rollouts, turns, turns.c.rollout_id == rollouts.c.rollout_id
+    )
+    its = query.where(rollouts.c.job_id == job.job_id)
+    prefill, cached, sample = map(int, connection.execute(its).one())
+    bins = ledger(connection, account_id, job_id).values()
+    train = sum(counts.get(Bin.TRAINED.value, 0) for counts in bins)
+    return TokenUsage(train=train, prefill=prefill, cached=cached, sample=sample)
 
 
 def _train_groups(connection: Connection, job_id: str, done: FinishedStep) -> None:

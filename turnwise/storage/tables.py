@@ -31,7 +31,7 @@ from sqlalchemy import (
 
 from turnwise.domain.access import Action
 from turnwise.domain.event import EventKind, Level
-from turnwise.domain.job import JobSpec, JobStatus, Secondary
+from turnwise.domain.job import Inputs, JobSpec, JobStatus, Secondary
 from turnwise.domain.rollout import (
     Delivery,
     Fault,
@@ -217,6 +217,9 @@ jobs = Table(
     _time("created_at"),
     _time("started_at", nullable=True),
     _time("ended_at", nullable=True),
+    _json("inputs", Inputs, nullable=True),
+    _text("parent"),
+    _text("output"),
     _int("last_event", default=0),
     UniqueConstraint("account_id", "name"),
     sqlite_autoincrement=True,
@@ -324,6 +327,8 @@ turns = Table(
     _word("delivery", Delivery),
     _time("started_at"),
     _time("ended_at"),
+    _int("cached_tokens", server_default="0"),
+    _int("past_stop_tokens", server_default="0"),
 )
 
 steps = Table(
@@ -363,6 +368,7 @@ packages = Table(
     _int("step"),
     _time("created_at"),
     _json("metadata", dict[str, Any]),
+    _time("pruned_at", nullable=True),
     UniqueConstraint("account_id", "group", "version"),
     sqlite_autoincrement=True,
 )

@@ -55,7 +55,7 @@ class CommitTurn:
                 "its_account": account_id,
                 "pending": RolloutStatus.PENDING.value,
                 "more_turns": int(turn.is_delivered),
-                "more_tokens": turn.completion_tokens,
+                "more_tokens": turn.sampled_tokens,
             },
         )
         if counted.rowcount != 1:
@@ -155,4 +155,6 @@ def _turn_row(account_id: str, rollout_id: str, turn: Turn) -> dict[str, Any]:
         "delivery": turn.delivery.value,
         "started_at": turn.started_at,
         "ended_at": turn.ended_at,
+        "cached_tokens": turn.cached_tokens,
+        "past_stop_tokens": turn.past_stop_tokens,
     }

@@ -2,23 +2,19 @@
 
 adapter/            an ordinary PEFT folder
 state.safetensors   optimizer moments and random states
-meta.json           step, base model, LoRA, versions
+meta.json           step, data position, base model, LoRA, versions
 """
 
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 from turnwise import errors
-
-ADAPTER_FOLDER = "adapter"
-STATE_FILE = "state.safetensors"
-META_FILE = "meta.json"
+from turnwise.modeling.fingerprint import folder_sha256
 
 # A full device, a spent quota, a file-size limit.
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -44,28 +40,6 @@ def write_atomically(folder: Path, write: Callable[[Path], None]) -> str:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return sha256
-
-
-def folder_sha256(folder: Path) -> str:
-    """sha256, hex, over the relative path and content of every file below `folder`."""
-    digest = hashlib.sha256()
-    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
-        with file.open("rb") as opened:
-            content = hashlib.file_digest(opened, "sha256").hexdigest()
-        digest.update(f"{file.relative_to(folder).as_posix()}\0{content}\n".encode())
-    return digest.hexdigest()
-
-
-def verify(folder: Path, sha256: str) -> None:
-    """Raise `Corrupted` unless the folder is there and has this hash."""
-    if not folder.is_dir():
-        raise errors.Corrupted(f"checkpoint {folder} is missing")
-    found = folder_sha256(folder)
-    if found != sha256:
-        raise errors.Corrupted(
-            f"checkpoint {folder} has sha256 {found[:12]}..., recorded was {sha256[:12]}...; "
-            "a file was changed or lost; resume from an older checkpoint"
-        )
 
 
 def _sync(folder: Path) -> None:

@@ -8,7 +8,13 @@ import numpy as np
 
 from turnwise.channel import Connection
 from turnwise.domain.rollout import Floats, Tokens
-from turnwise.domain.training import Checkpoint, StepRequest, StepResult
+from turnwise.domain.training import (
+    NOTHING_TRAINED,
+    Checkpoint,
+    DataPosition,
+    StepRequest,
+    StepResult,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,6 +23,7 @@ class SaveRequest:
 
     step: int
     folder: str
+    position: DataPosition
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,15 +44,16 @@ class RemoteLearner:
         """Update; see `ports.Learner.step`."""
         return await self._connection.call("step", request, StepResult)
 
-    async def save(self, step: int, folder: str) -> Checkpoint:
+    async def save(
+        self, step: int, folder: str, position: DataPosition = NOTHING_TRAINED
+    ) -> Checkpoint:
         """Write a checkpoint; see `ports.Learner.save`."""
-        return await self._connection.call(
-            "save", SaveRequest(step=step, folder=folder), Checkpoint
-        )
+        request = SaveRequest(step=step, folder=folder, position=position)
+        return await self._connection.call("save", request, Checkpoint)
 
-    async def restore(self, checkpoint: Checkpoint) -> None:
+    async def restore(self, checkpoint: Checkpoint) -> DataPosition:
         """Continue from a checkpoint; see `ports.Learner.restore`."""
-        await self._connection.call("restore", checkpoint, type(None))
+        return await self._connection.call("restore", checkpoint, DataPosition)
 
     async def score(self, tokens: Tokens, temperature: float = 1.0) -> Floats:
         """Logprob of each token given those before it, [T]."""

@@ -20,8 +20,13 @@ import turnwise
 from turnwise import errors
 from turnwise.domain.rollout import Floats, Tokens
 from turnwise.domain.training import (
+    ADAPTER_FOLDER,
+    META_FILE,
+    NOTHING_TRAINED,
+    STATE_FILE,
     Adapter,
     Checkpoint,
+    DataPosition,
     LearnerSpec,
     LossSpec,
     MiniBatch,
@@ -30,17 +35,11 @@ from turnwise.domain.training import (
     StepResult,
 )
 from turnwise.modeling.adapters import read_adapter, write_adapter
-from turnwise.modeling.base import base_sha256
+from turnwise.modeling.fingerprint import base_sha256, verify
 from turnwise.rl.losses import token_losses
 from turnwise.rl.packing import MicroBatch, micro_batches
 from turnwise.training import parity
-from turnwise.training.checkpoint import (
-    ADAPTER_FOLDER,
-    META_FILE,
-    STATE_FILE,
-    verify,
-    write_atomically,
-)
+from turnwise.training.checkpoint import write_atomically
 from turnwise.training.figures import Forward, Tally
 from turnwise.training.model import TrainedModel
 
@@ -112,7 +111,8 @@ class TorchLearner:
         ]
 
     def _micro_batches(self, mini_batch: MiniBatch) -> list[MicroBatch]:
-        return micro_batches(mini_batch.samples, self._spec.tokens_per_micro_batch)
+        budget, share = self._spec.tokens_per_micro_batch, self.model.reads_tries
+        return micro_batches(mini_batch.samples, budget, share=share)
 
     def _starts(self, request: StepRequest) -> list[list[Tensor] | None]:
         """Per mini-batch, this moment's logprobs where the loss will need them and not have them.
@@ -236,14 +236,14 @@ class TorchLearner:
             raise errors.InvalidInput("temperature", temperature, "must be greater than 0")
         return self.model.score(tokens, temperature)
 
-    def save(self, step: int, folder: str) -> Checkpoint:
+    def save(self, step: int, folder: str, position: DataPosition = NOTHING_TRAINED) -> Checkpoint:
         """Write a checkpoint folder, whole or not at all.
 
         Raises `StorageFull`; an older checkpoint at `folder` is then as it was.
         """
         path = Path(folder)
         files = self.model.files()
-        meta = json.dumps(self._meta(step), indent=2, sort_keys=True) + "\n"
+        meta = json.dumps(self._meta(step, position), indent=2, sort_keys=True) + "\n"
 
         def write(temporary: Path) -> None:
             write_adapter(temporary / ADAPTER_FOLDER, files, self._spec.base_model)
@@ -254,8 +254,8 @@ class TorchLearner:
         adapter = Adapter(adapter_id=files.id, path=str(path / ADAPTER_FOLDER))
         return Checkpoint(step=step, path=str(path), sha256=sha256, adapter=adapter)
 
-    def restore(self, checkpoint: Checkpoint) -> None:
-        """Continue from a checkpoint, bit for bit on the CPU.
+    def restore(self, checkpoint: Checkpoint) -> DataPosition:
+        """Continue from a checkpoint, bit for bit on the CPU; where its data stood.
 
         Raises `Corrupted` if the folder is not as it was written, and `InvalidInput` if it belongs
         to another base model or another LoRA shape.
@@ -273,11 +273,14 @@ class TorchLearner:
         self.model.load(read_adapter(folder / ADAPTER_FOLDER))
         self._load_state(load_file(folder / STATE_FILE))
         self._previous = None
+        kept = meta.get("position", {"next": 0, "ahead": []})  # not in folders of version 0.1
+        return DataPosition(next=kept["next"], ahead=tuple(kept["ahead"]))
 
-    def _meta(self, step: int) -> dict[str, object]:
+    def _meta(self, step: int, position: DataPosition) -> dict[str, object]:
         return {
             "step": step,
             "policy_step": step + 1,
+            "position": asdict(position),
             "base_model": self._spec.base_model,
             "base_sha256": self._base_sha256,
             "lora": asdict(self._spec.lora),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,8 @@ from turnwise.modeling.base import load_base
 from turnwise.modeling.lora import attach_lora, load_lora, lora_files
 from turnwise.rl.losses import token_logprobs
 from turnwise.rl.packing import MicroBatch
+from turnwise.rl.trie import Segment
+from turnwise.training.attention import Layout, install
 
 
 class TrainedModel:
@@ -37,6 +40,7 @@ class TrainedModel:
         head = self.module.get_output_embeddings()  # type: ignore[no-untyped-call]
         self._head = head
         self._check_head(spec.base_model)
+        self.reads_tries = spec.share_prefixes and install(self.module)
         self._layers = attach_lora(self.module, spec.lora, spec.seed)
         if spec.input_adapter is not None:
             self.load(read_adapter(spec.input_adapter))
@@ -59,8 +63,7 @@ class TrainedModel:
 
     def logprobs(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
         """Logprob (with gradient) and entropy of every trained token of a batch, [N] each."""
-        # No attention mask: rows are padded on the right, where a causal model cannot look.
-        hidden = self._hidden(self.tensor(batch.inputs)).flatten(0, 1)
+        hidden = self._hidden(self.tensor(batch.inputs), batch.segments).flatten(0, 1)
         return token_logprobs(
             hidden.index_select(0, self.tensor(batch.positions)),
             self._head.weight,
@@ -153,8 +156,13 @@ class TrainedModel:
         for name, parameter in self.parameters.items():
             parameter.copy_(values[name])
 
-    def _hidden(self, inputs: Tensor) -> Tensor:
-        hidden = self._decoder(input_ids=inputs, use_cache=False).last_hidden_state
+    def _hidden(self, inputs: Tensor, segments: Sequence[Segment] = ()) -> Tensor:
+        # No attention mask: rows are padded on the right, where a causal model cannot look.
+        options: dict[str, Any] = {}
+        if segments:
+            layout = Layout(segments, self.device)
+            options = {"trie": layout, "position_ids": layout.depths}
+        hidden = self._decoder(input_ids=inputs, use_cache=False, **options).last_hidden_state
         assert isinstance(hidden, Tensor)
         return hidden
 

@@ -12,7 +12,14 @@ import torch
 
 from turnwise import channel
 from turnwise.domain.rollout import Floats, Tokens
-from turnwise.domain.training import Checkpoint, LearnerSpec, StepRequest, StepResult
+from turnwise.domain.training import (
+    NOTHING_TRAINED,
+    Checkpoint,
+    DataPosition,
+    LearnerSpec,
+    StepRequest,
+    StepResult,
+)
 from turnwise.training.handle import SaveRequest, ScoreRequest
 from turnwise.training.learner import TorchLearner
 
@@ -36,13 +43,15 @@ class ThreadedLearner:
         """Update; see `ports.Learner.step`."""
         return await self._run(lambda learner: learner.step(request))
 
-    async def save(self, step: int, folder: str) -> Checkpoint:
+    async def save(
+        self, step: int, folder: str, position: DataPosition = NOTHING_TRAINED
+    ) -> Checkpoint:
         """Write a checkpoint; see `ports.Learner.save`."""
-        return await self._run(lambda learner: learner.save(step, folder))
+        return await self._run(lambda learner: learner.save(step, folder, position))
 
-    async def restore(self, checkpoint: Checkpoint) -> None:
+    async def restore(self, checkpoint: Checkpoint) -> DataPosition:
         """Continue from a checkpoint; see `ports.Learner.restore`."""
-        await self._run(lambda learner: learner.restore(checkpoint))
+        return await self._run(lambda learner: learner.restore(checkpoint))
 
     async def score(self, tokens: Tokens, temperature: float = 1.0) -> Floats:
         """Logprob of each token given those before it, [T]."""
@@ -63,7 +72,7 @@ async def serve_learner(parent: str | socket.socket, spec: LearnerSpec) -> None:
     learner = ThreadedLearner(spec)
 
     async def save(request: SaveRequest) -> Checkpoint:
-        return await learner.save(request.step, request.folder)
+        return await learner.save(request.step, request.folder, request.position)
 
     async def score(request: ScoreRequest) -> Floats:
         return await learner.score(request.tokens, request.temperature)

@@ -6,22 +6,30 @@ A rollout is addressed in one of two ways:
               TrajectoryId), with Authorization: Bearer <an access key, or the rollout's secret>
     base URL  {server}/r/{rollout id}.{rollout secret}/... for frameworks that cannot set headers;
               a key that the framework insists on sending is ignored
+
+A chat completion that addresses no rollout is answered by the registered model that it names: as
+"group/version", "group" for the newest version, a package id, or a model package's ARN.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from turnwise import errors
+from turnwise.control.served import ServedModels
 from turnwise.domain.access import Principal
 from turnwise.domain.rollout import Rollout
+from turnwise.gateway.chat import ChatRequest
+from turnwise.gateway.exchange import Exchange
 from turnwise.gateway.gateway import Gateway
+from turnwise.gateway.serving import Serving
+from turnwise.ports import ModelPackage
 from turnwise.wire.asgi import ClientGone, HttpCall, Receive, Scope, Send
 from turnwise.wire.aws import codec as aws_codec
 from turnwise.wire.aws import runtime as aws
-from turnwise.wire.aws.arns import CATEGORY, JobArn
+from turnwise.wire.aws.arns import CATEGORY, JobArn, ModelPackageArn
 from turnwise.wire.openai import routes as openai
 
 log = logging.getLogger(__name__)
@@ -32,6 +40,11 @@ TRAJECTORY_ID = "x-amzn-sagemaker-trajectory-id"
 _HOW_TO_ADDRESS = (
     "send X-Amzn-SageMaker-Job-Arn and X-Amzn-SageMaker-Trajectory-Id, "
     "or use the base URL {server}/r/{rollout id}.{rollout secret}/v1"
+)
+
+_HOW_TO_NAME = (
+    "GET /v1/models lists the registered ones; to ask for the model of a rollout, "
+    + _HOW_TO_ADDRESS
 )
 
 
@@ -67,16 +80,20 @@ class DataPlane:
     def __init__(
         self,
         gateway: Gateway,
+        serving: Serving,
+        models: ServedModels,
         authenticate: Callable[[str], Awaitable[Principal]],
         account_number: Callable[[str], str],
     ) -> None:
         """`authenticate` verifies a bearer key; `account_number` gives an account's 12 digits."""
         self._gateway = gateway
+        self._serving = serving
+        self._models = models
         self._authenticate = authenticate
         self._account_number = account_number
         self._routes: Mapping[str, tuple[str, Handler, Fail]] = {
             "/v1/chat/completions": ("POST", self._chat, openai.fail),
-            "/v1/models": ("GET", self._models, openai.fail),
+            "/v1/models": ("GET", self._list_models, openai.fail),
             "/sample": ("POST", self._sample, aws.fail),
             "/sample-with-response-stream": ("POST", self._sample_streamed, aws.fail),
             "/complete-rollout": ("POST", self._complete_rollout, aws.fail),
@@ -108,16 +125,37 @@ class DataPlane:
     # ── operations ────────────────────────────────────────────────────────────────────────────
 
     async def _chat(self, http: HttpCall, address: Address) -> None:
-        principal, rollout = await self._caller_of_rollout(http, address)
-        count = openai.retry_count(http)
-        await openai.chat(self._gateway, principal, rollout.rollout_id, http, retry_count=count)
+        if any(_named(http, address)):
+            await self._chat_in_rollout(http, address, openai.retry_count(http))
+            return
+        principal = await self._authenticate(_bearer(http))
 
-    async def _models(self, http: HttpCall, address: Address) -> None:
-        if address.rollout_id or http.header(TRAJECTORY_ID):
+        async def ask(request: ChatRequest, _: bytes) -> Exchange:
+            package = await self._package(principal, request.model)
+            return self._serving.ask(principal.account_id, package, request)
+
+        await openai.chat(ask, http)
+
+    async def _chat_in_rollout(
+        self, http: HttpCall, address: Address, retry_count: int, *, stream: bool | None = None
+    ) -> None:
+        principal, rollout = await self._caller_of_rollout(http, address)
+
+        async def ask(request: ChatRequest, body: bytes) -> Exchange:
+            return await self._gateway.ask(
+                principal, rollout.rollout_id, request, body=body, retry_count=retry_count
+            )
+
+        await openai.chat(ask, http, stream=stream)
+
+    async def _list_models(self, http: HttpCall, address: Address) -> None:
+        names: Sequence[str]
+        if any(_named(http, address)):
             principal, rollout = await self._caller_of_rollout(http, address)
+            names = self._gateway.models(principal, rollout.job_id)
         else:
-            principal, rollout = await self._authenticate(_bearer(http)), None
-        await openai.models(self._gateway, principal, rollout, http)
+            names = await self._models.names(await self._authenticate(_bearer(http)))
+        await openai.models(names, http)
 
     async def _sample(self, http: HttpCall, address: Address) -> None:
         await self._sampled(http, address, stream=False)
@@ -126,11 +164,8 @@ class DataPlane:
         await self._sampled(http, address, stream=True)
 
     async def _sampled(self, http: HttpCall, address: Address, *, stream: bool) -> None:
-        principal, rollout = await self._caller_of_rollout(http, address)
         count = max(aws.retry_count(http), openai.retry_count(http))
-        await openai.chat(
-            self._gateway, principal, rollout.rollout_id, http, retry_count=count, stream=stream
-        )
+        await self._chat_in_rollout(http, address, count, stream=stream)
 
     async def _complete_rollout(self, http: HttpCall, address: Address) -> None:
         report = aws_codec.decode_completed(await http.body(), *_named(http, address))
@@ -142,6 +177,18 @@ class DataPlane:
         principal = await self._reporter(http, address, report)
         await aws.update_reward(self._gateway, principal, report, http)
 
+    async def _package(self, principal: Principal, model: str) -> ModelPackage:
+        """The registered model of that name or ARN; other accounts' do not exist."""
+        name = model
+        if model.startswith("arn:"):
+            arn = ModelPackageArn.parse(model)
+            is_ours = arn.number == self._account_number(principal.account_id)
+            name = f"{arn.group}/{arn.version}" if is_ours else ""
+        try:
+            return await self._models.package(principal, name)
+        except errors.NotFound:
+            raise errors.NotFound("model", model, remedy=_HOW_TO_NAME) from None
+
     # ── who is calling about which rollout ────────────────────────────────────────────────────
 
     async def _caller_of_rollout(
@@ -152,7 +199,7 @@ class DataPlane:
             raise errors.InvalidInput(
                 "X-Amzn-SageMaker-Trajectory-Id",
                 rollout_id,
-                "names no rollout, and models are served inside rollouts only",
+                "names no rollout",
                 remedy=_HOW_TO_ADDRESS,
             )
         return await self._caller(http, address, rollout_id, job_arn)

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import uvicorn
 
 from tests.builders import ACCOUNT
-from tests.unit.control.kit import Loop, World
+from tests.unit.control.kit import Loop, World, archives
 from turnwise.access.keys import Keyring
 from turnwise.control.browse import Browse
 from turnwise.domain.event import EventDraft, EventKind
@@ -69,7 +69,7 @@ class Serving:
         self._listener.bind(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         (self.data / "server.url").write_text(self.url + "\n")
-        app = native_app(self.world.jobs, Browse(self._store), keyring.authenticate)
+        app = native_app(self.world.jobs, Browse(self._store), archives(), keyring.authenticate)
         config = uvicorn.Config(
             app, lifespan="off", ws="none", log_config=None, timeout_graceful_shutdown=1
         )

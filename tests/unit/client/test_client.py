@@ -1,5 +1,3 @@
-import io
-import tarfile
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -57,7 +55,7 @@ def test_a_follower_of_one_kind_ends_when_the_job_is_stopped(serving: Serving, c
     assert client.job("walk")["status"] == "STOPPED"
 
 
-def test_every_question_is_answered(serving: Serving, client: Client):
+def test_every_question_is_answered(serving: Serving, client: Client, tmp_path: Path):
     job_file = serving.world.job_file("walk")
     assert client.validate_job(job_file)["schedule"]["max_epochs"] == 1
     serving.world.outcome = JobStatus.FAILED
@@ -71,11 +69,12 @@ def test_every_question_is_answered(serving: Serving, client: Client):
         "training/loss": [{"step": 0, "value": 0.5, "seq": 4}]
     }
     assert client.ledger("walk") == []
+    assert client.usage("walk")["sample_tokens"] == 0
     assert client.rollouts("walk", step=0, purpose=None) == {"rollouts": [], "next_after": None}
     assert [model["name"] for model in client.models(group="walk")] == ["walk/1"]
     assert client.model("walk")["package_id"] == "package_a"
-    with tarfile.open(fileobj=io.BytesIO(client.model_archive("walk/1"))) as tar:
-        assert tar.getnames() == ["adapter_config.json"]
+    client.export_model("walk/1", tmp_path / "tuned")
+    assert [file.name for file in (tmp_path / "tuned").iterdir()] == ["adapter_config.json"]
     assert client.resume("walk")["name"] == "walk"
     client.wait("walk", poll_s=0.01)
     assert client.delete("walk")["name"] == "walk"

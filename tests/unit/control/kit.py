@@ -10,11 +10,23 @@ from typing import Any
 from tests import builders
 from tests.builders import ACCOUNT, SetClock
 from turnwise.control.jobs import Jobs, status_event
+from turnwise.control.served import verified_folder
 from turnwise.domain.access import Principal
 from turnwise.domain.job import Job, JobSpec, JobStatus, Secondary
+from turnwise.exporting.archives import Archives
+from turnwise.ports import Archive, MergeSpec
 from turnwise.storage.sql import SqlStore
 
 ADMIN = Principal(account_id=ACCOUNT)
+
+
+async def _no_merge(spec: MergeSpec) -> Archive:
+    raise AssertionError("merging needs a process, which flow tests start")
+
+
+def archives() -> Archives:
+    """Exports of verified PEFT folders."""
+    return Archives(verified_folder, _no_merge)
 
 
 class Loop:

@@ -11,6 +11,7 @@ from turnwise.control.browse import Browse, Point
 from turnwise.domain.access import Principal
 from turnwise.domain.event import EventDraft, EventKind
 from turnwise.domain.job import Job
+from turnwise.domain.ledger import TokenUsage
 from turnwise.domain.rollout import Policy
 from turnwise.ports import FinishedStep, ModelPackage, RolloutQuery
 from turnwise.storage.sql import SqlStore
@@ -108,6 +109,7 @@ async def test_rollouts_and_trajectories_are_found_by_the_jobs_name(store: SqlSt
     assert summary.rollout == builders.rollout()
     assert (await browse.trajectory(ADMIN, "rol_a")).rollout == builders.rollout()
     assert await browse.ledger(ADMIN, "walk") == {}
+    assert await browse.usage(ADMIN, "walk") == TokenUsage()
 
 
 async def test_models_are_found_by_id_version_and_group(store: SqlStore, job: Job):
@@ -124,6 +126,27 @@ async def test_models_are_found_by_id_version_and_group(store: SqlStore, job: Jo
     )
 
 
+async def test_what_validation_measured_of_a_model_is_found_while_its_job_is_there(
+    store: SqlStore, job: Job
+):
+    package = await register(store)
+    browse = Browse(store)
+    assert await browse.validation(package) == {}
+    for step, purpose, reward in (
+        (0, "validation", 0.1),
+        (1, "validation", 0.2),
+        (1, "evaluation", 0.9),
+        (2, "validation", 0.3),
+    ):
+        values = {"val/reward/mean": reward}
+        await append(store, EventKind.EVALUATION, step=step, purpose=purpose, values=values)
+
+    assert await browse.validation(package) == {"val/reward/mean": 0.2}
+    await append(store, EventKind.STATUS, status="STOPPED")
+    await store.delete_job(ACCOUNT, "job_walk")
+    assert await browse.validation(package) == {}
+
+
 async def test_nothing_is_shown_to_another_account_or_to_a_key_of_another_job(
     store: SqlStore, job: Job
 ):
@@ -137,6 +160,7 @@ async def test_nothing_is_shown_to_another_account_or_to_a_key_of_another_job(
             browse.events(principal, "walk"),
             browse.metrics(principal, "walk"),
             browse.ledger(principal, "walk"),
+            browse.usage(principal, "walk"),
             browse.rollouts(principal, RolloutQuery(job_id="walk")),
             browse.trajectory(principal, "rol_a"),
             browse.package(principal, "walk"),

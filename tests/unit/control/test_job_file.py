@@ -196,6 +196,20 @@ def test_a_bad_value_is_refused_with_field_value_and_what_is_allowed(
             "learned; use 1 for training; val_sampling_params may be 0",
         ),
         (
+            {"rollout": {"truncated_turns": "penalise"}},
+            "rollout.truncation_penalty: 0.0 penalises nothing; "
+            "use more than 0, or rollout.truncated_turns: keep",
+        ),
+        (
+            {"rollout": {"truncated_turns": "mask", "truncation_penalty": 0.5}},
+            "rollout.truncation_penalty: 0.5 has no effect with rollout.truncated_turns: mask; "
+            "use rollout.truncated_turns: penalise, or leave the penalty out",
+        ),
+        (
+            {"rollout": {"truncated_turns": "drop"}},
+            "rollout.truncated_turns: 'drop' is not a choice; allowed: keep, mask, penalise",
+        ),
+        (
             {"rollout": {"rollout_timeout": 60, "group_timeout": 30}},
             "rollout.group_timeout: 30.0 ends a group before its rollouts may end (60); "
             "use at least rollout.rollout_timeout, or 0",
@@ -280,3 +294,33 @@ def test_a_job_file_that_is_not_there_is_named(tmp_path: Path):
 @pytest.mark.parametrize("file", sorted(EXAMPLES.glob("*/*.yaml")), ids=str)
 def test_the_job_files_of_the_examples_are_valid(file: Path):
     assert read_job(file).name
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"resume_from": "walk-checkpoints/3", "input_adapter": "walk/3"},
+            "resume_from: 'walk-checkpoints/3' is set together with input_adapter (walk/3); "
+            "continue a checkpoint, or start anew from an adapter",
+        ),
+        (
+            {"resume_from": "walk-checkpoints/3", "kind": "evaluation"},
+            "resume_from: 'walk-checkpoints/3' cannot be for a job of kind evaluation; "
+            "name what to evaluate in input_adapter",
+        ),
+        (
+            {"name": "walk-checkpoints"},
+            "name: 'walk-checkpoints' ends as the groups of checkpoints do, in '-checkpoints'; "
+            "choose another name",
+        ),
+        (
+            {"checkpoints": {"keep_last": -1}},
+            "checkpoints.keep_last: -1 is out of range; must be at least 0",
+        ),
+    ],
+)
+def test_a_beginning_that_cannot_be_meant_is_refused(changes: dict[str, Any], message: str):
+    with pytest.raises(errors.InvalidInput) as refused:
+        parse_job(SMALLEST | changes)
+    assert str(refused.value) == message

@@ -1,4 +1,5 @@
 import asyncio
+import dataclasses
 import sqlite3
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from turnwise.ports import FinishedStep, ModelPackage
 from turnwise.storage.database import open_engine
 from turnwise.storage.sql import SqlStore
 from turnwise.system import SYSTEM_CLOCK
+from turnwise.training.checkpoint import folder_sha256
 
 
 async def status_events(store: SqlStore, name: str) -> list[tuple[str, str]]:
@@ -47,6 +49,7 @@ async def register(world: World, package: ModelPackage) -> None:
     adapter = Path(package.path) / "adapter"
     adapter.mkdir(parents=True)
     (adapter / "adapter_config.json").write_text("{}")
+    package = dataclasses.replace(package, sha256=folder_sha256(Path(package.path)))
     done = FinishedStep(
         step=0,
         policy=Policy(adapter_id=builders.ZERO_SHA256, policy_step=1),
@@ -264,8 +267,8 @@ async def test_a_job_is_deleted_once_it_has_ended_and_its_models_stay(world: Wor
     assert deleted.name == "walk"
     with pytest.raises(errors.NotFound, match="job 'walk' does not exist"):
         await world.jobs.describe(ADMIN, "walk")
-    again = await world.jobs.create(ADMIN, world.spec("walk", input_adapter="walk/1"))
-    assert again.spec.input_adapter == str(world.folder / "checkpoint" / "adapter")
+    assert (await world.store.package(ACCOUNT, "walk/1")).job_id == deleted.job_id
+    assert (world.folder / "checkpoint" / "adapter" / "adapter_config.json").is_file()
 
 
 async def test_a_taken_name_is_refused(world: World):

@@ -8,7 +8,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
@@ -16,6 +16,7 @@ import numpy as np
 
 from tests import builders
 from turnwise.domain.access import Principal
+from turnwise.domain.job import Job
 from turnwise.domain.rollout import Message, Rollout, Tokens
 from turnwise.gateway.chat import ChatRequest, joined
 from turnwise.gateway.gateway import Gateway
@@ -212,19 +213,38 @@ class GatedSampler(ScriptedSampler):
         self.gate.set()
         self.hold_at = 0
         self.aborted = 0
+        self._endings: dict[str, asyncio.Event] = {}
 
     async def generate(self, request: SampleRequest) -> AsyncIterator[Any]:
         seen = 0
-        done = False
+        ending = self._endings[request.request_id] = asyncio.Event()
+        async for chunk in super().generate(request):
+            if seen + len(chunk.tokens) > self.hold_at:
+                await self._opens(ending)
+                if ending.is_set():
+                    left = max(self.hold_at - seen, 0)
+                    yield replace(
+                        chunk,
+                        tokens=chunk.tokens[:left],
+                        logprobs=chunk.logprobs[:left],
+                        finish_reason="abort",
+                    )
+                    return
+            seen += len(chunk.tokens)
+            yield chunk
+
+    async def abort(self, request_id: str) -> None:
+        self.aborted += 1
+        self._endings[request_id].set()
+        await super().abort(request_id)
+
+    async def _opens(self, ending: asyncio.Event) -> None:
+        waits = [asyncio.ensure_future(event.wait()) for event in (self.gate, ending)]
         try:
-            async for chunk in super().generate(request):
-                if seen + len(chunk.tokens) > self.hold_at:
-                    await self.gate.wait()
-                seen += len(chunk.tokens)
-                yield chunk
-            done = True
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            self.aborted += not done
+            for wait in waits:
+                wait.cancel()
 
 
 @dataclass
@@ -237,6 +257,7 @@ class World:
     script: Script
     clock: HeldClock
     principal: Principal
+    job: Job
     _attempts: Iterator[int] = field(default_factory=itertools.count)
 
     async def open(self, rollout_id: str = "rol_a", **changes: Any) -> Rollout:
@@ -251,7 +272,7 @@ class World:
     def restarted(self) -> Gateway:
         """A gateway of a new server process on the same store."""
         gateway = Gateway(self.store, self.clock, new_id)
-        gateway.attach(builders.job(), self.sampler, PlainRenderer())
+        gateway.attach(self.job, self.sampler, PlainRenderer())
         return gateway
 
 
@@ -261,24 +282,28 @@ async def a_world(
     renderer: PlainRenderer | None = None,
     grace_s: float = 5.0,
     max_length: int = 4096,
+    max_slots: int = 1024,
+    max_queue: int = 1024,
     opened: bool = True,
+    sampler: type[GatedSampler] = GatedSampler,
     **job: Any,
 ) -> AsyncIterator[World]:
     clock, store = HeldClock(), SqlStore.in_memory()
     script = Script(list(replies) or ["hello"])
-    sampler = GatedSampler(script, max_length=max_length)
+    made = sampler(script, max_length=max_length, max_slots=max_slots, max_queue=max_queue)
     gateway = Gateway(store, clock, new_id, retry_grace_s=grace_s)
     stored = await store.create_job(builders.job(**job))
     await store.open_group(builders.group())
-    gateway.attach(stored, sampler, renderer or PlainRenderer())
-    world = World(store, gateway, sampler, script, clock, Principal(account_id=builders.ACCOUNT))
+    gateway.attach(stored, made, renderer or PlainRenderer())
+    caller = Principal(account_id=builders.ACCOUNT)
+    world = World(store, gateway, made, script, clock, caller, stored)
     if opened:
         await world.open()
     try:
         yield world
     finally:
         await gateway.close()
-        await sampler.close()
+        await made.close()
         await store.close()
 
 

@@ -4,6 +4,8 @@ import asyncio
 import contextlib
 import math
 import threading
+from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ from tests import builders
 from tests.unit.gateway.kit import (
     END,
     SECRET,
+    GatedSampler,
     PlainRenderer,
     World,
     a_world,
@@ -28,6 +31,7 @@ from tests.unit.gateway.kit import (
 from turnwise import errors
 from turnwise.domain.access import Action, Principal
 from turnwise.domain.job import RolloutSpec
+from turnwise.domain.ledger import Bin
 from turnwise.domain.rollout import (
     Blame,
     Delivery,
@@ -39,8 +43,13 @@ from turnwise.domain.rollout import (
     Purpose,
     RolloutStatus,
     SamplingParams,
+    Tokens,
+    Trajectory,
 )
+from turnwise.gateway import generation
 from turnwise.gateway.chat import Reply, joined
+from turnwise.ports import Chunk, SampleRequest
+from turnwise.rl.ledger import account
 
 LOST = Fault(blame=Blame.AGENT, code="deadline")
 
@@ -328,7 +337,7 @@ async def test_a_turn_over_its_limit_is_aborted_and_kept_as_undelivered():
     )
     assert world.sampler.aborted == 1
     (turn,) = trajectory.turns
-    assert (turn.delivery, turn.finish_reason) == (Delivery.UNDELIVERED, FinishReason.ABORT)
+    assert (turn.delivery, turn.finish_reason) == (Delivery.UNDELIVERED, FinishReason.TIMEOUT)
     assert text_of(trajectory.nodes[1].tokens) == "hel"
 
 
@@ -363,6 +372,163 @@ async def test_a_job_that_does_not_run_is_unavailable():
         with pytest.raises(errors.Unavailable, match="job 'job_walk' is not running") as caught:
             await chat(world, user("hi"))
     assert caught.value.retry_after_s == 1.0
+
+
+@pytest.mark.parametrize("is_streamed", [False, True])
+async def test_what_an_ended_call_has_sampled_is_on_record_streamed_or_not(is_streamed: bool):
+    quick = builders.spec(rollout=RolloutSpec(turn_timeout=0.02))
+    async with a_world("hello", spec=quick) as world:
+        world.sampler.hold_at = 3
+        world.sampler.gate.clear()
+        with pytest.raises(errors.TooSlow):
+            await chat(world, user("hi"), stream=is_streamed)
+        trajectory = await world.trajectory()
+    assert (text_of(trajectory.nodes[1].tokens), trajectory.sampled_tokens) == ("hel", 3)
+
+
+async def test_a_call_that_timed_out_before_its_first_token_is_on_record():
+    async with a_world(spec=builders.spec(rollout=RolloutSpec(turn_timeout=0.02))) as world:
+        world.sampler.gate.clear()
+        with pytest.raises(errors.TooSlow):
+            await chat(world, user("hi"))
+        (turn,) = (await world.trajectory()).turns
+    assert (turn.finish_reason, turn.delivery) == (FinishReason.TIMEOUT, Delivery.UNDELIVERED)
+    assert (turn.prompt_tokens, turn.sampled_tokens) == (20, 0)
+
+
+class StuckSampler(GatedSampler):
+    """One that hears no abort."""
+
+    async def abort(self, request_id: str) -> None:
+        self.aborted += 1
+
+
+async def test_a_sampler_that_hears_no_abort_is_not_waited_for(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(generation, "ABORT_WAIT_S", 0.01)
+    quick = builders.spec(rollout=RolloutSpec(turn_timeout=0.02))
+    async with a_world(spec=quick, sampler=StuckSampler) as world:
+        world.sampler.gate.clear()
+        with pytest.raises(errors.TooSlow):
+            await chat(world, user("hi"))
+    assert world.sampler.aborted == 1
+
+
+class LateSampler(GatedSampler):
+    """Gives all its tokens in pieces of five, and two more when it is told to end."""
+
+    async def generate(self, request: SampleRequest) -> AsyncIterator[Chunk]:
+        said = np.array(self._script(request).tokens, np.int32)
+        for start in range(0, len(said), 5):
+            if self.aborted:
+                yield self._piece(said[start : start + 2], "abort")
+                return
+            yield self._piece(said[start : start + 5], None)
+
+    async def abort(self, request_id: str) -> None:
+        self.aborted += 1
+
+    def _piece(self, tokens: Tokens, reason: str | None) -> Chunk:
+        logprobs = np.full(len(tokens), -0.5, np.float32)
+        return Chunk(tokens=tokens, logprobs=logprobs, finish_reason=reason, cached_tokens=4)
+
+
+async def test_tokens_behind_a_stop_string_are_counted_and_on_no_node():
+    async with a_world("one STOP two three", sampler=LateSampler) as world:
+        reply = await chat(world, user("hi"), stop=("STOP",))
+        trajectory = await world.trajectory()
+        again = await world.restarted().chat(
+            world.principal,
+            "rol_a",
+            request := ask(user("hi"), stop=("STOP",)),
+            body=body_of(request),
+            retry_count=1,
+        )
+    (turn,) = trajectory.turns
+    assert (reply.message, reply.finish_reason) == (assistant("one "), FinishReason.STOP)
+    assert text_of(trajectory.nodes[1].tokens) == "one STOP"
+    # Two of the piece that completed the stop string, and two until the sampler had ended.
+    assert (turn.completion_tokens, turn.past_stop_tokens, turn.cached_tokens) == (8, 4, 4)
+    assert trajectory.sampled_tokens == 12
+    assert (again.turn_id, again.cached_tokens) == (reply.turn_id, 4)
+    assert account(_scored(trajectory), Bin.TRAINED) == {Bin.TRAINED: 8, Bin.DROPPED_PAST_STOP: 4}
+
+
+def _scored(trajectory: Trajectory) -> Trajectory:
+    rollout = replace(trajectory.rollout, status=RolloutStatus.REWARDED, rewards=(1.0,))
+    return replace(trajectory, rollout=rollout)
+
+
+# ── a rollout's tokens ────────────────────────────────────────────────────────────────────────
+
+
+def budget_of(tokens: int) -> dict[str, Any]:
+    return {"spec": builders.spec(rollout=RolloutSpec(rollout_max_tokens=tokens))}
+
+
+async def test_a_turns_limit_is_what_the_rollout_has_left():
+    async with a_world("x" * 99, **budget_of(12)) as world:
+        replies = [await chat(world, user("hi"), max_tokens=most) for most in (5, None)]
+        limits = [asked.sampling.max_tokens for asked in world.script.asked]
+        turns = (await world.trajectory()).turns
+    assert limits == [turn.sampling.max_tokens for turn in turns] == [5, 7]
+    assert [reply.finish_reason for reply in replies] == [FinishReason.LENGTH] * 2
+
+
+@pytest.mark.parametrize("is_restarted", [False, True])
+async def test_a_spent_rollout_samples_no_more_but_is_still_scored(is_restarted: bool):
+    async with a_world("hello", **budget_of(6)) as world:
+        await chat(world, user("hi"))
+        if is_restarted:
+            world.gateway = world.restarted()
+        with pytest.raises(errors.OverBudget) as caught:
+            await chat(world, user("more"))
+        assert str(caught.value) == (
+            "the rollout has sampled 6 tokens and may sample 6 (rollout.rollout_max_tokens); "
+            "complete it and report its reward"
+        )
+        await complete(world)
+        await reward(world, 1.0)
+        trajectory = await world.trajectory()
+    assert trajectory.rollout.status is RolloutStatus.REWARDED
+    assert [turn.completion_tokens for turn in trajectory.turns] == [6]
+
+
+async def test_parallel_turns_stay_within_the_rollouts_tokens_together():
+    """The third waits for what the first two do not need."""
+    async with a_world("hello", **budget_of(20)) as world:
+        world.sampler.gate.clear()
+        asking = [
+            asyncio.create_task(chat(world, user(name), max_tokens=most))
+            for name, most in (("a", 15), ("b", None), ("c", None))
+        ]
+        await until(lambda: len(world.script.asked) == 2)
+        assert [asked.sampling.max_tokens for asked in world.script.asked] == [15, 5]
+        world.sampler.gate.set()
+        replies = await asyncio.gather(*asking)
+        limits = [asked.sampling.max_tokens for asked in world.script.asked]
+        sampled = (await world.trajectory()).sampled_tokens
+    assert [reply.completion_tokens for reply in replies] == [6, 5, 6]
+    assert (sampled, limits[:2]) == (17, [15, 5])
+    assert 6 <= limits[2] <= 20 - 6
+
+
+async def test_a_call_that_waits_for_the_rollouts_tokens_ends_with_its_rollout():
+    async with a_world("hello", **budget_of(20)) as world:
+        world.sampler.gate.clear()
+        asking = [asyncio.create_task(chat(world, user(name))) for name in ("a", "b")]
+        await until(lambda: world.script.asked)
+        await world.gateway.fail("rol_a", LOST)
+        outcomes = await asyncio.gather(*asking, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [errors.NotInValidStatus] * 2
+
+
+async def test_a_call_that_fails_gives_its_tokens_back():
+    async with a_world("hello", renderer=BrokenRenderer(), **budget_of(20)) as world:
+        for _ in range(3):
+            with pytest.raises(KeyError):
+                await chat(world, user("hi"))
+        limits = [asked.sampling.max_tokens for asked in world.script.asked]
+    assert limits == [20, 14, 8]
 
 
 # ── delivery and retries ──────────────────────────────────────────────────────────────────────
@@ -821,7 +987,8 @@ async def test_models_are_those_of_the_callers_jobs():
             Principal(**its, job_ids=frozenset({"job_run"})),
             Principal(account_id="acc_other"),
         ]
-        names = [world.gateway.models(caller) for caller in callers]
+        names = [world.gateway.models(caller, "job_walk") for caller in callers]
+        assert world.gateway.models(callers[0], "job_run") == ()
     assert names == [("default", "walk", "tiny")] * 2 + [()] * 2
 
 

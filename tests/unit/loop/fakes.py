@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import itertools
+import json
 import shutil
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -12,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors.numpy import save_file
 
 from tests import builders
 from turnwise import errors
 from turnwise.domain.rollout import (
     Fault,
+    FinishReason,
     Floats,
     Policy,
     Rollout,
@@ -24,7 +27,14 @@ from turnwise.domain.rollout import (
     Tokens,
     Trajectory,
 )
-from turnwise.domain.training import Adapter, Checkpoint, Mismatch, StepRequest, StepResult
+from turnwise.domain.training import (
+    Adapter,
+    Checkpoint,
+    DataPosition,
+    Mismatch,
+    StepRequest,
+    StepResult,
+)
 from turnwise.ports import AgentRequest, Chunk, SampleRequest, SamplerInfo, SamplerStats
 from turnwise.storage.sql import SqlStore
 
@@ -92,6 +102,7 @@ class FakeGateway:
         self._turns: Counter[str] = Counter()
         self.rollouts: dict[str, Rollout] = {}
         self.policies: list[Policy] = []
+        self.finish_reason = FinishReason.STOP
 
     # for the loop
     def publish(self, job_id: str, policy: Policy) -> None:
@@ -143,7 +154,12 @@ class FakeGateway:
         index = self._turns[rollout.rollout_id]
         self._turns[rollout.rollout_id] += 1
         policy = rollout.policy or self.policies[-1]
-        nodes, turn = builders.turn_with_nodes(index, policy=policy, sampling=rollout.sampling)
+        nodes, turn = builders.turn_with_nodes(
+            index,
+            policy=policy,
+            sampling=rollout.sampling,
+            finish_reason=self.finish_reason,
+        )
         await self._store.commit_turn(rollout.account_id, rollout.rollout_id, nodes, turn)
         return {"choices": [{"message": {"role": "assistant", "content": f"answer {index}"}}]}
 
@@ -160,6 +176,14 @@ class FakeGateway:
     def _close(self, rollout_id: str) -> None:
         if not self._closed[rollout_id].done():
             self._closed[rollout_id].set_result(None)
+
+
+def write_adapter_files(folder: Path) -> None:
+    """A LoRA adapter of one weight, in the files' own formats."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {"r": 1, "lora_alpha": 2.0, "target_modules": ["q_proj"]}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    save_file({"a": np.ones((1, 2), np.float32)}, folder / "adapter_model.safetensors")
 
 
 class FakeLearner:
@@ -190,19 +214,22 @@ class FakeLearner:
             seconds=0.0,
         )
 
-    async def save(self, step: int, folder: str) -> Checkpoint:
+    async def save(self, step: int, folder: str, position: DataPosition) -> Checkpoint:
         if error := self.breaks.get(step):
             raise error
-        Path(folder).mkdir(exist_ok=True)
-        (Path(folder) / "updates").write_text(str(self.updates))
+        write_adapter_files(Path(folder) / "adapter")
+        state = {"updates": self.updates, "next": position.next, "ahead": position.ahead}
+        (Path(folder) / "state.safetensors").write_text(json.dumps(state))
         adapter = Adapter(adapter_id=f"adapter-{self.updates}", path=f"{folder}/adapter")
         return Checkpoint(step=step, path=folder, sha256=builders.ZERO_SHA256, adapter=adapter)
 
-    async def restore(self, checkpoint: Checkpoint) -> None:
-        file = Path(checkpoint.path) / "updates"
+    async def restore(self, checkpoint: Checkpoint) -> DataPosition:
+        file = Path(checkpoint.path) / "state.safetensors"
         if not file.exists():
             raise errors.Corrupted(f"{checkpoint.path} is not complete")
-        self.updates = int(file.read_text())
+        state = json.loads(file.read_text())
+        self.updates = state["updates"]
+        return DataPosition(next=state["next"], ahead=tuple(state["ahead"]))
 
     async def score(self, tokens: Tokens, temperature: float = 1.0) -> Floats:
         return np.full(len(tokens), -float(self.updates), dtype=np.float32)
@@ -269,4 +296,5 @@ class FakeBlobs:
         return path
 
     async def delete(self, prefix: str) -> None:
-        shutil.rmtree(self._folder / prefix, ignore_errors=True)
+        path = self._folder / prefix
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)

@@ -8,10 +8,10 @@ import pytest
 
 from tests import builders
 from turnwise.domain.algorithm import AlgorithmSpec
-from turnwise.domain.job import BatchSpec, JobSpec
-from turnwise.domain.rollout import Blame, Fault, RolloutStatus, Trajectory
+from turnwise.domain.job import BatchSpec, JobSpec, RolloutSpec, TruncatedTurns
+from turnwise.domain.rollout import Blame, Fault, FinishReason, RolloutStatus, Trajectory
 from turnwise.domain.training import AdvantageMethod, Aggregation, LossName, LossSpec
-from turnwise.loop.assemble import ClosedGroup, assemble
+from turnwise.loop.assemble import Assembly, ClosedGroup, assemble
 
 FAILED = Fault(blame=Blame.AGENT, code="http_error")
 
@@ -144,3 +144,82 @@ def test_a_slot_that_its_group_had_no_time_to_try_counts_as_expired() -> None:
     assembly = assemble(spec(), 0, [replace(group, attempts=group.attempts[:3])], 1e-3)
     names = ("rollout/failed", "rollout/expired", "analysis/batch_completion_ratio")
     assert [assembly.metrics[name] for name in names] == [2, 1, 0.5]
+
+
+# ── truncated turns ───────────────────────────────────────────────────────────────────────────
+
+
+def cut(trajectory: Trajectory) -> Trajectory:
+    (turn,) = trajectory.turns
+    return replace(trajectory, turns=(replace(turn, finish_reason=FinishReason.LENGTH),))
+
+
+def with_cut(group: ClosedGroup, *slots: int) -> ClosedGroup:
+    attempts = [cut(t) if t.rollout.slot in slots else t for t in group.attempts]
+    return replace(group, attempts=tuple(attempts))
+
+
+def limits(rule: TruncatedTurns, penalty: float = 0.0) -> RolloutSpec:
+    return RolloutSpec(truncated_turns=rule, truncation_penalty=penalty)
+
+
+def test_a_masked_rollout_is_compared_with_its_siblings_but_leaves_the_denominators() -> None:
+    made = spec(rollout=limits(TruncatedTurns.MASK))
+    group = with_cut(closed("a", 0, 1.0, 0.0, 0.0), 0)
+    assembly = assemble(made, 0, [group], 1e-3)
+    assert assembly.request is not None
+    [batch] = assembly.request.mini_batches
+    found = {w.sample.rollout_id: (w.weights.sum(), w.sample.advantages[-1]) for w in batch.samples}
+    below = pytest.approx(-1 / 3 / (1 / 3) ** 0.5, rel=1e-5)  # the mean has the masked reward in it
+    assert found == {"rol_a10": (0.5, below), "rol_a20": (0.5, below)}
+    assert assembly.bins["rol_a00"] == {"masked_truncated": 2}
+    assert assembly.metrics["rollout/reward/mean"] == pytest.approx(1 / 3)
+
+
+def test_masked_tokens_are_in_no_length_that_opo_weighs_by() -> None:
+    algorithm = AlgorithmSpec(advantage_method=AdvantageMethod.OPO)
+    group = with_cut(closed("a", 0, 1.0, 0.0, 0.5), 0)
+    made = spec(algorithm=algorithm, rollout=limits(TruncatedTurns.MASK))
+    request = assemble(made, 0, [group], 1e-3).request
+    assert request is not None
+    samples = [w.sample for batch in request.mini_batches for w in batch.samples]
+    # The baseline is the mean weighted by length: (0 x 1.0 + 2 x 0.0 + 2 x 0.5) / 4.
+    assert [float(s.advantages[-1]) for s in samples] == [-0.25, 0.25]
+
+
+def test_a_step_whose_turns_are_all_masked_trains_nothing() -> None:
+    made = spec(rollout=limits(TruncatedTurns.MASK))
+    assembly = assemble(made, 0, [with_cut(closed("a", 0, 1.0, 0.0), 0, 1)], 1e-3)
+    assert assembly.request is None
+    assert assembly.metrics["ledger/masked_truncated"] == 4
+
+
+@pytest.mark.parametrize("method", list(AdvantageMethod))
+def test_every_method_learns_from_the_penalised_reward(method: AdvantageMethod) -> None:
+    """As if the agent had reported it; what it did report stays in the metrics."""
+    made = spec(algorithm=AlgorithmSpec(advantage_method=method, pass_k=2))
+    penalised = replace(made, rollout=limits(TruncatedTurns.PENALISE, 0.5))
+    groups = [closed("a", 0, 1.0, 1.0), closed("b", 1, 0.0, 1.0)]
+    cut_off = [with_cut(groups[0], 1), with_cut(groups[1], 0)]
+
+    found = assemble(penalised, 0, cut_off, 1e-3)
+
+    lowered = [closed("a", 0, 1.0, 0.5), closed("b", 1, -0.5, 1.0)]
+    assert learned(found) == learned(assemble(made, 0, lowered, 1e-3)) != {}
+    assert found.metrics["rollout/reward/mean"] == 0.75
+    assert found.metrics["rollout/reward/penalised_mean"] == 0.5
+    assert found.metrics["rollout/truncated/penalised"] == 2
+
+
+def learned(assembly: Assembly) -> dict[str, list[float]]:
+    if assembly.request is None:
+        return {}
+    samples = [w.sample for batch in assembly.request.mini_batches for w in batch.samples]
+    return {s.rollout_id: s.advantages.tolist() for s in samples}
+
+
+def test_a_rule_leaves_truncated_turns_alone_where_nothing_is_cut() -> None:
+    groups = [closed("a", 0, 1.0, 0.0)]
+    assert learned(assemble(spec(rollout=limits(TruncatedTurns.MASK)), 0, groups, 1e-3)) == learned(
+        assemble(spec(), 0, groups, 1e-3)
+    )

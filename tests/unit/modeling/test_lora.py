@@ -14,7 +14,8 @@ from tests.tiny import save_tiny_model
 from turnwise import errors
 from turnwise.domain.training import LoraSpec
 from turnwise.modeling.adapters import write_adapter
-from turnwise.modeling.base import base_sha256, load_base
+from turnwise.modeling.base import load_base
+from turnwise.modeling.fingerprint import base_sha256
 from turnwise.modeling.lora import LoraLinear, attach_lora, load_lora, lora_files
 
 LORA = LoraSpec(rank=4, alpha=6.0)

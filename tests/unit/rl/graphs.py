@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from tests import builders
 from turnwise.domain.rollout import (
     Delivery,
+    FinishReason,
     Node,
     NodeKind,
     Policy,
@@ -38,6 +39,7 @@ class Graph:
         temperature: float = 1.0,
         delivery: Delivery = Delivery.DELIVERED,
         policy_step: int = 0,
+        is_cut: bool = False,
     ) -> int:
         """A turn after the completion node `parent` (None: at a new root); its own completion."""
         nodes, turn = builders.turn_with_nodes(
@@ -50,6 +52,7 @@ class Graph:
             policy=Policy(policy_step=policy_step),
             sampling=SamplingParams(temperature=temperature),
             delivery=delivery,
+            finish_reason=FinishReason.LENGTH if is_cut else FinishReason.STOP,
         )
         self.nodes += nodes
         self.turns.append(turn)
@@ -129,6 +132,7 @@ def trajectories(draw: st.DrawFn, purpose: Purpose = Purpose.TRAIN) -> Trajector
             temperature=draw(st.sampled_from([0.0, 0.7, 1.0, 1.0])),
             delivery=draw(st.sampled_from([Delivery.DELIVERED] * 3 + [Delivery.UNDELIVERED])),
             policy_step=draw(st.integers(0, 3)),
+            is_cut=draw(st.integers(0, 2)) == 0,
         )
         if graph.turns[-1].is_delivered:  # nothing extends a reply that the agent never got
             leaves.append(leaf)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,7 +12,7 @@ from turnwise.domain.ledger import Bin
 from turnwise.domain.rollout import Blame, Delivery, Fault, Purpose, RolloutStatus, Trajectory
 from turnwise.rl.advantages import GroupAdvantages
 from turnwise.rl.ledger import account, of_group, total
-from turnwise.rl.rows import rows
+from turnwise.rl.rows import rows, trained_tokens
 
 
 def failed(code: str, turns: int = 1) -> Trajectory:
@@ -30,6 +32,23 @@ def test_a_trained_rollout_is_split_by_the_named_masks() -> None:
         Bin.DROPPED_UNDELIVERED: 5,
         Bin.MASKED_GREEDY: 7,
     }
+
+
+@pytest.mark.parametrize(("is_masked", "bin"), [(True, "masked_truncated"), (False, "trained")])
+def test_a_truncated_turns_tokens_have_their_own_bin_only_where_they_are_masked(
+    is_masked: bool, bin: str
+) -> None:
+    graph = Graph()
+    leaf = graph.turn(None, completion=3)
+    graph.turn(leaf, completion=5, is_cut=True)
+    graph.turn(leaf, completion=7, is_cut=True, temperature=0.0)
+    graph.turn(leaf, completion=9, is_cut=True, delivery=Delivery.UNDELIVERED)
+
+    expected = Counter({"trained": 3, "masked_greedy": 7, "dropped_undelivered": 9})
+    expected[bin] += 5
+    assert account(graph.trajectory(), Bin.TRAINED, mask_truncated=is_masked) == expected
+    zero = account(graph.trajectory(), Bin.DROPPED_ZERO_ADVANTAGE, mask_truncated=is_masked)
+    assert zero == {Bin.DROPPED_ZERO_ADVANTAGE: 15, Bin.DROPPED_UNDELIVERED: 9}
 
 
 @pytest.mark.parametrize(
@@ -92,14 +111,18 @@ def test_accounts_add_up_with_every_bin_of_training_present() -> None:
     assert sums == {b: expected.get(b, 0) for b in Bin if b is not Bin.NOT_FOR_TRAINING}
 
 
-@given(trajectories(), st.sampled_from(Bin))
-def test_the_bins_add_up_to_the_tokens_sampled(trajectory: Trajectory, fate: Bin) -> None:
-    assert sum(account(trajectory, fate).values()) == trajectory.sampled_tokens
+@given(trajectories(), st.sampled_from(Bin), st.booleans())
+def test_the_bins_add_up_to_the_tokens_sampled(
+    trajectory: Trajectory, fate: Bin, is_masked: bool
+) -> None:
+    bins = account(trajectory, fate, mask_truncated=is_masked)
+    assert sum(bins.values()) == trajectory.sampled_tokens
 
 
-@given(trajectories())
-def test_the_trained_bin_is_what_the_rows_train(trajectory: Trajectory) -> None:
-    samples = rows(trajectory, [1.0] * len(trajectory.delivered))
+@given(trajectories(), st.booleans())
+def test_the_trained_bin_is_what_the_rows_train(trajectory: Trajectory, is_masked: bool) -> None:
+    samples = rows(trajectory, [1.0] * len(trajectory.delivered), mask_truncated=is_masked)
 
-    trained = account(trajectory, Bin.TRAINED).get(Bin.TRAINED, 0)
+    trained = account(trajectory, Bin.TRAINED, mask_truncated=is_masked).get(Bin.TRAINED, 0)
     assert sum(sample.num_trained for sample in samples) == trained
+    assert sum(trained_tokens(trajectory, mask_truncated=is_masked)) == trained

@@ -156,7 +156,13 @@ def test_what_does_not_exist_is_left_out() -> None:
 def test_validation_leaves_failed_rollouts_out_of_every_mean() -> None:
     groups = [
         [rewarded(0, 1.0), rewarded(1, 0.0), rewarded(2, 0.8), failed(3)],
-        [rewarded(0, 1.0), failed(1), rewarded(1, 1.0, attempt=1), failed(2), failed(3)],
+        [
+            rewarded(0, 1.0),
+            failed(1),
+            rewarded(1, 1.0, attempt=1),
+            failed(2),
+            failed(3, "deadline"),
+        ],
     ]
 
     values = validation_metrics(groups, (1, 2, 8), success_threshold=0.8)
@@ -176,6 +182,7 @@ def test_validation_leaves_failed_rollouts_out_of_every_mean() -> None:
         "num_prompts": 2,
         "succeeded_rollouts": 5,
         "failed_rollouts": 3,
+        "expired_rollouts": 1,
         "success_threshold": 0.8,
         "pass_at_1": pytest.approx(5 / 6),
         "pass_k_1": pytest.approx(5 / 6),

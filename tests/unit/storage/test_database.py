@@ -6,18 +6,24 @@ import stat
 from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
-from sqlalchemy import Connection, event
+from sqlalchemy import Connection, create_engine, event
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.schema import CreateIndex, CreateTable
 
 from tests.builders import ACCOUNT, group, job, rollout, turn_with_nodes
 from turnwise import errors
 from turnwise.domain.event import EventDraft, EventKind
+from turnwise.domain.job import CheckpointSpec
+from turnwise.domain.rollout import Turn
+from turnwise.storage import database
 from turnwise.storage.database import migrate, open_engine
+from turnwise.storage.rows import from_rows, select_nouns, to_row
 from turnwise.storage.sql import SqlStore
-from turnwise.storage.tables import metadata
+from turnwise.storage.tables import metadata, turns
 from turnwise.storage.turns import CommitTurn
 from turnwise.storage.writer import Writer
 from turnwise.system import SYSTEM_CLOCK
@@ -32,6 +38,56 @@ def test_the_migrations_make_exactly_the_tables(tmp_path: Path) -> None:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
         assert compare_metadata(context, metadata) == []
     engine.dispose()
+
+
+def test_a_database_from_before_usage_keeps_its_turns(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'turnwise.db'}"
+    migrate(old := create_engine(url), "first")
+    _, turn = turn_with_nodes()
+    added = ("cached_tokens", "past_stop_tokens")
+    row = {k: v for k, v in to_row(turn).items() if k not in added}
+    with old.begin() as connection:
+        connection.execute(turns.insert(), row | {"rollout_id": "rol_a", "account_id": ACCOUNT})
+    old.dispose()
+
+    engine = open_engine(tmp_path / "turnwise.db")
+    with engine.connect() as connection:
+        assert from_rows(Turn, connection.execute(select_nouns(Turn)).all()) == [turn]
+    engine.dispose()
+
+
+async def test_a_database_of_the_first_version_opens_with_all_it_holds(tmp_path: Path) -> None:
+    path = tmp_path / "turnwise.db"
+    config = Config()
+    config.set_main_option("script_location", str(Path(database.__file__).parent / "migrations"))
+    engine = create_engine(f"sqlite:///{path}")
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "first")
+    engine.dispose()
+    old = sqlite3.connect(path)
+    old.execute(
+        "INSERT INTO jobs (job_id, account_id, name, spec, status, secondary, message, incarnation,"
+        " step, created_at, last_event) VALUES ('job_walk', ?, 'walk', ?, 'STOPPED', 'Stopped', '',"
+        " 1, 1, 5.0, 0)",
+        (ACCOUNT, '{"name": "walk", "model": "/m", "dataset": "/d.jsonl", "agent": {}}'),
+    )
+    old.execute(
+        'INSERT INTO packages (package_id, account_id, "group", version, kind, path, sha256,'
+        " base_model, job_id, step, created_at, metadata) VALUES ('pkg_a', ?, 'walk', 1, 'adapter',"
+        " '/blobs/a', 'aa', '/m', 'job_walk', 0, 5.0, '{}')",
+        (ACCOUNT,),
+    )
+    old.commit()
+    old.close()
+
+    store = SqlStore.open(path)
+    found, package = await store.job(ACCOUNT, "walk"), await store.package(ACCOUNT, "walk")
+    await store.close()
+
+    assert (found.step, found.inputs, found.parent, found.output) == (1, None, "", "")
+    assert (found.spec.resume_from, found.spec.checkpoints) == ("", CheckpointSpec())
+    assert (package.metadata, package.pruned_at) == ({}, None)
 
 
 def test_every_table_has_the_account() -> None:

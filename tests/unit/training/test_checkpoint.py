@@ -2,12 +2,15 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from turnwise import errors
-from turnwise.training.checkpoint import folder_sha256, verify, write_atomically
+from turnwise.modeling.fingerprint import folder_sha256, verify
+from turnwise.training.checkpoint import write_atomically
 
 
 def content(text: str):
@@ -36,19 +39,27 @@ def test_a_folder_appears_whole_and_replaces_an_older_one(tmp_path: Path) -> Non
     verify(folder, second)
 
 
-def test_a_changed_an_added_and_a_missing_file_are_corruption(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: (folder / "sub" / "a.txt").write_text("onE"), "changed or lost"),
+        (lambda folder: (folder / "sub" / "a.txt").write_text("on"), "changed or lost"),
+        (lambda folder: (folder / "b.txt").unlink(), "a file was changed or lost; resume from an"),
+        (lambda folder: (folder / "c.txt").write_text(""), "changed or lost"),
+        (lambda folder: (folder / "b.txt").rename(folder / "d.txt"), "changed or lost"),
+        (shutil.rmtree, "step_1 is missing"),
+    ],
+    ids=["a flipped byte", "cut short", "lost", "one more", "renamed", "no folder"],
+)
+def test_a_folder_that_is_not_as_it_was_written_is_corruption(
+    tmp_path: Path, damage: Callable[[Path], object], message: str
+) -> None:
     folder = tmp_path / "step_1"
     sha256 = write_atomically(folder, content("one"))
-    (folder / "sub" / "a.txt").write_text("onE")
-    with pytest.raises(errors.Corrupted, match=r"a file was changed or lost; resume from an older"):
-        verify(folder, sha256)
-    (folder / "sub" / "a.txt").write_text("one")
     verify(folder, sha256)
-    (folder / "c.txt").write_text("")
-    with pytest.raises(errors.Corrupted):
+    damage(folder)
+    with pytest.raises(errors.Corrupted, match=message):
         verify(folder, sha256)
-    with pytest.raises(errors.Corrupted, match="is missing"):
-        verify(tmp_path / "step_2", sha256)
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.training.samples import batch, row
+from turnwise.domain.training import Sample
 from turnwise.rl.packing import micro_batches, pack
 
 
@@ -44,3 +45,47 @@ def test_rows_that_train_nothing_are_left_out() -> None:
     assert [b.inputs.shape for b in found] == [(1, 4)]
     assert [b.sample.tolist() for b in found] == [[1]]
     assert micro_batches((), budget=64) == []
+
+
+def siblings(*ends: int) -> list[Sample]:
+    """Rows that begin with the same 40 tokens and end in one of their own, trained twice."""
+    return [
+        row(np.array([*range(40), end, end, end]), [(30, 32), (41, 43)], advantage=float(end))
+        for end in ends
+    ]
+
+
+def test_a_trie_lists_trained_tokens_of_all_its_rows() -> None:
+    (found,) = micro_batches(batch(siblings(7, 5, 7)).samples, budget=100, share=True)
+    # The last two begin alike once more, but not for long enough.
+    assert found.inputs.tolist() == [[*range(40), 5, 5, 7, 7, 7, 7]]
+    assert [(s.start, s.end) for s in found.segments] == [(0, 40), (40, 42), (42, 44), (44, 46)]
+    # The beginning is computed once and trained by each row, with its own advantage.
+    assert found.positions.tolist() == [29, 30, 40, 41, 29, 30, 42, 43, 29, 30, 44, 45]
+    assert found.targets.tolist() == [30, 31, 5, 5, 30, 31, 7, 7, 30, 31, 7, 7]
+    assert found.sample.tolist() == [1, 1, 1, 1, 0, 0, 0, 0, 2, 2, 2, 2]
+    assert found.index.tolist() == [30, 31, 41, 42] * 3
+    assert found.turns.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
+    assert found.advantages.tolist() == [5] * 4 + [7] * 8
+
+
+def test_rows_stay_plain_where_a_trie_saves_nothing() -> None:
+    apart = [row(np.arange(9) + 10 * i, [(4, 9)]) for i in range(5)]
+    (found,) = micro_batches(batch(apart).samples, budget=100, share=True)
+    assert (found.inputs.shape, found.segments) == ((5, 8), ())
+    (found,) = micro_batches(batch(siblings(7, 5)).samples, budget=100)
+    assert (found.inputs.shape, found.segments) == ((2, 42), ())
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=8), st.integers(1, 300), st.booleans())
+def test_every_trained_token_is_listed_once_after_the_one_before_it(
+    ends: list[int], budget: int, share: bool
+) -> None:
+    rows = siblings(*ends)
+    found = micro_batches(batch(rows).samples, budget=budget, share=share)
+    entries = [(int(s), int(i)) for b in found for s, i in zip(b.sample, b.index, strict=True)]
+    assert sorted(entries) == [(s, i) for s in range(len(ends)) for i in (30, 31, 41, 42)]
+    for b in found:
+        before = [rows[s].tokens[i - 1] for s, i in zip(b.sample, b.index, strict=True)]
+        assert b.inputs.ravel()[b.positions].tolist() == before

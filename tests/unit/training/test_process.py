@@ -17,8 +17,9 @@ import torch
 from tests.tiny import save_tiny_model
 from tests.unit.training.samples import batch, conversation, learner_spec, request, scored, train
 from turnwise import errors
+from turnwise.domain.training import DataPosition
 from turnwise.launching.local import LocalLauncher
-from turnwise.training.checkpoint import verify
+from turnwise.modeling.fingerprint import verify
 from turnwise.training.handle import RemoteLearner
 from turnwise.training.learner import TorchLearner
 
@@ -29,13 +30,13 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_model(tmp_path_factory.mktemp("base") / "model")
 
 
-def no_sampler(_: object) -> NoReturn:
-    raise AssertionError("these tests start no engine")
+def not_here(_: object) -> NoReturn:
+    raise AssertionError("these tests start learners only")
 
 
 @pytest.fixture
 async def launcher() -> AsyncIterator[LocalLauncher]:
-    started = LocalLauncher(sampler=no_sampler, learner=RemoteLearner)
+    started = LocalLauncher(sampler=not_here, learner=RemoteLearner, archive=not_here)
     yield started
     await started.close()
 
@@ -45,9 +46,10 @@ async def test_a_step_in_another_process_is_the_step_here_bit_for_bit(
 ) -> None:
     here = TorchLearner(learner_spec(base))
     train(here, range(2))
-    checkpoint = here.save(1, str(tmp_path / "here"))
+    position = DataPosition(next=4, ahead=(6,))
+    checkpoint = here.save(1, str(tmp_path / "here"), position)
     there = await launcher.learner(learner_spec(base))
-    await there.restore(checkpoint)
+    assert await there.restore(checkpoint) == position
 
     tokens = conversation(9).tokens
     assert np.array_equal(await there.score(tokens, 0.5), here.score(tokens, 0.5))
@@ -55,8 +57,8 @@ async def test_a_step_in_another_process_is_the_step_here_bit_for_bit(
     mine = here.step(request(2, batch(rows[:2]), batch(rows[2:])))
     theirs = await there.step(request(2, batch(rows[:2]), batch(rows[2:])))
     assert (theirs.metrics, theirs.mismatch) == (mine.metrics, mine.mismatch)
-    saved = await there.save(2, str(tmp_path / "there"))
-    assert saved.sha256 == here.save(2, str(tmp_path / "here_too")).sha256
+    saved = await there.save(2, str(tmp_path / "there"), position)
+    assert saved.sha256 == here.save(2, str(tmp_path / "here_too"), position).sha256
 
 
 async def test_a_full_disk_is_reported_and_harms_no_earlier_checkpoint(

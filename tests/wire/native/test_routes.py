@@ -1,5 +1,6 @@
 import asyncio
 import io
+import json
 import tarfile
 from collections.abc import AsyncIterator, Collection
 from pathlib import Path
@@ -10,7 +11,8 @@ import pytest
 
 from tests import builders
 from tests.builders import ACCOUNT
-from tests.unit.control.kit import World
+from tests.unit.control.kit import World, archives
+from tests.unit.control.test_jobs import package, register
 from turnwise.access.keys import Keyring
 from turnwise.control.browse import Browse
 from turnwise.control.jobs import status_event
@@ -18,6 +20,7 @@ from turnwise.domain.access import ALL_ACTIONS, Action
 from turnwise.domain.event import EventDraft, EventKind
 from turnwise.domain.job import JobStatus, Secondary
 from turnwise.domain.rollout import Blame, Fault, Policy, RolloutStatus
+from turnwise.modeling.fingerprint import fingerprint
 from turnwise.ports import FinishedStep, ModelPackage
 from turnwise.wire.native.routes import native_app
 
@@ -30,7 +33,8 @@ class Door:
     def __init__(self, world: World) -> None:
         self.world = world
         self._keyring = Keyring(world.store)
-        self._app = native_app(world.jobs, Browse(world.store), self._keyring.authenticate)
+        browse = Browse(world.store)
+        self._app = native_app(world.jobs, browse, archives(), self._keyring.authenticate)
 
     async def key(
         self,
@@ -90,9 +94,16 @@ async def test_a_job_is_created_described_listed_stopped_resumed_and_deleted(
         "incarnation": 0,
         "created_at": 1000.0,
         "ended_at": None,
+        "parent": "",
+        "output": "",
+        "inputs": None,
     }
     assert created["spec"]["batch"]["group_size"] == 8
-    assert (await api.get("/api/v1/jobs/job_a")).json() == created
+    await world.running("walk")
+    described = (await api.get("/api/v1/jobs/job_a")).json()
+    assert sorted(described["inputs"]) == ["base_sha256", "dataset_sha256", "validation_sha256"]
+    assert described | {"inputs": None} == created
+    created = described
     assert (await api.get("/api/v1/jobs")).json() == {"jobs": [created]}
     assert (await api.get("/api/v1/jobs?status=FAILED")).json() == {"jobs": []}
 
@@ -194,6 +205,7 @@ READS = (
     "/api/v1/jobs/walk/events",
     "/api/v1/jobs/walk/metrics",
     "/api/v1/jobs/walk/ledger",
+    "/api/v1/jobs/walk/usage",
     "/api/v1/jobs/walk/rollouts",
     "/api/v1/rollouts/rol_a",
     "/api/v1/models/walk/1",
@@ -202,7 +214,20 @@ READS = (
 CHANGES = ("/api/v1/jobs/walk/stop", "/api/v1/jobs/walk/resume")
 
 
-async def record(world: World, path: Path) -> None:
+def save_adapter(folder: Path) -> str:
+    """Write a PEFT folder with one weight of four zeros; its id."""
+    folder.mkdir(parents=True)
+    config = {"peft_type": "LORA", "r": 1, "lora_alpha": 2, "target_modules": ["q_proj"]}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    head = {"q_proj.lora_A.weight": {"dtype": "F32", "shape": [1, 4], "data_offsets": [0, 16]}}
+    text = json.dumps(head).encode()
+    (folder / "adapter_model.safetensors").write_bytes(
+        len(text).to_bytes(8, "little") + text + bytes(16)
+    )
+    return fingerprint(folder)
+
+
+async def record(world: World, path: Path, sha256: str = builders.ZERO_SHA256) -> None:
     """A rollout and a model of job_a."""
     await world.store.open_group(builders.group(job_id="job_a"))
     await world.store.open_rollouts([builders.rollout(job_id="job_a")])
@@ -213,7 +238,7 @@ async def record(world: World, path: Path) -> None:
         version=1,
         kind="adapter",
         path=str(path),
-        sha256=builders.ZERO_SHA256,
+        sha256=sha256,
         base_model="/models/tiny",
         job_id="job_a",
         step=0,
@@ -236,7 +261,7 @@ async def test_another_account_sees_nothing_of_a_job(
     door: Door, api: httpx.AsyncClient, world: World, tmp_path: Path
 ):
     await create(api, world)
-    await record(world, tmp_path)
+    await record(world, tmp_path / "tuned", save_adapter(tmp_path / "tuned"))
     async with door.client(await door.key(OTHER)) as stranger:
         statuses = [(await stranger.get(path)).status_code for path in READS]
         statuses += [(await stranger.post(path)).status_code for path in CHANGES]
@@ -250,7 +275,7 @@ async def test_a_limited_key_is_refused_what_it_does_not_allow(
     door: Door, api: httpx.AsyncClient, world: World, tmp_path: Path
 ):
     await create(api, world)
-    await record(world, tmp_path)
+    await record(world, tmp_path / "tuned", save_adapter(tmp_path / "tuned"))
     reader = await door.key(actions=[Action.READ])
     agent = await door.key(actions=[Action.SAMPLE, Action.REPORT])
     other_job = await door.key(job_ids=["job_other"])
@@ -296,7 +321,7 @@ async def test_metrics_ledger_and_rollouts_are_read_back(
     api: httpx.AsyncClient, world: World, tmp_path: Path
 ):
     await create(api, world)
-    await record(world, tmp_path)
+    await record(world, tmp_path / "tuned", save_adapter(tmp_path / "tuned"))
     fault = Fault(blame=Blame.AGENT, code="http_error", message="500")
     await world.store.move_rollout(
         ACCOUNT,
@@ -384,19 +409,24 @@ async def test_a_rollout_is_shown_with_its_messages_tokens_and_turns(
             "finish_reason": "stop",
             "delivery": "delivered",
             "prompt_tokens": 2,
+            "cached_tokens": 0,
             "completion_tokens": 2,
+            "past_stop_tokens": 0,
             "seconds": 0.5,
         }
     ]
+    assert (await api.get("/api/v1/jobs/walk/usage")).json() == {
+        "train_tokens": 0,
+        "prefill_tokens": 2,
+        "cached_prefill_tokens": 0,
+        "sample_tokens": 2,
+    }
 
 
 async def test_a_model_is_listed_and_packed(api: httpx.AsyncClient, world: World, tmp_path: Path):
-    folder = tmp_path / "checkpoint"
-    (folder / "adapter").mkdir(parents=True)
-    (folder / "adapter" / "adapter_config.json").write_text("{}")
-    (folder / "optimizer.pt").write_text("large")
+    folder = tmp_path / "tuned"
     await create(api, world)
-    await record(world, folder)
+    await record(world, folder, save_adapter(folder))
 
     models = (await api.get("/api/v1/models")).json()["models"]
     archive = await api.get("/api/v1/models/walk/archive")
@@ -404,10 +434,63 @@ async def test_a_model_is_listed_and_packed(api: httpx.AsyncClient, world: World
     assert [(model["name"], model["path"], model["job_id"]) for model in models] == [
         ("walk/1", str(folder), "job_a")
     ]
-    assert (await api.get("/api/v1/models/walk")).json() == models[0]
+    described = (await api.get("/api/v1/models/walk")).json()
+    assert described == models[0] | {"validation": {}}
     assert archive.headers["content-type"] == "application/x-tar"
+    assert archive.headers["content-length"] == str(len(archive.content))
+    with tarfile.open(fileobj=io.BytesIO(archive.content)) as tar:
+        packed = {name: tar.extractfile(name) for name in tar.getnames()}
+        contents = {name: file.read() for name, file in packed.items() if file is not None}
+    assert contents == {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+async def test_a_checkpoint_is_packed_without_the_optimizers_state(
+    api: httpx.AsyncClient, world: World
+):
+    checkpoint = package(world)
+    Path(checkpoint.path).mkdir()
+    (Path(checkpoint.path) / "state.safetensors").write_text("large")
+    await create(api, world)
+    await register(world, checkpoint)
+    archive = await api.get("/api/v1/models/walk/1/archive")
     with tarfile.open(fileobj=io.BytesIO(archive.content)) as tar:
         assert tar.getnames() == ["adapter_config.json"]
+
+    (Path(checkpoint.path) / "state.safetensors").write_text("changed")
+    status, kind, message = error_of(await api.get("/api/v1/models/walk/1/archive"))
+    assert (status, kind) == (500, "Corrupted")
+    assert message.startswith(f"model walk/1 is damaged: checkpoint {checkpoint.path} has sha256 ")
+
+
+async def test_a_damaged_model_is_not_exported(
+    api: httpx.AsyncClient, world: World, tmp_path: Path
+):
+    folder = tmp_path / "tuned"
+    await create(api, world)
+    await record(world, folder, save_adapter(folder))
+    weights = folder / "adapter_model.safetensors"
+
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\1")
+    changed = error_of(await api.get("/api/v1/models/walk/archive"))
+    weights.unlink()
+    lost = error_of(await api.get("/api/v1/models/walk/archive?merged=true"))
+
+    assert changed[:2] == lost[:2] == (500, "Corrupted")
+    assert changed[2].startswith(f"model walk/1 is damaged: the files at {folder} have sha256 ")
+    assert changed[2].endswith("; use another version")
+    assert lost[2].startswith(f"model walk/1 is damaged: adapter: '{folder}' cannot be read")
+
+
+async def test_a_merge_without_its_base_is_refused(
+    api: httpx.AsyncClient, world: World, tmp_path: Path
+):
+    await create(api, world)
+    await record(world, tmp_path / "tuned", save_adapter(tmp_path / "tuned"))
+    assert error_of(await api.get("/api/v1/models/walk/archive?merged=true")) == (
+        404,
+        "NotFound",
+        "base model '/models/tiny' does not exist; put the folder back, or export the adapter",
+    )
 
 
 async def test_a_model_whose_files_are_gone_is_said_to_be(

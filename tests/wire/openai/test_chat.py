@@ -7,9 +7,11 @@ from typing import Any
 import openai
 import pytest
 
+from tests import builders
 from tests.unit.gateway.kit import KEY, SECRET, World, a_world, assistant, text_of, user
 from tests.wire.served import ARN, HEADERS, a_browser, a_client, served
 from turnwise import errors
+from turnwise.domain.job import RolloutSpec
 from turnwise.domain.rollout import Delivery, ForkCause
 
 TOOLS: list[Any] = [
@@ -312,6 +314,23 @@ async def test_a_finished_rollout_answers_400_with_the_text_that_agents_look_for
     assert "not in valid status" in str(caught.value)
 
 
+async def test_a_rollout_that_has_used_its_tokens_is_told_by_a_code_and_not_asked_again():
+    limited = builders.spec(rollout=RolloutSpec(rollout_max_tokens=6))
+    async with (
+        a_world("hello", spec=limited) as world,
+        served(world) as url,
+        a_client(url, max_retries=2) as client,
+    ):
+        first = await client.chat.completions.create(model="default", messages=[user("hi")])
+        with pytest.raises(openai.BadRequestError) as caught:
+            await client.chat.completions.create(model="default", messages=[user("more")])
+    assert first.usage is not None
+    assert first.usage.completion_tokens == 6
+    assert caught.value.code == "rollout_token_budget_exceeded"
+    assert "complete it and report its reward" in caught.value.message
+    assert len(world.script.asked) == 1
+
+
 async def test_a_busy_sampler_is_retried_by_the_client_and_sampled_once():
     async with a_world("hello") as world, served(world) as url:
         generate, refusals = world.sampler.generate, [1]
@@ -427,22 +446,27 @@ async def test_an_edited_reply_is_on_record_as_a_fork():
     assert [n.fork_cause for n in nodes] == [None, None, ForkCause.EDITED_ASSISTANT, None]
 
 
-async def test_models_are_listed():
-    async with a_world() as world, served(world) as url:
-        async with a_client(url) as client:
-            of_rollout = [model.id async for model in client.models.list()]
-        async with a_client(url, by_headers=True, default_headers={}) as client:
-            of_account = [model.id async for model in client.models.list()]
-    assert of_rollout == of_account == ["default", "walk", "tiny"]
+async def test_a_rollouts_models_are_listed():
+    async with a_world() as world, served(world) as url, a_client(url) as client:
+        of_rollout = [model.id async for model in client.models.list()]
+    assert of_rollout == ["default", "walk", "tiny"]
 
 
 ADDRESSES: list[tuple[str, dict[str, str], int, str]] = [
     (
         "/v1/chat/completions",
         {"Authorization": f"Bearer {KEY}"},
+        404,
+        "model 'default' does not exist; GET /v1/models lists the registered ones; to ask for the "
+        "model of a rollout, send X-Amzn-SageMaker-Job-Arn and X-Amzn-SageMaker-Trajectory-Id, "
+        "or use the base URL {server}/r/{rollout id}.{rollout secret}/v1",
+    ),
+    (
+        "/v1/chat/completions",
+        {"Authorization": f"Bearer {KEY}", "X-Amzn-SageMaker-Job-Arn": ARN},
         400,
-        "X-Amzn-SageMaker-Trajectory-Id: '' names no rollout, and models are served inside "
-        "rollouts only; send X-Amzn-SageMaker-Job-Arn and X-Amzn-SageMaker-Trajectory-Id, "
+        "X-Amzn-SageMaker-Trajectory-Id: '' names no rollout; "
+        "send X-Amzn-SageMaker-Job-Arn and X-Amzn-SageMaker-Trajectory-Id, "
         "or use the base URL {server}/r/{rollout id}.{rollout secret}/v1",
     ),
     (

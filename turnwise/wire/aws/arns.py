@@ -1,4 +1,4 @@
-"""Names of jobs as AWS writes them. Pure."""
+"""Names of jobs and model packages as AWS writes them. Pure."""
 
 from __future__ import annotations
 
@@ -11,6 +11,11 @@ CATEGORY = "AgentRFT"
 _JOB = re.compile(
     r"arn:aws[a-z-]*:sagemaker:(?P<region>[a-z0-9-]*):(?P<number>[0-9]{12})"
     r":job/(?P<category>[a-zA-Z0-9_-]+)/(?P<name>[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62})"
+)
+
+_PACKAGE = re.compile(
+    r"arn:aws[a-z-]*:sagemaker:(?P<region>[a-z0-9-]*):(?P<number>[0-9]{12})"
+    r":model-package/(?P<group>[a-zA-Z0-9](-*[a-zA-Z0-9]){0,79})/(?P<version>[1-9][0-9]{0,8})"
 )
 
 
@@ -47,3 +52,39 @@ class JobArn:
 
     def __str__(self) -> str:
         return f"arn:aws:sagemaker:{self.region}:{self.number}:job/{self.category}/{self.name}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelPackageArn:
+    """A registered model's address: region, account number, group and version.
+
+    >>> str(ModelPackageArn(region="us-west-2", number="000000000001", group="walk", version=3))
+    'arn:aws:sagemaker:us-west-2:000000000001:model-package/walk/3'
+    """
+
+    region: str
+    number: str  # the account's, 12 digits
+    group: str
+    version: int
+
+    @classmethod
+    def parse(cls, text: str) -> ModelPackageArn:
+        """Read an ARN. Raises `InvalidInput`.
+
+        >>> ModelPackageArn.parse("arn:aws:sagemaker::000000000001:model-package/walk/3").version
+        3
+        """
+        found = _PACKAGE.fullmatch(text)
+        if found is None:
+            raise errors.InvalidInput(
+                "model",
+                text,
+                "is not a model package's ARN",
+                remedy="arn:aws:sagemaker:<region>:<account>:model-package/<group>/<version>",
+            )
+        region, number, group = found["region"], found["number"], found["group"]
+        return cls(region=region, number=number, group=group, version=int(found["version"]))
+
+    def __str__(self) -> str:
+        package = f"model-package/{self.group}/{self.version}"
+        return f"arn:aws:sagemaker:{self.region}:{self.number}:{package}"

@@ -14,6 +14,7 @@ TABLE: dict[type[Exception], tuple[int, str]] = {
     errors.InvalidInput: (400, "ValidationException"),
     errors.NotFound: (404, "ResourceNotFoundException"),
     errors.NotInValidStatus: (400, "ValidationException"),
+    errors.OverBudget: (400, "ValidationException"),
     errors.Conflict: (409, "ConflictException"),
     errors.Unauthenticated: (403, "AccessDeniedException"),
     errors.AccessError: (403, "AccessDeniedException"),

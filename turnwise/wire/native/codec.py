@@ -9,6 +9,7 @@ from turnwise.control.browse import Point
 from turnwise.control.job_file import as_mapping
 from turnwise.domain.event import Event
 from turnwise.domain.job import Job, JobKind
+from turnwise.domain.ledger import TokenUsage
 from turnwise.domain.rollout import Node, Rollout, Trajectory, Turn
 from turnwise.ports import ModelPackage, RolloutSummary
 
@@ -30,6 +31,9 @@ def job_body(job: Job) -> Json:
         "created_at": job.created_at,
         "started_at": job.started_at,
         "ended_at": job.ended_at,
+        "parent": job.parent,
+        "output": job.output,
+        "inputs": None if job.inputs is None else dataclasses.asdict(job.inputs),
         "spec": as_mapping(job.spec),
     }
 
@@ -48,6 +52,16 @@ def event_body(event: Event) -> Json:
 def curve_body(points: list[Point]) -> list[Json]:
     """A metric's curve."""
     return [{"step": p.step, "value": p.value, "seq": p.seq} for p in points]
+
+
+def usage_body(usage: TokenUsage) -> Json:
+    """What a job cost, in tokens."""
+    return {
+        "train_tokens": usage.train,
+        "prefill_tokens": usage.prefill,
+        "cached_prefill_tokens": usage.cached,
+        "sample_tokens": usage.sample,
+    }
 
 
 def rollout_body(rollout: Rollout) -> Json:
@@ -111,16 +125,25 @@ def _turn_body(turn: Turn) -> Json:
         "finish_reason": turn.finish_reason.value,
         "delivery": turn.delivery.value,
         "prompt_tokens": turn.prompt_tokens,
+        "cached_tokens": turn.cached_tokens,
         "completion_tokens": turn.completion_tokens,
+        "past_stop_tokens": turn.past_stop_tokens,
         "seconds": turn.ended_at - turn.started_at,
     }
+
+
+def package_summary(package: ModelPackage) -> Json:
+    """A registered model in a list: without its job file, the largest part of it."""
+    body = package_body(package)
+    metadata = {key: value for key, value in body["metadata"].items() if key != "config"}
+    return body | {"metadata": metadata}
 
 
 def package_body(package: ModelPackage) -> Json:
     """A registered model."""
     return {
         "package_id": package.package_id,
-        "name": f"{package.group}/{package.version}",
+        "name": package.name,
         "group": package.group,
         "version": package.version,
         "kind": package.kind,
@@ -130,5 +153,6 @@ def package_body(package: ModelPackage) -> Json:
         "job_id": package.job_id,
         "step": package.step,
         "created_at": package.created_at,
+        "pruned_at": package.pruned_at,
         "metadata": dict(package.metadata),
     }

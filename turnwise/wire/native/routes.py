@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import asyncio
-import io
-import tarfile
 from collections.abc import Awaitable, Callable, Mapping
-from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Depends, FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
 
 from turnwise import __version__, errors
 from turnwise.control.browse import PAGE, Browse
 from turnwise.control.job_file import as_mapping, parse_job
-from turnwise.control.jobs import Jobs, adapter_folder
+from turnwise.control.jobs import Jobs
 from turnwise.domain.access import Principal
 from turnwise.domain.event import EventKind
 from turnwise.domain.job import JobStatus
 from turnwise.domain.rollout import Purpose, RolloutStatus
-from turnwise.ports import RolloutQuery
+from turnwise.exporting.archives import Archives
+from turnwise.ports import Archive, RolloutQuery
 from turnwise.wire.native import codec
 from turnwise.wire.native.faults import fault
 
@@ -33,7 +31,9 @@ Caller = Callable[[Request], Awaitable[Principal]]
 MAX_WAIT_S = 25.0
 
 
-def native_app(jobs: Jobs, browse: Browse, authenticate: Authenticate) -> FastAPI:
+def native_app(
+    jobs: Jobs, browse: Browse, archives: Archives, authenticate: Authenticate
+) -> FastAPI:
     """The whole native API as one ASGI app. `authenticate` turns a bearer key into a Principal."""
     app = FastAPI(title="Turnwise", version=__version__, docs_url=None, redoc_url=None)
 
@@ -68,7 +68,7 @@ def native_app(jobs: Jobs, browse: Browse, authenticate: Authenticate) -> FastAP
 
     app.include_router(_job_routes(jobs, principal))
     app.include_router(_reading_routes(browse, principal))
-    app.include_router(_model_routes(browse, principal))
+    app.include_router(_model_routes(browse, archives, principal))
     return app
 
 
@@ -151,6 +151,10 @@ def _reading_routes(browse: Browse, principal: Caller) -> APIRouter:
         bins = await browse.ledger(who, name)
         return {"steps": [{"step": step, "bins": bins[step]} for step in sorted(bins)]}
 
+    @routes.get("/jobs/{name}/usage")
+    async def usage(name: str, who: Principal = caller) -> Json:
+        return codec.usage_body(await browse.usage(who, name))
+
     @routes.get("/jobs/{name}/rollouts")
     async def rollouts(
         name: str,
@@ -175,34 +179,44 @@ def _reading_routes(browse: Browse, principal: Caller) -> APIRouter:
     return routes
 
 
-def _model_routes(browse: Browse, principal: Caller) -> APIRouter:
+def _model_routes(browse: Browse, archives: Archives, principal: Caller) -> APIRouter:
     routes = APIRouter(prefix="/api/v1/models")
     caller = Depends(principal)
 
     @routes.get("")
     async def packages(group: str | None = None, who: Principal = caller) -> Json:
         found = await browse.packages(who, group=group)
-        return {"models": [codec.package_body(package) for package in found]}
+        return {"models": [codec.package_summary(package) for package in found]}
 
     @routes.get("/{name:path}/archive")
-    async def archive(name: str, who: Principal = caller) -> Response:
-        """The package's PEFT folder as a tar file."""
+    async def archive(name: str, merged: bool = False, who: Principal = caller) -> Response:
+        """The package as a tar file: its PEFT folder, or a model folder with it merged in."""
         package = await browse.package(who, name)
-        packed = await asyncio.to_thread(_tar, Path(adapter_folder(package)))
-        return Response(packed, media_type="application/x-tar")
+        opened = await archives.open(package, merged=merged)
+        try:
+            return _Download(opened, await opened.size())
+        except BaseException:
+            await opened.close()
+            raise
 
     @routes.get("/{name:path}")
     async def package(name: str, who: Principal = caller) -> Json:
-        return codec.package_body(await browse.package(who, name))
+        package = await browse.package(who, name)
+        return codec.package_body(package) | {"validation": await browse.validation(package)}
 
     return routes
 
 
-def _tar(folder: Path) -> bytes:
-    if not folder.is_dir():
-        raise errors.NotFound("model folder", str(folder), remedy="its files have been removed")
-    packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w") as tar:
-        for file in sorted(folder.iterdir()):
-            tar.add(file, arcname=file.name)
-    return packed.getvalue()
+class _Download(StreamingResponse):
+    """An archive on its way; closed at the end, whoever ends it."""
+
+    def __init__(self, archive: Archive, size: int) -> None:
+        length = {"content-length": str(size)}
+        super().__init__(archive.pieces(), media_type="application/x-tar", headers=length)
+        self._archive = archive
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await self._archive.close()

@@ -25,12 +25,14 @@ TABLE: dict[type[Exception], Fault] = {
     errors.InvalidInput: Fault(400, "invalid_request_error", "invalid_value"),
     errors.NotFound: Fault(404, "invalid_request_error", "not_found"),
     errors.NotInValidStatus: Fault(400, "invalid_request_error", "trajectory_not_in_valid_status"),
+    errors.OverBudget: Fault(400, "invalid_request_error", "rollout_token_budget_exceeded"),
     errors.Conflict: Fault(409, "invalid_request_error", "conflict"),
     errors.Unauthenticated: Fault(401, "authentication_error", "invalid_api_key"),
     errors.Denied: Fault(403, "permission_error", "permission_denied"),
     errors.AccessError: Fault(403, "permission_error", "permission_denied"),
     errors.LimitExceeded: Fault(429, "rate_limit_error", "rate_limit_exceeded"),
     errors.TooSlow: Fault(504, "server_error", "timeout"),
+    errors.Corrupted: Fault(500, "server_error", "model_corrupted"),
     errors.Unavailable: Fault(503, "server_error", "unavailable"),
     Exception: Fault(500, "server_error", "internal_error"),
 }
@@ -54,6 +56,8 @@ def body_of(error: Exception) -> bytes:
 
 
 def headers_of(error: Exception) -> tuple[tuple[str, str], ...]:
-    """`Retry-After` in whole seconds, where waiting helps."""
+    """`Retry-After` in whole seconds, where waiting helps; a word to openai-python where not."""
+    if isinstance(error, errors.Corrupted):
+        return (("x-should-retry", "false"),)
     wait = getattr(error, "retry_after_s", None)
     return () if wait is None else (("retry-after", str(max(1, math.ceil(wait)))),)

@@ -1,38 +1,29 @@
-"""OpenAI's routes: decode, call the gateway, encode."""
+"""OpenAI's routes: decode, ask for a reply, encode."""
 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 
 from turnwise import errors
-from turnwise.domain.access import Principal
-from turnwise.domain.rollout import Rollout
 from turnwise.gateway.chat import ChatRequest, Reply
 from turnwise.gateway.exchange import Exchange
-from turnwise.gateway.gateway import Gateway
 from turnwise.wire.asgi import HttpCall
 from turnwise.wire.openai import codec, faults
 
+#: Starts the call that a request with this body asks for.
+Ask = Callable[[ChatRequest, bytes], Awaitable[Exchange]]
 
-async def chat(
-    gateway: Gateway,
-    principal: Principal,
-    rollout_id: str,
-    http: HttpCall,
-    *,
-    retry_count: int,
-    stream: bool | None = None,
-) -> None:
+
+async def chat(ask: Ask, http: HttpCall, *, stream: bool | None = None) -> None:
     """POST /v1/chat/completions; `stream`, where given, overrides the body's."""
     body = await http.body()
     request = codec.decode_chat(body)
     if stream is not None:
         request = replace(request, stream=stream)
     async with http.while_connected():
-        exchange = await gateway.ask(
-            principal, rollout_id, request, body=body, retry_count=retry_count
-        )
+        exchange = await ask(request, body)
         if request.stream:
             await _stream(http, exchange, request)
         else:
@@ -47,11 +38,8 @@ def retry_count(http: HttpCall) -> int:
     return int(text or 0)
 
 
-async def models(
-    gateway: Gateway, principal: Principal, rollout: Rollout | None, http: HttpCall
-) -> None:
-    """GET /v1/models, of a rollout's job or of all the caller's jobs."""
-    names = gateway.models(principal, job_id=rollout.job_id if rollout else None)
+async def models(names: Sequence[str], http: HttpCall) -> None:
+    """GET /v1/models."""
     await http.answer(200, codec.encode_models(names))
 
 

@@ -1,0 +1,72 @@
+"""Registered models as something to ask or to take away: which ones, and whether their files hold.
+
+Each call requires a principal.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from turnwise import errors
+from turnwise.control.lineage import adapter_folder
+from turnwise.domain.access import Action, Principal
+from turnwise.modeling.fingerprint import fingerprint, verify
+from turnwise.ports import ModelPackage, Store
+
+
+class ServedModels:
+    """The registered models that a key may ask for a reply."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def package(self, principal: Principal, name: str) -> ModelPackage:
+        """By package id, "group/version", or "group" for the newest version.
+
+        Raises `NotFound` and `Denied`.
+        """
+        principal.require(Action.SAMPLE)
+        found = await self._store.package(principal.account_id, name)
+        principal.require(Action.SAMPLE, job_id=found.job_id)
+        return found
+
+    async def names(self, principal: Principal) -> list[str]:
+        """Every group and every version that the key may ask for, the newest first."""
+        principal.require(Action.SAMPLE)
+        found = await self._store.packages(principal.account_id)
+        mine = [p for p in reversed(found) if principal.allows(Action.SAMPLE, job_id=p.job_id)]
+        groups = dict.fromkeys(package.group for package in mine)
+        return [*groups, *(package.name for package in mine)]
+
+
+def verified_folder(package: ModelPackage) -> Path:
+    """The package's PEFT folder, every byte of it as it was registered.
+
+    Raises `Conflict` for a pruned one, `NotFound` for files that are gone, `Corrupted` for files
+    that have changed.
+    """
+    folder = Path(adapter_folder(package))
+    if not folder.is_dir():
+        raise errors.NotFound("model folder", str(folder), remedy="its files have been removed")
+    name = f"model {package.name}"
+    if package.kind == "checkpoint":
+        try:
+            verify(Path(package.path), package.sha256)
+        except errors.Corrupted as error:
+            raise errors.Corrupted(f"{name} is damaged: {error}") from error
+        return folder
+    try:
+        found = fingerprint(folder)
+    except errors.InvalidInput as error:
+        raise errors.Corrupted(f"{name} is damaged: {error}") from error
+    if found != package.sha256:
+        raise errors.Corrupted(
+            f"{name} is damaged: the files at {folder} have sha256 {found[:12]}..., registered "
+            f"were {package.sha256[:12]}...; use another version"
+        )
+    return folder
+
+
+def adapter_id(package: ModelPackage, folder: Path) -> str:
+    """The id of the adapter in the package's verified folder."""
+    return package.sha256 if package.kind == "adapter" else fingerprint(folder)
