@@ -9,7 +9,7 @@ training saw, at temperature 1, exact match. Time to a level is interpolated bet
 
 from __future__ import annotations
 
-import contextlib
+import itertools
 import json
 import os
 import shutil
@@ -150,7 +150,7 @@ def _say(who: str, curve: Curve) -> None:
 
 
 def _median_step(seconds: Sequence[float]) -> float:
-    return statistics.median(b - a for a, b in zip(seconds, seconds[1:], strict=False))
+    return statistics.median(b - a for a, b in itertools.pairwise(seconds))
 
 
 def crossing(curve: Curve, level: float) -> float | None:
@@ -159,7 +159,7 @@ def crossing(curve: Curve, level: float) -> float | None:
     >>> crossing([(0.0, 0.2), (10.0, 0.6), (20.0, 1.0)], 0.8)
     15.0
     """
-    for (before, low), (after, high) in zip(curve, curve[1:], strict=False):
+    for (before, low), (after, high) in itertools.pairwise(curve):
         if high >= level:
             return before + (after - before) * max(0.0, level - low) / (high - low)
     return None
@@ -215,16 +215,12 @@ _WORDS = {"http": "agent over HTTP", "python": "agent a Python callable"}
 
 def _to_level(agent: str, rounds: Sequence[Mapping[str, Run]]) -> dict[str, Any]:
     """Where TRL did not get there, the time it was given stands in for it: the ratio is a bound."""
-    pairs = []
+    known, told = [], []
     for each in rounds:
-        reached, peer = each[agent].reached_s, each["trl"]
-        with contextlib.suppress(TypeError):
-            pairs.append((reached, peer.reached_s or max(peer.limit_s, peer.curve[-1][0])))
-    told = []
-    for seed, each in enumerate(rounds):
-        mine, peer = each[agent].reached_s, each["trl"].reached_s
-        told.append(f"{_seconds(mine)} / {_seconds(peer, each['trl'].limit_s)}")
-    known = [(mine, peer) for mine, peer in pairs if mine is not None]
+        mine, trl = each[agent].reached_s, each["trl"]
+        told.append(f"{_seconds(mine)} / {_seconds(trl.reached_s, trl.limit_s)}")
+        if mine is not None:
+            known.append((mine, trl.reached_s or trl.limit_s))
     return {
         "name": f"s to {LEVEL:.0%} held out, {_WORDS[agent]} / TRL",
         "ours": statistics.median(mine for mine, _ in known) if known else None,
