@@ -107,8 +107,13 @@ class Parts:
             new_id=new_id,
             endpoint=lambda rollout_id, secret: "",
             job_arn="",
+            model_folder=_no_model,
         )
         return JobLoop(job, ROWS, [], sockets)
+
+
+async def _no_model(name: str) -> str:
+    raise AssertionError(f"nothing here evaluates {name}")
 
 
 @asynccontextmanager
