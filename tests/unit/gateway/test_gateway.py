@@ -912,6 +912,15 @@ async def test_metrics_must_be_finite():
             await reward(world, 1.0, speed=math.nan)
 
 
+class SlowToAbort(GatedSampler):
+    """Takes a moment, as an engine in the middle of a step does."""
+
+    async def abort(self, request_id: str) -> None:
+        self.aborted += 1
+        await asyncio.sleep(0.02)
+        await super().abort(request_id)
+
+
 async def test_completing_gives_up_the_calls_under_way_and_counts_their_tokens():
     async with a_world("hello") as world:
         world.sampler.hold_at = 2
@@ -926,6 +935,24 @@ async def test_completing_gives_up_the_calls_under_way_and_counts_their_tokens()
         trajectory = await world.gateway.closed("rol_a")
     assert [t.delivery for t in trajectory.turns] == [Delivery.UNDELIVERED]
     assert trajectory.sampled_tokens == 2
+
+
+async def test_tokens_are_counted_though_who_closes_the_rollout_is_cancelled():
+    """A stopped job cancels its alarms, an agent's time limit its report."""
+    async with a_world("hello", sampler=SlowToAbort) as world:
+        world.sampler.hold_at = 2
+        world.sampler.gate.clear()
+        asking = asyncio.create_task(chat(world, user("hi")))
+        await until(lambda: world.script.asked)
+        failing = asyncio.create_task(world.gateway.fail("rol_a", LOST))
+        await until(lambda: world.sampler.aborted)
+        await leave(failing)
+        async with asyncio.timeout(5):
+            with pytest.raises(errors.NotInValidStatus, match="it was closed during the call"):
+                await asking
+        await world.gateway.fail("rol_a", LOST)
+        trajectory = await world.gateway.closed("rol_a")
+    assert (trajectory.rollout.status, trajectory.sampled_tokens) == (RolloutStatus.FAILED, 2)
 
 
 async def test_the_loop_can_fail_a_rollout_once():
