@@ -279,11 +279,13 @@ class Gateway:
         """`complete_rollout` and `update_reward` in one; raises what they raise."""
         record = await self._record_for(principal, Action.REPORT, rollout_id)
         async with record.moves:
+            # First: it takes back turns that nobody has come for, which no reward is due for.
             if record.rollout.status is RolloutStatus.PENDING:
-                _check_rewards(rewards, record.delivered_turns)
-                _check_metrics(metrics or {})
                 await self._settle(record)
-            await self._score(record, rewards, metrics or {})
+            try:
+                await self._score(record, rewards, metrics or {})
+            finally:
+                record.is_settling = False
 
     async def _score(
         self, record: Record, rewards: Sequence[float], metrics: Mapping[str, float]

@@ -812,6 +812,33 @@ async def test_a_reward_closes_the_rollout_and_wakes_the_loop():
     assert len(trajectory.turns) == 1
 
 
+async def test_rewards_per_turn_finish_a_rollout_whose_agent_gave_a_call_up():
+    """A reply that nobody waits for any more is no turn, and no reward is due for it."""
+    async with a_world() as world:
+        for text in ("a", "b"):
+            await chat(world, user(text))
+        world.sampler.gate.clear()
+        asking = asyncio.create_task(chat(world, user("c")))
+        await until(lambda: len(world.script.asked) == 3)
+        await leave(asking)
+        world.sampler.gate.set()
+        async with asyncio.timeout(5):
+            while len((await world.trajectory()).turns) < 3:
+                await asyncio.sleep(0)
+        await world.gateway.finish(world.principal, "rol_a", (0.5, 1.0))
+        closed = await world.gateway.closed("rol_a")
+    assert (closed.rollout.rewards, len(closed.delivered)) == ((0.5, 1.0), 2)
+
+
+async def test_a_rollout_goes_on_after_a_report_that_makes_no_sense():
+    async with a_world() as world:
+        with pytest.raises(errors.InvalidInput, match="has 3 values, but the rollout has 0"):
+            await world.gateway.finish(world.principal, "rol_a", (1.0, 2.0, 3.0))
+        await chat(world, user("hi"))
+        await world.gateway.finish(world.principal, "rol_a", (1.0,))
+        assert (await world.gateway.closed("rol_a")).rollout.is_scored
+
+
 async def test_an_agents_failure_is_a_fault_of_the_agent():
     async with a_world() as world:
         await complete(world, "failed")
