@@ -319,7 +319,11 @@ class Gateway:
     async def _settle(self, record: Record) -> None:
         """Let no call of this rollout outlive its change of status."""
         record.is_settling = True
-        await record.settle()
+        try:
+            await record.settle()
+        except asyncio.CancelledError:
+            record.is_settling = False
+            raise
 
     async def _move(
         self,
@@ -335,8 +339,8 @@ class Gateway:
         """Change the stored rollout; if somebody else has, take over what they made of it."""
         rollout = record.rollout
         account, rollout_id = rollout.account_id, rollout.rollout_id
-        try:
-            record.rollout = await self._store.move_rollout(
+        moving = asyncio.ensure_future(
+            self._store.move_rollout(
                 account,
                 rollout_id,
                 expected,
@@ -346,6 +350,13 @@ class Gateway:
                 fault=fault,
                 ended_at=ended_at,
             )
+        )
+        try:
+            record.rollout = await asyncio.shield(moving)
+        except asyncio.CancelledError:
+            # The write goes on; nobody may look at the record before it says the same.
+            record.rollout = await moving
+            raise
         except errors.Conflict:
             record.rollout = await self._store.rollout(rollout_id, account)
             raise

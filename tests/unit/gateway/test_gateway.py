@@ -992,6 +992,31 @@ async def test_the_loop_can_fail_a_rollout_once():
             await complete(world)
 
 
+async def test_a_report_cancelled_while_it_is_written_closes_the_rollout():
+    """An agent's time limit may end its report; the deadline's alarm comes right after."""
+    async with a_world() as world:
+        move, entered, goes_on = world.store.move_rollout, asyncio.Event(), asyncio.Event()
+
+        async def slow_move(*args: Any, **given: Any) -> Any:
+            moved = await move(*args, **given)
+            entered.set()
+            await goes_on.wait()
+            return moved
+
+        world.store.move_rollout = slow_move  # type: ignore[method-assign]
+        reporting = asyncio.create_task(world.gateway.finish(world.principal, "rol_a", (1.0,)))
+        await entered.wait()
+        failing = asyncio.create_task(world.gateway.fail("rol_a", LOST))
+        await asyncio.sleep(0)
+        reporting.cancel()
+        await asyncio.sleep(0)
+        goes_on.set()
+        await failing
+        with pytest.raises(asyncio.CancelledError):
+            await reporting
+        assert (await world.gateway.closed("rol_a")).rollout.rewards == (1.0,)
+
+
 async def test_metrics_add_up_before_and_after_the_close():
     async with a_world() as world:
         await world.gateway.add_metrics("rol_a", {"a": 1.0})
