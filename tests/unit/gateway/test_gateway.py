@@ -939,6 +939,23 @@ async def test_metrics_must_be_finite():
             await reward(world, 1.0, speed=math.nan)
 
 
+@pytest.mark.parametrize("passes", range(6))
+async def test_a_call_may_be_given_up_again_at_any_moment(passes: int):
+    """A job that is stopped closes its rollouts while a deadline or a report closes one."""
+    async with a_world("hello") as world:
+        world.sampler.gate.clear()
+        asking = asyncio.create_task(chat(world, user("hi")))
+        await until(lambda: world.script.asked)
+        failing = asyncio.create_task(world.gateway.fail("rol_a", LOST))
+        for _ in range(passes):
+            await asyncio.sleep(0)
+        world.gateway.detach("job_walk")
+        with pytest.raises(errors.NotInValidStatus, match="it was closed during the call"):
+            await asking
+        await failing
+        assert (await world.gateway.closed("rol_a")).rollout.fault == LOST
+
+
 class SlowToAbort(GatedSampler):
     """Takes a moment, as an engine in the middle of a step does."""
 
