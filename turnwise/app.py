@@ -38,7 +38,7 @@ from turnwise.launching.lazy import LazyLearner
 from turnwise.launching.local import LocalLauncher
 from turnwise.loop.run import JobLoop
 from turnwise.loop.sockets import Sockets
-from turnwise.ports import EngineSpec, ModelPackage, Sampler, Scorer
+from turnwise.ports import EngineSpec, ModelPackage, Renderer, Sampler, Scorer
 from turnwise.rendering.family import load_renderer
 from turnwise.sampling.engines import Engines
 from turnwise.sampling.handle import RemoteSampler
@@ -95,7 +95,14 @@ class Service:
         """Plug a job's loop together."""
         rows, validation_rows = await asyncio.to_thread(load_job_rows, job.spec)
         renderer = await asyncio.to_thread(load_renderer, Path(job.spec.model), job.spec.history)
-        opened = contextlib.AsyncExitStack()
+        async with contextlib.AsyncExitStack() as opened:  # what is open when one is refused closes
+            sockets = await self._open_sockets(job, renderer, opened)
+            loop = JobLoop(job, rows, validation_rows, sockets)
+            return _PluggedLoop(loop=loop, opened=opened.pop_all())
+
+    async def _open_sockets(
+        self, job: Job, renderer: Renderer, opened: contextlib.AsyncExitStack
+    ) -> Sockets:
         scorers = await _scorers(job.spec, opened)  # first, for it may refuse what it is given
         engine = await self.engines.claim(job.spec.model, deterministic=job.spec.deterministic)
         opened.push_async_callback(_give_up, engine)
@@ -105,7 +112,7 @@ class Service:
         opened.push_async_callback(learner.close)
         self.gateway.attach(job, engine, renderer)
         opened.callback(self.gateway.detach, job.job_id)
-        sockets = Sockets(
+        return Sockets(
             store=self.store,
             rollouts=self.gateway,
             sampler=engine,
@@ -119,7 +126,6 @@ class Service:
             model_folder=lambda name: self._model_folder(job, name),
             scorers=scorers,
         )
-        return _PluggedLoop(loop=JobLoop(job, rows, validation_rows, sockets), opened=opened)
 
     async def open_model(self, package: ModelPackage) -> OpenModel:
         """Load a registered model into an engine of its base, its files verified."""

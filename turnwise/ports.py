@@ -171,7 +171,7 @@ class Sampler(Protocol):
         ...
 
     async def lost(self) -> None:
-        """Return when the sampler has ended without being asked to; one in-process never does."""
+        """Return when the sampler has ended without being asked to: its process, or a step."""
         ...
 
     async def close(self) -> None:

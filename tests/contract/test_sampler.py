@@ -18,6 +18,7 @@ from turnwise.channel import Connection
 from turnwise.domain.rollout import SamplingParams
 from turnwise.ports import Chunk, EngineSpec, Sampler, SampleRequest
 from turnwise.sampling.embedded import EmbeddedSampler
+from turnwise.sampling.engine import Engine
 from turnwise.sampling.handle import RemoteSampler
 from turnwise.sampling.process import serve_engine
 from turnwise.sampling.scripted import Completion, ScriptedSampler
@@ -322,6 +323,24 @@ async def test_closing_ends_what_is_under_way(kind: str, base: Path) -> None:
                 await under_way
         else:
             assert (await under_way)[-1].finish_reason == "abort"
+
+
+async def test_a_step_that_fails_ends_the_engine(
+    kind: str, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that jobs and served models find it lost, rather than fail call by call for ever."""
+    if kind == "scripted":
+        pytest.skip("has no steps")
+
+    def out_of_memory(_: Engine) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(Engine, "step", out_of_memory)
+    async for sampler in opened(kind, base, max_slots=1, max_queue=1):
+        with pytest.raises(errors.Unavailable, match="the engine failed: RuntimeError: out of"):
+            await complete(sampler, request())
+        async with asyncio.timeout(5):
+            await sampler.lost()
 
 
 async def test_a_wrong_hash_is_corruption(base: Path, adapter: tuple[str, str]) -> None:

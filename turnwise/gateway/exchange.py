@@ -126,7 +126,7 @@ class Exchange:
     def expire(self) -> None:
         """Give the turn up: sampling ends, and what nobody has taken stays undelivered."""
         self.expired = True
-        if self._limit is not None:
+        if self._limit is not None and not self._limit.expired():
             self._limit.reschedule(0.0)
         self._pulse()
 

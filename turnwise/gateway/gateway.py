@@ -279,11 +279,13 @@ class Gateway:
         """`complete_rollout` and `update_reward` in one; raises what they raise."""
         record = await self._record_for(principal, Action.REPORT, rollout_id)
         async with record.moves:
+            # First: it takes back turns that nobody has come for, which no reward is due for.
             if record.rollout.status is RolloutStatus.PENDING:
-                _check_rewards(rewards, record.delivered_turns)
-                _check_metrics(metrics or {})
                 await self._settle(record)
-            await self._score(record, rewards, metrics or {})
+            try:
+                await self._score(record, rewards, metrics or {})
+            finally:
+                record.is_settling = False
 
     async def _score(
         self, record: Record, rewards: Sequence[float], metrics: Mapping[str, float]
@@ -317,7 +319,11 @@ class Gateway:
     async def _settle(self, record: Record) -> None:
         """Let no call of this rollout outlive its change of status."""
         record.is_settling = True
-        await record.settle()
+        try:
+            await record.settle()
+        except asyncio.CancelledError:
+            record.is_settling = False
+            raise
 
     async def _move(
         self,
@@ -333,8 +339,8 @@ class Gateway:
         """Change the stored rollout; if somebody else has, take over what they made of it."""
         rollout = record.rollout
         account, rollout_id = rollout.account_id, rollout.rollout_id
-        try:
-            record.rollout = await self._store.move_rollout(
+        moving = asyncio.ensure_future(
+            self._store.move_rollout(
                 account,
                 rollout_id,
                 expected,
@@ -344,6 +350,13 @@ class Gateway:
                 fault=fault,
                 ended_at=ended_at,
             )
+        )
+        try:
+            record.rollout = await asyncio.shield(moving)
+        except asyncio.CancelledError:
+            # The write goes on; nobody may look at the record before it says the same.
+            record.rollout = await moving
+            raise
         except errors.Conflict:
             record.rollout = await self._store.rollout(rollout_id, account)
             raise

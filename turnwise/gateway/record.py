@@ -92,10 +92,13 @@ class Record:
         return None
 
     async def settle(self) -> None:
-        """Give up every call under way and wait until what was sampled is on record."""
-        for exchange in self._running:
-            exchange.expire()
-        await asyncio.gather(*(e.task for e in self._running if e.task), return_exceptions=True)
+        """Give up every call under way and wait until what was sampled is on record.
+
+        Who stops waiting does not end the calls: each still records what it has sampled.
+        """
+        self.give_up()
+        if tasks := [exchange.task for exchange in self._running if exchange.task]:
+            await asyncio.wait(tasks)
 
     def give_up(self) -> None:
         """As `settle`, without waiting."""

@@ -42,6 +42,7 @@ class EmbeddedSampler:
         self._wake = threading.Event()
         self._closing = False
         self._failure: errors.Unavailable | None = None
+        self._failed: Future[None] = Future()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
@@ -98,8 +99,8 @@ class EmbeddedSampler:
         return self._engine.stats()
 
     async def lost(self) -> None:
-        """Never: it lives in this process."""
-        await asyncio.Event().wait()
+        """Return once a step has failed; else never, for it lives in this process."""
+        await asyncio.shield(asyncio.wrap_future(self._failed))
 
     async def close(self) -> None:
         """End the thread; requests under way end with "abort"."""
@@ -159,6 +160,7 @@ class EmbeddedSampler:
         self._drop_jobs(failure)
         for loop, mailbox in list(self._mailboxes.values()):
             loop.call_soon_threadsafe(mailbox.put_nowait, failure)
+        self._failed.set_result(None)
 
 
 def _post(letters: list[tuple[_Mailbox, Chunk]]) -> None:

@@ -13,16 +13,39 @@ from turnwise.ports import Chunk, EngineSpec, Sampler, SampleRequest, SamplerInf
 from turnwise.sampling.embedded import EmbeddedSampler
 from turnwise.sampling.messages import AbortRequest, LoadAdapter, RetireAdapter, ScoreTokens
 
+#: Time for the calls under way to be answered with what broke, before the process ends.
+LAST_WORDS_S = 0.2
+
 
 async def serve_engine(at: str | socket.socket, spec: EngineSpec) -> None:
-    """Serve one engine to the one parent; returns when it leaves.
+    """Serve one engine to the one parent; returns when it leaves, or when a step has failed.
 
+    In the latter case the parent finds the engine lost, and can start another.
     Calls are taken at once and wait for the model; if it cannot be loaded, each raises why.
     """
     loading = asyncio.ensure_future(asyncio.to_thread(EmbeddedSampler, spec))
     # Read the outcome here, so that a failure nobody asked about is not reported as forgotten.
     loading.add_done_callback(lambda task: task.cancelled() or task.exception())
-    await serve(at, sampler_methods(lambda: asyncio.shield(loading)))
+    serving = asyncio.create_task(serve(at, sampler_methods(lambda: asyncio.shield(loading))))
+    failing = asyncio.create_task(_failed(loading))
+    try:
+        await asyncio.wait({serving, failing}, return_when=asyncio.FIRST_COMPLETED)
+        if failing.done():
+            await asyncio.wait({serving}, timeout=LAST_WORDS_S)
+    finally:
+        for task in (failing, serving):
+            task.cancel()
+        _, served = await asyncio.gather(failing, serving, return_exceptions=True)
+    if isinstance(served, Exception):
+        raise served
+
+
+async def _failed(loading: asyncio.Future[EmbeddedSampler]) -> None:
+    """Return once a step of the loaded engine has failed."""
+    await asyncio.wait({loading})
+    if loading.exception() is not None:  # which every call is told
+        await asyncio.Event().wait()
+    await loading.result().lost()
 
 
 def sampler_methods(ready: Callable[[], Awaitable[Sampler]]) -> dict[str, Method]:

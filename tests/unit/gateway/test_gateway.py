@@ -812,6 +812,33 @@ async def test_a_reward_closes_the_rollout_and_wakes_the_loop():
     assert len(trajectory.turns) == 1
 
 
+async def test_rewards_per_turn_finish_a_rollout_whose_agent_gave_a_call_up():
+    """A reply that nobody waits for any more is no turn, and no reward is due for it."""
+    async with a_world() as world:
+        for text in ("a", "b"):
+            await chat(world, user(text))
+        world.sampler.gate.clear()
+        asking = asyncio.create_task(chat(world, user("c")))
+        await until(lambda: len(world.script.asked) == 3)
+        await leave(asking)
+        world.sampler.gate.set()
+        async with asyncio.timeout(5):
+            while len((await world.trajectory()).turns) < 3:
+                await asyncio.sleep(0)
+        await world.gateway.finish(world.principal, "rol_a", (0.5, 1.0))
+        closed = await world.gateway.closed("rol_a")
+    assert (closed.rollout.rewards, len(closed.delivered)) == ((0.5, 1.0), 2)
+
+
+async def test_a_rollout_goes_on_after_a_report_that_makes_no_sense():
+    async with a_world() as world:
+        with pytest.raises(errors.InvalidInput, match="has 3 values, but the rollout has 0"):
+            await world.gateway.finish(world.principal, "rol_a", (1.0, 2.0, 3.0))
+        await chat(world, user("hi"))
+        await world.gateway.finish(world.principal, "rol_a", (1.0,))
+        assert (await world.gateway.closed("rol_a")).rollout.is_scored
+
+
 async def test_an_agents_failure_is_a_fault_of_the_agent():
     async with a_world() as world:
         await complete(world, "failed")
@@ -912,6 +939,32 @@ async def test_metrics_must_be_finite():
             await reward(world, 1.0, speed=math.nan)
 
 
+@pytest.mark.parametrize("passes", range(6))
+async def test_a_call_may_be_given_up_again_at_any_moment(passes: int):
+    """A job that is stopped closes its rollouts while a deadline or a report closes one."""
+    async with a_world("hello") as world:
+        world.sampler.gate.clear()
+        asking = asyncio.create_task(chat(world, user("hi")))
+        await until(lambda: world.script.asked)
+        failing = asyncio.create_task(world.gateway.fail("rol_a", LOST))
+        for _ in range(passes):
+            await asyncio.sleep(0)
+        world.gateway.detach("job_walk")
+        with pytest.raises(errors.NotInValidStatus, match="it was closed during the call"):
+            await asking
+        await failing
+        assert (await world.gateway.closed("rol_a")).rollout.fault == LOST
+
+
+class SlowToAbort(GatedSampler):
+    """Takes a moment, as an engine in the middle of a step does."""
+
+    async def abort(self, request_id: str) -> None:
+        self.aborted += 1
+        await asyncio.sleep(0.02)
+        await super().abort(request_id)
+
+
 async def test_completing_gives_up_the_calls_under_way_and_counts_their_tokens():
     async with a_world("hello") as world:
         world.sampler.hold_at = 2
@@ -928,6 +981,24 @@ async def test_completing_gives_up_the_calls_under_way_and_counts_their_tokens()
     assert trajectory.sampled_tokens == 2
 
 
+async def test_tokens_are_counted_though_who_closes_the_rollout_is_cancelled():
+    """A stopped job cancels its alarms, an agent's time limit its report."""
+    async with a_world("hello", sampler=SlowToAbort) as world:
+        world.sampler.hold_at = 2
+        world.sampler.gate.clear()
+        asking = asyncio.create_task(chat(world, user("hi")))
+        await until(lambda: world.script.asked)
+        failing = asyncio.create_task(world.gateway.fail("rol_a", LOST))
+        await until(lambda: world.sampler.aborted)
+        await leave(failing)
+        async with asyncio.timeout(5):
+            with pytest.raises(errors.NotInValidStatus, match="it was closed during the call"):
+                await asking
+        await world.gateway.fail("rol_a", LOST)
+        trajectory = await world.gateway.closed("rol_a")
+    assert (trajectory.rollout.status, trajectory.sampled_tokens) == (RolloutStatus.FAILED, 2)
+
+
 async def test_the_loop_can_fail_a_rollout_once():
     async with a_world() as world:
         await world.gateway.fail("rol_a", LOST)
@@ -936,6 +1007,31 @@ async def test_the_loop_can_fail_a_rollout_once():
         await complete(world, "failed")
         with pytest.raises(errors.Conflict, match="Cannot transition trajectory"):
             await complete(world)
+
+
+async def test_a_report_cancelled_while_it_is_written_closes_the_rollout():
+    """An agent's time limit may end its report; the deadline's alarm comes right after."""
+    async with a_world() as world:
+        move, entered, goes_on = world.store.move_rollout, asyncio.Event(), asyncio.Event()
+
+        async def slow_move(*args: Any, **given: Any) -> Any:
+            moved = await move(*args, **given)
+            entered.set()
+            await goes_on.wait()
+            return moved
+
+        world.store.move_rollout = slow_move  # type: ignore[method-assign]
+        reporting = asyncio.create_task(world.gateway.finish(world.principal, "rol_a", (1.0,)))
+        await entered.wait()
+        failing = asyncio.create_task(world.gateway.fail("rol_a", LOST))
+        await asyncio.sleep(0)
+        reporting.cancel()
+        await asyncio.sleep(0)
+        goes_on.set()
+        await failing
+        with pytest.raises(asyncio.CancelledError):
+            await reporting
+        assert (await world.gateway.closed("rol_a")).rollout.rewards == (1.0,)
 
 
 async def test_metrics_add_up_before_and_after_the_close():
