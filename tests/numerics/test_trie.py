@@ -256,6 +256,19 @@ def test_attention_by_parts_is_attention_under_the_mask(kv_heads: int) -> None:
         torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
 
 
+def test_heads_may_lie_in_memory_in_any_order() -> None:
+    (trie,) = tries([made.tokens for made in all_families()], 10_000)
+    generator = torch.Generator().manual_seed(2)
+    inputs = [
+        torch.randn(1, 2, 8, len(trie.tokens), generator=generator).transpose(2, 3)
+        for _ in range(3)
+    ]
+
+    ours = trie_attention(*inputs, Layout(trie.segments, torch.device("cpu")), 0.3)
+
+    torch.testing.assert_close(ours, masked(*inputs, seen(trie)), rtol=0, atol=1e-5)
+
+
 def test_flex_attention_is_given_that_mask() -> None:
     """As CUDA uses it; the CPU has no backward of it to test."""
     (trie,) = tries([made.tokens for made in all_families()], 10_000)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -117,8 +118,11 @@ class Rollout:
 
     @property
     def reward(self) -> float | None:
-        """The rollout's total reward: the sum of what was reported, None while unscored."""
-        return None if self.rewards is None else float(sum(self.rewards))
+        """The rollout's total reward: the sum of what was reported, None while unscored.
+
+        Correctly rounded, so that ten turns of 0.1 are a success where 1.0 is the threshold.
+        """
+        return None if self.rewards is None else math.fsum(self.rewards)
 
     @property
     def is_scored(self) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import fsum
 
 import numpy as np
 
@@ -260,7 +261,7 @@ def _row_means(
     values = [each.values(scorer) for each in rows]
     if threshold is not None:
         values = [[float(value >= threshold) for value in each] for each in values]
-    return [float(np.mean(each)) if each else None for each in values]
+    return [fsum(each) / len(each) if each else None for each in values]
 
 
 # ── what went wrong ───────────────────────────────────────────────────────────────────────────

@@ -57,6 +57,7 @@ def trie_attention(
 ) -> Tensor:
     """Attention of each token over its own rows up to itself, [1, heads, T, d]."""
     if query.device.type == "cpu":
+        query, key, value = (_last_dense(t) for t in (query, key, value))
         out = _TrieAttention.apply(query, key, value, layout.segments, scale)  # type: ignore[no-untyped-call]
     else:
         out = _flex()(query, key, value, block_mask=layout.block_mask, scale=scale, enable_gqa=True)
@@ -193,6 +194,11 @@ class _TrieAttention(torch.autograd.Function):
             for whole, at, share in zip(found, (after, own, own), shares, strict=True):
                 whole[:, :, at] += share
         return *found, None, None
+
+
+def _last_dense(tensor: Tensor) -> Tensor:
+    """The tensor, copied unless a head's numbers lie side by side, as the kernel assumes."""
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
 def _shared(segments: Sequence[Segment]) -> list[Segment]:

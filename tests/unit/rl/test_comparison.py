@@ -65,6 +65,13 @@ def test_chance_alone_is_called_significant_no_more_often_than_it_says() -> None
 def test_rounding_errors_decide_nothing() -> None:
     assert 0.1 + 0.2 - 0.3 != 0
     assert sign_flip_p([0.1, 0.2, -0.3], seed=0) == 1.0
+    assert sign_flip_p([0.3, -0.4, -0.3], seed=0) == 0.75  # |-0.4| is reached by six of eight
+
+
+def test_thousands_of_rows_are_counted_without_a_wait() -> None:
+    # An even split, then one 1.5 standard deviations from it: the normal law's share beyond.
+    assert sign_flip_p([1.0] * 10_000 + [-1.0] * 10_000, seed=0) == 1.0
+    assert sign_flip_p([1.0] * 10_106 + [-1.0] * 9_894, seed=0) == pytest.approx(0.136, abs=1e-3)
 
 
 # ── two models ────────────────────────────────────────────────────────────────────────────────
@@ -88,6 +95,15 @@ def test_a_single_row_has_no_interval_and_proves_nothing() -> None:
 def test_models_that_are_all_alike_do_not_differ() -> None:
     assert compare([1.0, 0.0, 0.5] * 9, [1.0, 0.0, 0.5] * 9, seed=0) == Comparison(
         difference=0.0, low=0.0, high=0.0, p_value=1.0, rows=27, unpaired=0
+    )
+
+
+def test_equal_means_a_hair_apart_are_no_difference() -> None:
+    ours, theirs = (0.1 + 0.7) / 2, (0.4 + 0.4) / 2
+    assert ours != theirs
+
+    assert compare([ours] * 9, [theirs] * 9, seed=0) == Comparison(
+        difference=0.0, low=0.0, high=0.0, p_value=1.0, rows=9, unpaired=0
     )
 
 
