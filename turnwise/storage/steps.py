@@ -9,7 +9,7 @@ from sqlalchemy import Connection, delete, func, select, update
 
 from turnwise import errors
 from turnwise.domain.event import Event
-from turnwise.domain.job import Job
+from turnwise.domain.job import Job, JobStatus
 from turnwise.domain.ledger import Bin, TokenUsage
 from turnwise.domain.rollout import GroupStatus, Policy, Purpose
 from turnwise.domain.training import ADAPTER_FOLDER, Checkpoint
@@ -18,6 +18,8 @@ from turnwise.storage import jobs as jobs_of
 from turnwise.storage.rollouts import OPEN
 from turnwise.storage.rows import from_rows, select_nouns, to_row
 from turnwise.storage.tables import checkpoints, groups, jobs, packages, rollouts, steps, turns
+
+_FINAL = [status for status in JobStatus if status.is_final]
 
 
 def finish(
@@ -114,9 +116,9 @@ def prune(
     recorded = list_checkpoints(connection, account_id, job_id)
     its = (packages.c.job_id == job_id, packages.c.pruned_at.is_(None))
     columns = (packages.c.kind, packages.c.path, packages.c.group, packages.c.version)
-    parents = _parents(connection, account_id)
+    needed = _needed(connection, account_id)
     registered = {
-        (row.kind, row.path): f"{row.group}/{row.version}" in parents
+        (row.kind, row.path): f"{row.group}/{row.version}" in needed
         for row in connection.execute(select(*columns).where(*its))
     }
     paths = {checkpoint.path for checkpoint in recorded}
@@ -138,10 +140,13 @@ def prune(
     return pruned
 
 
-def _parents(connection: Connection, account_id: str) -> set[str]:
-    """The names of the packages that the account's jobs started from."""
-    query = select(jobs.c.parent).where(jobs.c.account_id == account_id, jobs.c.parent != "")
-    return set(connection.execute(query).scalars())
+def _needed(connection: Connection, account_id: str) -> set[str]:
+    """The packages that the account's jobs started from, or that one is yet to evaluate."""
+    its = jobs.c.account_id == account_id
+    parents = select(jobs.c.parent).where(its, jobs.c.parent != "")
+    found = set(connection.execute(parents).scalars())
+    under_way = select(jobs.c.parent, jobs.c.spec).where(its, jobs.c.status.not_in(_FINAL))
+    return found.union(*(jobs_of.uses(*row) for row in connection.execute(under_way)))
 
 
 def list_packages(connection: Connection, account_id: str, group: str | None) -> list[ModelPackage]:
