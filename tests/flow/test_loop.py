@@ -822,6 +822,25 @@ async def test_a_new_job_trains_what_a_checkpoint_had_not_and_stands_on_its_own(
     assert (first.step, first.metadata["parent"]) == (3, "walk-checkpoints/3")
 
 
+async def test_an_epoch_that_ended_in_a_small_step_can_be_followed_by_a_whole_one(
+    world: World,
+) -> None:
+    one_epoch = replace(SIX_STEPS, max_epochs=1, final_learning_rate_fraction=0.0)
+    job = make_job(schedule=one_epoch)
+    await world.store.create_job(job)
+    await world.loop(job, rows(3)).run()  # steps of two groups and of one
+    [*_, parent] = await registered(world, "walk-checkpoints")
+    schedule = replace(one_epoch, max_epochs=2)
+    spec = replace(job.spec, name="on", resume_from=parent.name, schedule=schedule)
+    on = replace(builders.job("on", spec=spec, step=2, parent=parent.name), job_id="job_on")
+    await world.store.create_job(on)
+    await world.loop(on, rows(3)).run()
+
+    groups = await world.store.groups(builders.ACCOUNT, "job_on")
+    assert [(g.step, g.order) for g in groups] == [(2, 3), (2, 4), (3, 5)]
+    assert [request.learning_rate for request in world.learner.requests] == [0.0, 0.0]
+
+
 async def test_a_learner_that_dies_fails_the_job_with_that_reason(world: World) -> None:
     await world.store.create_job(job := make_job())
     loop = world.loop(job, rows())

@@ -63,7 +63,7 @@ async def begin(job: Job, plan: Plan, sockets: Sockets) -> Start:
         step=checkpoint.step + 1,
         trained=len(trained),
         refill=plan.refill,
-        steps=plan.num_steps,
+        steps=plan.steps_in_all(checkpoint.step + 1, len(trained)),
     )
     kept = pace.resume({order: each.group.admitted_at_step for order, each in closed.items()}, zero)
     await sweep(job, pace.step, sockets)
