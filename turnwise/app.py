@@ -96,16 +96,26 @@ class Service:
         rows, validation_rows = await asyncio.to_thread(load_job_rows, job.spec)
         renderer = await asyncio.to_thread(load_renderer, Path(job.spec.model), job.spec.history)
         opened = contextlib.AsyncExitStack()
-        scorers = await _scorers(job.spec, opened)  # first, for it may refuse what it is given
+        try:
+            sockets = await self._open_sockets(job, opened)
+        except BaseException:
+            await opened.aclose()
+            raise
+        self.gateway.attach(job, sockets.sampler, renderer)
+        opened.callback(self.gateway.detach, job.job_id)
+        loop = JobLoop(job, rows, validation_rows, sockets)
+        return _PluggedLoop(loop=loop, opened=opened)
+
+    async def _open_sockets(self, job: Job, opened: contextlib.AsyncExitStack) -> Sockets:
+        """What the job is plugged into; `opened` closes it, also where a part cannot be opened."""
+        scorers = await _scorers(job.spec, opened)
         engine = await self.engines.claim(job.spec.model, deterministic=job.spec.deterministic)
         opened.push_async_callback(_give_up, engine)
         runner = open_runner(job.spec.agent, InsideDoor(self.gateway, job.account_id))
         opened.push_async_callback(runner.close)
         learner = LazyLearner(lambda: self.launcher.learner(self._learner_spec(job.spec)))
         opened.push_async_callback(learner.close)
-        self.gateway.attach(job, engine, renderer)
-        opened.callback(self.gateway.detach, job.job_id)
-        sockets = Sockets(
+        return Sockets(
             store=self.store,
             rollouts=self.gateway,
             sampler=engine,
@@ -119,7 +129,6 @@ class Service:
             model_folder=lambda name: self._model_folder(job, name),
             scorers=scorers,
         )
-        return _PluggedLoop(loop=JobLoop(job, rows, validation_rows, sockets), opened=opened)
 
     async def open_model(self, package: ModelPackage) -> OpenModel:
         """Load a registered model into an engine of its base, its files verified."""
