@@ -601,8 +601,8 @@ class Store(Protocol):
     async def rewind(self, account_id: str, job_id: str, step: int) -> None:
         """Take back the steps after `step`, whose checkpoints are lost: `step` is the newest again.
 
-        Their groups become SUPERSEDED, uncounted until the next `supersede`; their checkpoints
-        are forgotten. Registered packages and events stay. Does nothing where there are none.
+        Their groups and those that no step took become SUPERSEDED, uncounted until the next
+        `supersede`; their checkpoints are forgotten. Registered packages and events stay.
         """
         ...
 

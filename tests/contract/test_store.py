@@ -766,6 +766,15 @@ async def test_no_job_starts_from_what_has_been_pruned_meanwhile(store: SqlStore
     assert (await store.create_job(job("anew", parent="walk/1"))).parent == "walk/1"
 
 
+async def test_taking_steps_back_leaves_no_group_to_train(store: SqlStore) -> None:
+    await with_steps(store, 2)
+    for name, order in (("grp_closed", 0), ("grp_open", 1)):
+        await store.open_group(group(name, order=order))
+    await store.close_group(ACCOUNT, "grp_closed")
+    await store.rewind(ACCOUNT, "job_walk", 0)
+    assert {g.status for g in await store.groups(ACCOUNT, "job_walk")} == {GroupStatus.SUPERSEDED}
+
+
 async def test_the_files_of_steps_taken_back_are_pruned_too(store: SqlStore) -> None:
     await with_steps(store, 2)
     await store.rewind(ACCOUNT, "job_walk", 0)

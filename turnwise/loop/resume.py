@@ -42,15 +42,13 @@ async def begin(job: Job, plan: Plan, sockets: Sockets) -> Start:
     restore = _restored(job, recorded, sockets) if recorded else _first(job, sockets)
     checkpoint, position = await restore
     await sockets.sampler.load(checkpoint.adapter.adapter_id, checkpoint.adapter.path)
-    has_fallen_back = bool(recorded) and checkpoint is not recorded[-1]
-    if has_fallen_back:
+    if recorded and checkpoint is not recorded[-1]:
         await store.rewind(job.account_id, job.job_id, checkpoint.step)
     groups = await store.groups(job.account_id, job.job_id)
-    # After a fall-back, closed groups may hold tokens of a policy that is not there any more.
     closed = {
         group.order: await _read(group, sockets)
         for group in groups
-        if group.status is GroupStatus.CLOSED and not has_fallen_back
+        if group.status is GroupStatus.CLOSED
     }
     zero = {order for order, each in closed.items() if plan.refill and is_zero(job.spec, each)}
     # The job's own groups, for checkpoints that were saved before they held their data position.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Mapping
 
-from sqlalchemy import Connection, delete, func, select, update
+from sqlalchemy import Connection, delete, func, or_, select, update
 
 from turnwise import errors
 from turnwise.domain.event import Event
@@ -15,7 +15,7 @@ from turnwise.domain.rollout import GroupStatus, Policy, Purpose
 from turnwise.domain.training import ADAPTER_FOLDER, Checkpoint
 from turnwise.ports import FinishedStep, ModelPackage, Pruned
 from turnwise.storage import jobs as jobs_of
-from turnwise.storage.rollouts import OPEN
+from turnwise.storage.rollouts import OPEN, UNTRAINED
 from turnwise.storage.rows import from_rows, select_nouns, to_row
 from turnwise.storage.tables import checkpoints, groups, jobs, packages, rollouts, steps, turns
 
@@ -52,7 +52,10 @@ def finish(
 
 
 def rewind(connection: Connection, account_id: str, job_id: str, step: int) -> None:
-    """Take back the steps after `step`; their groups are superseded, their tokens uncounted."""
+    """Take back the steps after `step`; their groups are superseded, their tokens uncounted.
+
+    So are groups that no step took: their tokens may be of a policy that is not there any more.
+    """
     jobs_of.lock(connection, account_id, job_id)
     connection.execute(
         update(rollouts)
@@ -61,7 +64,10 @@ def rewind(connection: Connection, account_id: str, job_id: str, step: int) -> N
     )
     connection.execute(
         update(groups)
-        .where(groups.c.job_id == job_id, groups.c.step > step)
+        .where(
+            groups.c.job_id == job_id,
+            or_(groups.c.step > step, groups.c.status.in_(UNTRAINED)),
+        )
         .values(status=GroupStatus.SUPERSEDED, step=None)
     )
     for table in (steps, checkpoints):
