@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import replace
@@ -794,8 +795,13 @@ def files_of(folder: Path) -> dict[str, set[str]]:
 
 
 async def test_a_new_job_trains_what_a_checkpoint_had_not_and_stands_on_its_own(
-    world: World,
+    world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def off_the_loop(folder: Path) -> str:
+        assert threading.current_thread() is not threading.main_thread()
+        return fingerprint(folder)
+
+    monkeypatch.setattr("turnwise.loop.packages.fingerprint", off_the_loop)
     schedule = replace(SIX_STEPS, max_steps=3)
     await run(world, make_job(schedule=schedule))
     [*_, parent] = await registered(world, "walk-checkpoints")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 
 from turnwise import errors
@@ -84,7 +85,8 @@ async def _first(job: Job, sockets: Sockets) -> tuple[Checkpoint, DataPosition]:
     step, position = BEFORE_TRAINING, NOTHING_TRAINED
     if job.spec.resume_from:
         package = await sockets.store.package(job.account_id, job.spec.resume_from)
-        step, position = package.step, await sockets.learner.restore(checkpoint_of(package))
+        checkpoint = await asyncio.to_thread(checkpoint_of, package)  # it reads the whole adapter
+        step, position = package.step, await sockets.learner.restore(checkpoint)
     folder = sockets.blobs.path(checkpoint_key(job, step))
     checkpoint = await sockets.learner.save(step, str(folder), position)
     await sockets.store.save_checkpoint(job.account_id, job.job_id, checkpoint)
