@@ -512,12 +512,17 @@ async def test_a_sampler_without_exact_logprobs_is_refused(world: World) -> None
 # ── stop, crash, resume ───────────────────────────────────────────────────────────────────────
 
 
-async def resume(world: World, job: Job, train: list[Row] | None = None) -> Job:
+async def resume(
+    world: World,
+    job: Job,
+    train: list[Row] | None = None,
+    validation: list[Row] | None = None,
+) -> Job:
     """What control does on `jobs resume`, and the loop after it."""
     body = {"status": "PENDING", "secondary": "Pending", "message": ""}
     draft = EventDraft(kind=EventKind.STATUS, body=body)
     await world.store.append(builders.ACCOUNT, "job_walk", [draft])
-    await world.loop(job, train or rows()).run()
+    await world.loop(job, train or rows(), validation).run()
     return await world.job()
 
 
@@ -781,6 +786,21 @@ async def test_the_checkpoint_before_the_newest_is_there_to_fall_back_to(world: 
         "continuing from that of step 2 instead"
     ]
     await assert_ledger_is_complete(world)
+
+
+async def test_a_step_that_is_trained_again_is_validated_again(world: World) -> None:
+    schedule = replace(SIX_STEPS, max_steps=4, val_every=1)
+    await world.store.create_job(job := make_job(schedule=schedule))
+    loop = world.loop(job, rows(), rows(1))
+    world.learner.breaks[3] = errors.StorageFull("no room")
+    await loop.run()
+    [*_, newest] = await world.store.checkpoints(builders.ACCOUNT, "job_walk")
+    shutil.rmtree(newest.path)
+
+    await resume(world, job, validation=rows(1))
+
+    told = [event.body["step"] for event in await world.events(EventKind.EVALUATION)]
+    assert told == [0, 1, 2, 3, 3, 4]
 
 
 async def registered(world: World, group: str) -> list[ModelPackage]:

@@ -38,7 +38,7 @@ from turnwise.loop.plan import Plan
 from turnwise.loop.resume import Start, begin
 from turnwise.loop.sockets import Sockets
 from turnwise.loop.step import Stepper
-from turnwise.loop.validate import validate
+from turnwise.loop.validate import validate, validated_steps
 
 log = logging.getLogger(__name__)
 
@@ -176,6 +176,7 @@ class Training:
         self._closed = {each.group.order: each for each in start.kept}
         self._changed = asyncio.Event()
         self._phase = Secondary.STARTING
+        self._validated: set[int] = set()
 
     async def run(self) -> None:
         """Until every group is trained. The first error of any task ends them all."""
@@ -226,6 +227,7 @@ class Training:
 
     async def _train(self) -> None:
         """Consumes closed groups, waits for a full step, produces a policy."""
+        self._validated = await validated_steps(self._job, self._sockets, newest=self._pace.step)
         await self._validate()
         while not self._pace.is_done:
             await self._say(Secondary.TRAINING)
@@ -248,7 +250,7 @@ class Training:
 
     async def _validate(self) -> None:
         """Evaluate the newest policy on the validation rows, where that is due."""
-        if not await self._is_validation_due():
+        if not self._is_validation_due():
             return
         await self._say(Secondary.EVALUATING)
         await validate(
@@ -259,17 +261,15 @@ class Training:
             policy=self._stepper.policy,
             step=self._pace.step,
         )
+        self._validated.add(self._pace.step)
 
-    async def _is_validation_due(self) -> bool:
+    def _is_validation_due(self) -> bool:
         every = self._job.spec.schedule.val_every
         if not self._validation_rows or not every:
             return False
         if self._pace.step % every and not self._pace.is_done:
             return False
-        done = await self._sockets.store.events(
-            self._job.account_id, self._job.job_id, kinds=[EventKind.EVALUATION.value]
-        )
-        return all(event.body["step"] != self._pace.step for event in done)
+        return self._pace.step not in self._validated
 
     async def _until(self, found: Callable[[], T | None]) -> T:
         """Wait until a look at the pace finds something."""
