@@ -13,7 +13,7 @@ import logging
 import signal
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import uvicorn
@@ -108,7 +108,11 @@ class Service:
         opened.push_async_callback(_give_up, engine)
         runner = open_runner(job.spec.agent, InsideDoor(self.gateway, job.account_id))
         opened.push_async_callback(runner.close)
-        learner = LazyLearner(lambda: self.launcher.learner(self._learner_spec(job.spec)))
+        spec = self._learner_spec(job.spec)
+        if await self.store.checkpoints(job.account_id, job.job_id):
+            # It goes on from one of these; the folder that it began with may be gone by now.
+            spec = replace(spec, input_adapter=None)
+        learner = LazyLearner(lambda: self.launcher.learner(spec))
         opened.push_async_callback(learner.close)
         self.gateway.attach(job, engine, renderer)
         opened.callback(self.gateway.detach, job.job_id)

@@ -242,6 +242,7 @@ def evaluate(
     """Evaluate models with a job's agent, by its `evaluation` block; a summary at the end."""
     job = as_mapping(read_job(job_file))
     job["kind"] = JobKind.EVALUATION.value
+    job["resume_from"] = ""  # what its training went on from is none of the models to evaluate
     job["name"] = name or f"{job['name'][:40]}-eval-{time.strftime('%Y%m%d%H%M%S')}"
     job["dataset"] = dataset or job["validation_dataset"] or job["dataset"]
     given = {"models": model, "max_rows": rows, "group_size": group_size}

@@ -511,7 +511,7 @@ class Store(Protocol):
 
     # jobs and events
     async def create_job(self, job: Job) -> Job:
-        """Raises `Conflict` if the account has a job of that name, or its parent was pruned."""
+        """Raises `Conflict` if its name is taken, or a model that it needs was pruned."""
         ...
 
     async def job(self, account_id: str, id_or_name: str) -> Job:
@@ -601,8 +601,8 @@ class Store(Protocol):
     async def rewind(self, account_id: str, job_id: str, step: int) -> None:
         """Take back the steps after `step`, whose checkpoints are lost: `step` is the newest again.
 
-        Their groups become SUPERSEDED, uncounted until the next `supersede`; their checkpoints
-        are forgotten. Registered packages and events stay. Does nothing where there are none.
+        Their groups and those that no step took become SUPERSEDED, uncounted until the next
+        `supersede`; their checkpoints are forgotten. Registered packages and events stay.
         """
         ...
 
@@ -686,8 +686,9 @@ class Store(Protocol):
     async def prune(
         self, account_id: str, job_id: str, keep: Collection[int], *, adapters: bool
     ) -> list[Pruned]:
-        """Give up the checkpoints of all steps but `keep`, but for what other jobs started from.
+        """Give up the checkpoints of all steps but `keep`, but for what other jobs need.
 
+        That is what they started from, and what an evaluation that has not ended compares.
         Their packages stay as records with `pruned_at`; with `adapters` those of their adapters
         too. Whoever called removes the files.
         """

@@ -15,7 +15,7 @@ from tests.builders import ACCOUNT, SetClock, group, job, plain, rollout, spec, 
 from turnwise import errors
 from turnwise.domain.access import Action, Key
 from turnwise.domain.event import Event, EventDraft, EventKind, Level
-from turnwise.domain.job import Inputs, Job, JobStatus, Secondary
+from turnwise.domain.job import EvaluationSpec, Inputs, Job, JobKind, JobStatus, Secondary
 from turnwise.domain.ledger import TokenUsage
 from turnwise.domain.rollout import (
     Blame,
@@ -740,12 +740,39 @@ async def test_what_another_job_started_from_is_never_pruned(store: SqlStore) ->
     assert [c.step for c in await store.checkpoints(ACCOUNT, "job_walk")] == [0, 2]
 
 
+async def test_what_an_evaluation_is_to_compare_stays_until_it_has_ended(store: SqlStore) -> None:
+    await with_steps(store, 3)
+    evaluated = EvaluationSpec(models=("base", "walk/1", "walk-checkpoints/2"))
+    spec = builders.spec("test", kind=JobKind.EVALUATION, evaluation=evaluated)
+    await store.create_job(job("test", spec=spec))
+    assert await store.prune(ACCOUNT, "job_walk", [2], adapters=True) == [
+        Pruned(path="/blobs/job_walk/step_-1", with_adapter=True),
+        Pruned(path="/blobs/job_walk/step_0", with_adapter=False),
+    ]
+    assert (await store.package(ACCOUNT, "walk/1")).pruned_at is None
+    await store.append(ACCOUNT, "job_test", [status_event(JobStatus.STOPPED)])
+    assert await store.prune(ACCOUNT, "job_walk", [2], adapters=True) == [
+        Pruned(path="/blobs/job_walk/step_1", with_adapter=True),
+    ]
+    with pytest.raises(errors.Conflict, match="model 'walk-checkpoints/2' has just been pruned"):
+        await store.create_job(job("again", spec=spec))
+
+
 async def test_no_job_starts_from_what_has_been_pruned_meanwhile(store: SqlStore) -> None:
     await with_steps(store, 2)
     await store.prune(ACCOUNT, "job_walk", [1], adapters=False)
     with pytest.raises(errors.Conflict, match="model 'walk-checkpoints/1' has just been pruned"):
         await store.create_job(job("on", parent="walk-checkpoints/1"))
     assert (await store.create_job(job("anew", parent="walk/1"))).parent == "walk/1"
+
+
+async def test_taking_steps_back_leaves_no_group_to_train(store: SqlStore) -> None:
+    await with_steps(store, 2)
+    for name, order in (("grp_closed", 0), ("grp_open", 1)):
+        await store.open_group(group(name, order=order))
+    await store.close_group(ACCOUNT, "grp_closed")
+    await store.rewind(ACCOUNT, "job_walk", 0)
+    assert {g.status for g in await store.groups(ACCOUNT, "job_walk")} == {GroupStatus.SUPERSEDED}
 
 
 async def test_the_files_of_steps_taken_back_are_pruned_too(store: SqlStore) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import replace
@@ -511,12 +512,17 @@ async def test_a_sampler_without_exact_logprobs_is_refused(world: World) -> None
 # ── stop, crash, resume ───────────────────────────────────────────────────────────────────────
 
 
-async def resume(world: World, job: Job, train: list[Row] | None = None) -> Job:
+async def resume(
+    world: World,
+    job: Job,
+    train: list[Row] | None = None,
+    validation: list[Row] | None = None,
+) -> Job:
     """What control does on `jobs resume`, and the loop after it."""
     body = {"status": "PENDING", "secondary": "Pending", "message": ""}
     draft = EventDraft(kind=EventKind.STATUS, body=body)
     await world.store.append(builders.ACCOUNT, "job_walk", [draft])
-    await world.loop(job, train or rows()).run()
+    await world.loop(job, train or rows(), validation).run()
     return await world.job()
 
 
@@ -782,6 +788,21 @@ async def test_the_checkpoint_before_the_newest_is_there_to_fall_back_to(world: 
     await assert_ledger_is_complete(world)
 
 
+async def test_a_step_that_is_trained_again_is_validated_again(world: World) -> None:
+    schedule = replace(SIX_STEPS, max_steps=4, val_every=1)
+    await world.store.create_job(job := make_job(schedule=schedule))
+    loop = world.loop(job, rows(), rows(1))
+    world.learner.breaks[3] = errors.StorageFull("no room")
+    await loop.run()
+    [*_, newest] = await world.store.checkpoints(builders.ACCOUNT, "job_walk")
+    shutil.rmtree(newest.path)
+
+    await resume(world, job, validation=rows(1))
+
+    told = [event.body["step"] for event in await world.events(EventKind.EVALUATION)]
+    assert told == [0, 1, 2, 3, 3, 4]
+
+
 async def registered(world: World, group: str) -> list[ModelPackage]:
     return await world.store.packages(builders.ACCOUNT, group=group)
 
@@ -794,8 +815,13 @@ def files_of(folder: Path) -> dict[str, set[str]]:
 
 
 async def test_a_new_job_trains_what_a_checkpoint_had_not_and_stands_on_its_own(
-    world: World,
+    world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def off_the_loop(folder: Path) -> str:
+        assert threading.current_thread() is not threading.main_thread()
+        return fingerprint(folder)
+
+    monkeypatch.setattr("turnwise.loop.packages.fingerprint", off_the_loop)
     schedule = replace(SIX_STEPS, max_steps=3)
     await run(world, make_job(schedule=schedule))
     [*_, parent] = await registered(world, "walk-checkpoints")
@@ -820,6 +846,25 @@ async def test_a_new_job_trains_what_a_checkpoint_had_not_and_stands_on_its_own(
     assert world.learner.updates == 6
     [first, *_] = await world.store.packages(builders.ACCOUNT, group="on")
     assert (first.step, first.metadata["parent"]) == (3, "walk-checkpoints/3")
+
+
+async def test_an_epoch_that_ended_in_a_small_step_can_be_followed_by_a_whole_one(
+    world: World,
+) -> None:
+    one_epoch = replace(SIX_STEPS, max_epochs=1, final_learning_rate_fraction=0.0)
+    job = make_job(schedule=one_epoch)
+    await world.store.create_job(job)
+    await world.loop(job, rows(3)).run()  # steps of two groups and of one
+    [*_, parent] = await registered(world, "walk-checkpoints")
+    schedule = replace(one_epoch, max_epochs=2)
+    spec = replace(job.spec, name="on", resume_from=parent.name, schedule=schedule)
+    on = replace(builders.job("on", spec=spec, step=2, parent=parent.name), job_id="job_on")
+    await world.store.create_job(on)
+    await world.loop(on, rows(3)).run()
+
+    groups = await world.store.groups(builders.ACCOUNT, "job_on")
+    assert [(g.step, g.order) for g in groups] == [(2, 3), (2, 4), (3, 5)]
+    assert [request.learning_rate for request in world.learner.requests] == [0.0, 0.0]
 
 
 async def test_a_learner_that_dies_fails_the_job_with_that_reason(world: World) -> None:

@@ -2,22 +2,28 @@
 
 import asyncio
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from tests import builders
 from tests.families import save_family
+from tests.unit.loop.fakes import FakeLearner, FakeSampler, names
 from turnwise import errors
 from turnwise.app import Service
-from turnwise.domain.job import AgentKind, AgentSpec
+from turnwise.domain.job import AgentKind, AgentSpec, JobSpec
+from turnwise.domain.training import LearnerSpec
+from turnwise.gateway.gateway import Gateway
 from turnwise.sampling.engines import Engines
-from turnwise.sampling.scripted import Completion, ScriptedSampler
+from turnwise.settings import Settings
+from turnwise.storage.sql import SqlStore
+from turnwise.system import SYSTEM_CLOCK
 
 
-class Engine(ScriptedSampler):
+class Engine(FakeSampler):
     def __init__(self) -> None:
-        super().__init__([Completion([7])])
+        super().__init__()
         self.ended = asyncio.Event()
 
     async def lost(self) -> None:
@@ -27,23 +33,67 @@ class Engine(ScriptedSampler):
         self.ended.set()
 
 
-async def test_a_job_whose_agent_is_refused_leaves_no_engine_behind(tmp_path: Path):
-    started: list[Engine] = []
+class Launcher:
+    """Learners of air; what each was asked for."""
+
+    def __init__(self) -> None:
+        self.asked: list[LearnerSpec] = []
+
+    async def learner(self, spec: LearnerSpec) -> FakeLearner:
+        self.asked.append(spec)
+        return FakeLearner()
+
+
+def spec(folder: Path, **changes: Any) -> JobSpec:
+    """A job whose files are there."""
+    rows = folder / "rows.jsonl"
+    rows.write_text('{"prompt": "hi"}\n')
+    model = str(save_family(folder / "base", "qwen3"))
+    return builders.spec(model=model, dataset=str(rows), **changes)
+
+
+def service(engines: list[Engine], **rooms: Any) -> Service:
+    """A service with these rooms and no others; its engines are kept in the list."""
 
     async def start(model: str, deterministic: bool) -> Engine:
-        started.append(Engine())
-        return started[-1]
+        engines.append(Engine())
+        return engines[-1]
 
-    rows = tmp_path / "rows.jsonl"
-    rows.write_text('{"prompt": "hi"}\n')
     fields: dict[str, Any] = dict.fromkeys(Service.__slots__)
-    service = Service(**(fields | {"engines": Engines(start, idle_s=0.01)}))
-    spec = builders.spec(
-        model=str(save_family(tmp_path / "base", "qwen3")),
-        dataset=str(rows),
-        agent=AgentSpec(kind=AgentKind.PYTHON, target="no.such:agent"),
-    )
+    return Service(**(fields | {"engines": Engines(start, idle_s=0.01)} | rooms))
+
+
+async def test_a_job_whose_agent_is_refused_leaves_no_engine_behind(tmp_path: Path):
+    started: list[Engine] = []
+    agent = AgentSpec(kind=AgentKind.PYTHON, target="no.such:agent")
     with pytest.raises(errors.InvalidInput, match=r"agent\.target: .*cannot be imported"):
-        await service.start_job(builders.job(spec=spec))
+        await service(started).start_job(builders.job(spec=spec(tmp_path, agent=agent)))
     async with asyncio.timeout(5):
         await started[0].ended.wait()
+
+
+async def test_a_job_with_a_checkpoint_needs_the_adapter_that_it_began_with_no_more(
+    tmp_path: Path,
+):
+    store, launcher = SqlStore.in_memory(), Launcher()
+    gateway = Gateway(store, SYSTEM_CLOCK, names())
+    plugs = service(
+        [],
+        settings=Settings(data_dir=tmp_path),
+        url="http://here",
+        account=await store.default_account(),
+        folder=SimpleNamespace(blobs=tmp_path),
+        store=store,
+        gateway=gateway,
+        launcher=launcher,
+    )
+    job = builders.job(spec=spec(tmp_path, input_adapter="/models/tuned"))
+    await store.create_job(job)
+    for _ in range(2):
+        plugged = await plugs.start_job(job)
+        async with plugged.opened:
+            await plugged.loop.sockets.learner.score(builders.tokens(1))
+        await store.save_checkpoint(job.account_id, job.job_id, builders.checkpoint(-1))
+    assert [asked.input_adapter for asked in launcher.asked] == ["/models/tuned", None]
+    await gateway.close()
+    await store.close()

@@ -327,6 +327,8 @@ def test_an_evaluation_is_a_job_of_its_own(
         str(tmp_path / "train.jsonl"),
         ["base"],
     )
+    Path(job_yaml).write_text(Path(job_yaml).read_text() + "\nresume_from: walk-checkpoints/3\n")
+    assert turnwise("eval", job_yaml, "--detach", "--json", "--name", "on").json["name"] == "on"
     assert turnwise("eval", job_yaml, "--temperature", "-1").err == (
         "error: eval_sampling_params.temperature: -1.0 is out of range; "
         "must be at least 0 and at most 100\n"

@@ -224,12 +224,13 @@ def _flat(block: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 def _check_rest(package: ModelPackage, spec: JobSpec, num_rows: int) -> None:
     """Refuse a schedule that ends before the step to go on with."""
     batch, schedule = spec.batch.global_batch_size, spec.schedule
-    done = (package.step + 1) * batch
-    for field, value, places in (
-        ("schedule.max_steps", schedule.max_steps, schedule.max_steps * batch),
-        ("schedule.max_epochs", schedule.max_epochs, schedule.max_epochs * num_rows),
+    before = package.metadata["config"]["schedule"]["max_epochs"] * num_rows
+    done = min((package.step + 1) * batch, before)  # the last step takes what is left
+    for field, value, goes_on in (
+        ("schedule.max_steps", schedule.max_steps, schedule.max_steps > package.step + 1),
+        ("schedule.max_epochs", schedule.max_epochs, schedule.max_epochs * num_rows > done),
     ):
-        if places <= done:
+        if not goes_on:
             raise errors.InvalidInput(
                 field,
                 value,

@@ -226,7 +226,7 @@ class CheckpointSpec:
     """Which steps' files stay; every step's registered versions stay listed.
 
     The newest two resumable checkpoints always stay, so that there is one to fall back to, and so
-    does whatever another job started from.
+    does whatever another job started from or has yet to evaluate.
     """
 
     keep_last: int = 0  # newest steps to keep; 0: all

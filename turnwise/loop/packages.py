@@ -96,7 +96,7 @@ def checkpoint_key(job: Job, step: int) -> str:
 
 
 def checkpoint_of(package: ModelPackage) -> Checkpoint:
-    """A registered checkpoint as the learner restores it."""
+    """A registered checkpoint as the learner restores it. Blocks: its adapter is hashed."""
     folder = Path(package.path) / ADAPTER_FOLDER
     adapter = Adapter(adapter_id=fingerprint(folder), path=str(folder))
     return Checkpoint(step=package.step, path=package.path, sha256=package.sha256, adapter=adapter)

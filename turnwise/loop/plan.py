@@ -60,7 +60,16 @@ class Plan:
     @property
     def num_steps(self) -> int:
         """How many training steps there are; with `refill`, the most there can be."""
-        return min(self.max_steps, -(-self.max_epochs * self.num_rows // self.batch))
+        return self.steps_in_all(0, 0)
+
+    def steps_in_all(self, done: int, trained: int) -> int:
+        """How many steps there will be, where `done` of them have trained so many places.
+
+        Usually `num_steps`; a step that took less than a batch, as the last one of a job that is
+        continued with more epochs, is followed by one more.
+        """
+        left = self.total - trained
+        return min(self.max_steps, done + -(-left // self.batch))
 
     def epoch(self, order: int) -> int:
         """Which pass over the rows a group belongs to."""
@@ -86,10 +95,12 @@ class Plan:
 def learning_rate(peak: float, schedule: ScheduleSpec, step: int, num_steps: int) -> float:
     """Linear warm-up times linear decay: the peak's share of step `step` of `num_steps`.
 
+    A step past them has the last one's.
+
     >>> half = ScheduleSpec(warmup_steps=2, final_learning_rate_fraction=0.5)
     >>> [learning_rate(1.0, half, step, 5) for step in range(5)]
     [0.5, 0.875, 0.75, 0.625, 0.5]
     """
     warmth = min(1.0, (step + 1) / schedule.warmup_steps) if schedule.warmup_steps else 1.0
-    progress = step / (num_steps - 1) if num_steps > 1 else 0.0
+    progress = min(1.0, step / (num_steps - 1)) if num_steps > 1 else 0.0
     return peak * warmth * (1.0 - (1.0 - schedule.final_learning_rate_fraction) * progress)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 
 from turnwise import errors
@@ -42,15 +43,13 @@ async def begin(job: Job, plan: Plan, sockets: Sockets) -> Start:
     restore = _restored(job, recorded, sockets) if recorded else _first(job, sockets)
     checkpoint, position = await restore
     await sockets.sampler.load(checkpoint.adapter.adapter_id, checkpoint.adapter.path)
-    has_fallen_back = bool(recorded) and checkpoint is not recorded[-1]
-    if has_fallen_back:
+    if recorded and checkpoint is not recorded[-1]:
         await store.rewind(job.account_id, job.job_id, checkpoint.step)
     groups = await store.groups(job.account_id, job.job_id)
-    # After a fall-back, closed groups may hold tokens of a policy that is not there any more.
     closed = {
         group.order: await _read(group, sockets)
         for group in groups
-        if group.status is GroupStatus.CLOSED and not has_fallen_back
+        if group.status is GroupStatus.CLOSED
     }
     zero = {order for order, each in closed.items() if plan.refill and is_zero(job.spec, each)}
     # The job's own groups, for checkpoints that were saved before they held their data position.
@@ -63,7 +62,7 @@ async def begin(job: Job, plan: Plan, sockets: Sockets) -> Start:
         step=checkpoint.step + 1,
         trained=len(trained),
         refill=plan.refill,
-        steps=plan.num_steps,
+        steps=plan.steps_in_all(checkpoint.step + 1, len(trained)),
     )
     kept = pace.resume({order: each.group.admitted_at_step for order, each in closed.items()}, zero)
     await sweep(job, pace.step, sockets)
@@ -86,7 +85,8 @@ async def _first(job: Job, sockets: Sockets) -> tuple[Checkpoint, DataPosition]:
     step, position = BEFORE_TRAINING, NOTHING_TRAINED
     if job.spec.resume_from:
         package = await sockets.store.package(job.account_id, job.spec.resume_from)
-        step, position = package.step, await sockets.learner.restore(checkpoint_of(package))
+        checkpoint = await asyncio.to_thread(checkpoint_of, package)  # it reads the whole adapter
+        step, position = package.step, await sockets.learner.restore(checkpoint)
     folder = sockets.blobs.path(checkpoint_key(job, step))
     checkpoint = await sockets.learner.save(step, str(folder), position)
     await sockets.store.save_checkpoint(job.account_id, job.job_id, checkpoint)

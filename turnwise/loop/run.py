@@ -38,7 +38,7 @@ from turnwise.loop.plan import Plan
 from turnwise.loop.resume import Start, begin
 from turnwise.loop.sockets import Sockets
 from turnwise.loop.step import Stepper
-from turnwise.loop.validate import validate
+from turnwise.loop.validate import validate, validated_steps
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ class JobLoop:
         self._job = job
         self._rows = rows
         self._validation_rows = validation_rows
-        self._sockets = sockets
+        self.sockets = sockets
         self._stop = asyncio.Event()
 
     def request_stop(self) -> None:
@@ -91,7 +91,7 @@ class JobLoop:
         job = self._job
         if job.spec.kind is not JobKind.TRAIN:
             return ""
-        policy = await self._sockets.store.policy(job.account_id, job.job_id)
+        policy = await self.sockets.store.policy(job.account_id, job.job_id)
         return "" if policy else "stopped before the end of its first step: it leaves no model"
 
     async def _engine_ends(self) -> None:
@@ -100,11 +100,11 @@ class JobLoop:
         Its agents would fail one by one, and their groups would close without them, for which
         the agents are not to blame.
         """
-        await self._sockets.sampler.lost()
+        await self.sockets.sampler.lost()
         raise errors.ProcessDied("the engine's process has ended; resume the job to go on")
 
     async def _work(self) -> None:
-        job, sockets = self._job, self._sockets
+        job, sockets = self._job, self.sockets
         await sockets.runner.check()
         incarnation = await sockets.store.start_incarnation(job.account_id, job.job_id)
         job = replace(job, incarnation=incarnation)
@@ -117,12 +117,12 @@ class JobLoop:
 
     async def _train(self, job: Job) -> None:
         plan = Plan.of(job.spec, len(self._rows))
-        start = await begin(job, plan, self._sockets)
-        version = await next_version(job, self._sockets)
-        stepper = Stepper(job, start, plan, self._sockets, version)
-        collector = Collector(job, self._sockets)
+        start = await begin(job, plan, self.sockets)
+        version = await next_version(job, self.sockets)
+        stepper = Stepper(job, start, plan, self.sockets, version)
+        collector = Collector(job, self.sockets)
         training = Training(
-            job, start, plan, self._rows, self._validation_rows, collector, stepper, self._sockets
+            job, start, plan, self._rows, self._validation_rows, collector, stepper, self.sockets
         )
         try:
             await training.run()
@@ -131,7 +131,7 @@ class JobLoop:
             await stepper.retire_all()
 
     async def _check_sampler(self) -> None:
-        info = await self._sockets.sampler.info()
+        info = await self.sockets.sampler.info()
         if not info.sampled_logprobs:
             raise errors.Unavailable(
                 f"the sampler of {info.model} does not give the logprobs of sampled tokens at "
@@ -147,7 +147,7 @@ class JobLoop:
     ) -> None:
         body = {"status": status.value, "secondary": secondary.value, "message": message}
         draft = EventDraft(kind=EventKind.STATUS, body=body, level=level)
-        await self._sockets.store.append(self._job.account_id, self._job.job_id, [draft])
+        await self.sockets.store.append(self._job.account_id, self._job.job_id, [draft])
 
 
 class Training:
@@ -176,6 +176,7 @@ class Training:
         self._closed = {each.group.order: each for each in start.kept}
         self._changed = asyncio.Event()
         self._phase = Secondary.STARTING
+        self._validated: set[int] = set()
 
     async def run(self) -> None:
         """Until every group is trained. The first error of any task ends them all."""
@@ -226,6 +227,7 @@ class Training:
 
     async def _train(self) -> None:
         """Consumes closed groups, waits for a full step, produces a policy."""
+        self._validated = await validated_steps(self._job, self._sockets, newest=self._pace.step)
         await self._validate()
         while not self._pace.is_done:
             await self._say(Secondary.TRAINING)
@@ -248,7 +250,7 @@ class Training:
 
     async def _validate(self) -> None:
         """Evaluate the newest policy on the validation rows, where that is due."""
-        if not await self._is_validation_due():
+        if not self._is_validation_due():
             return
         await self._say(Secondary.EVALUATING)
         await validate(
@@ -259,17 +261,15 @@ class Training:
             policy=self._stepper.policy,
             step=self._pace.step,
         )
+        self._validated.add(self._pace.step)
 
-    async def _is_validation_due(self) -> bool:
+    def _is_validation_due(self) -> bool:
         every = self._job.spec.schedule.val_every
         if not self._validation_rows or not every:
             return False
         if self._pace.step % every and not self._pace.is_done:
             return False
-        done = await self._sockets.store.events(
-            self._job.account_id, self._job.job_id, kinds=[EventKind.EVALUATION.value]
-        )
-        return all(event.body["step"] != self._pace.step for event in done)
+        return self._pace.step not in self._validated
 
     async def _until(self, found: Callable[[], T | None]) -> T:
         """Wait until a look at the pace finds something."""

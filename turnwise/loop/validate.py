@@ -64,6 +64,25 @@ async def validate(
     return values
 
 
+async def validated_steps(job: Job, sockets: Sockets, *, newest: int) -> set[int]:
+    """The steps up to `newest` whose policy an earlier start has validated.
+
+    After a fall-back steps are trained again, and make other policies than those before.
+    """
+    kinds = [EventKind.STEP.value, EventKind.EVALUATION.value]
+    found: set[int] = set()
+    after = 0
+    while page := await sockets.store.events(job.account_id, job.job_id, after=after, kinds=kinds):
+        after = page[-1].seq
+        for event in page:
+            step = event.body["step"]
+            if event.kind is EventKind.EVALUATION:
+                found.add(step)
+            else:
+                found = {earlier for earlier in found if earlier <= step}
+    return {step for step in found if step <= newest}
+
+
 async def record(
     job: Job, purpose: Purpose, values: dict[str, float], sockets: Sockets, *, step: int
 ) -> None:

@@ -21,7 +21,15 @@ from sqlalchemy import (
 
 from turnwise import errors
 from turnwise.domain.event import Event, EventDraft, EventKind
-from turnwise.domain.job import Inputs, Job, JobSpec, JobStatus, Secondary, check_move
+from turnwise.domain.job import (
+    Inputs,
+    Job,
+    JobKind,
+    JobSpec,
+    JobStatus,
+    Secondary,
+    check_move,
+)
 from turnwise.storage.rows import from_row, from_rows, select_nouns, to_row
 from turnwise.storage.tables import (
     checkpoints,
@@ -47,19 +55,20 @@ _COUNT = (
 
 
 def create(connection: Connection, job: Job) -> Job:
-    """Insert a job; `Conflict` if the account has one of that name, or its parent was pruned."""
+    """Insert a job; `Conflict` if its name is taken, or a model that it needs was pruned."""
     taken = select(jobs.c.job_id).where(
         jobs.c.account_id == job.account_id, or_(jobs.c.name == job.name, _is(job.job_id))
     )
     if connection.execute(taken).first() is not None:
         raise errors.Conflict(f"a job named {job.name!r} exists already; choose another name")
-    gone = select(packages.c.package_id).where(
-        packages.c.account_id == job.account_id,
-        named(job.parent),
-        packages.c.pruned_at.is_not(None),
-    )
-    if job.parent and connection.execute(gone).first() is not None:
-        raise errors.Conflict(f"model {job.parent!r} has just been pruned; choose another version")
+    for model in sorted(uses(job.parent, job.spec)):
+        gone = select(packages.c.package_id).where(
+            packages.c.account_id == job.account_id,
+            named(model),
+            packages.c.pruned_at.is_not(None),
+        )
+        if connection.execute(gone).first() is not None:
+            raise errors.Conflict(f"model {model!r} has just been pruned; choose another version")
     connection.execute(jobs.insert(), to_row(job))
     return job
 
@@ -206,6 +215,12 @@ def lock(connection: Connection, account_id: str, job_id: str) -> Job:
 
 def _is(job_id: str) -> Any:
     return jobs.c.job_id == job_id
+
+
+def uses(parent: str, spec: JobSpec) -> frozenset[str]:
+    """The names of the packages that a job reads: what it starts from, and what it evaluates."""
+    evaluated = spec.evaluation.models if spec.kind is JobKind.EVALUATION else ()
+    return frozenset({parent, *evaluated} - {""})
 
 
 def named(package: str) -> ColumnElement[bool]:

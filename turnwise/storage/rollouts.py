@@ -26,7 +26,7 @@ from turnwise.storage.rows import from_row, from_rows, select_nouns, to_row
 from turnwise.storage.tables import groups, rollouts
 
 OPEN = (RolloutStatus.PENDING, RolloutStatus.READY)
-_UNTRAINED = (GroupStatus.OPEN, GroupStatus.CLOSED)
+UNTRAINED = (GroupStatus.OPEN, GroupStatus.CLOSED)
 
 # Statements of every rollout's way, built once: building one costs more than running it.
 _BY_ID = select_nouns(Rollout, rollouts.c.rollout_id == bindparam("its_id"))
@@ -138,7 +138,7 @@ def supersede(
         .where(
             groups.c.job_id == job_id,
             groups.c.incarnation < incarnation,
-            groups.c.status.in_(_UNTRAINED),
+            groups.c.status.in_(UNTRAINED),
             groups.c.group_id.not_in(keep),
         )
         .values(status=GroupStatus.SUPERSEDED)

@@ -140,7 +140,7 @@ class SqlStore:
     # ── jobs and events ───────────────────────────────────────────────────────────────────────
 
     async def create_job(self, job: Job) -> Job:
-        """Raises `Conflict` if the account has a job of that name, or its parent was pruned."""
+        """Raises `Conflict` if its name is taken, or a model that it needs was pruned."""
         return await self._write(jobs.create, job)
 
     async def job(self, account_id: str, id_or_name: str) -> Job:

@@ -5,19 +5,21 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Mapping
 
-from sqlalchemy import Connection, delete, func, select, update
+from sqlalchemy import Connection, delete, func, or_, select, update
 
 from turnwise import errors
 from turnwise.domain.event import Event
-from turnwise.domain.job import Job
+from turnwise.domain.job import Job, JobStatus
 from turnwise.domain.ledger import Bin, TokenUsage
 from turnwise.domain.rollout import GroupStatus, Policy, Purpose
 from turnwise.domain.training import ADAPTER_FOLDER, Checkpoint
 from turnwise.ports import FinishedStep, ModelPackage, Pruned
 from turnwise.storage import jobs as jobs_of
-from turnwise.storage.rollouts import OPEN
+from turnwise.storage.rollouts import OPEN, UNTRAINED
 from turnwise.storage.rows import from_rows, select_nouns, to_row
 from turnwise.storage.tables import checkpoints, groups, jobs, packages, rollouts, steps, turns
+
+_FINAL = [status for status in JobStatus if status.is_final]
 
 
 def finish(
@@ -50,7 +52,10 @@ def finish(
 
 
 def rewind(connection: Connection, account_id: str, job_id: str, step: int) -> None:
-    """Take back the steps after `step`; their groups are superseded, their tokens uncounted."""
+    """Take back the steps after `step`; their groups are superseded, their tokens uncounted.
+
+    So are groups that no step took: their tokens may be of a policy that is not there any more.
+    """
     jobs_of.lock(connection, account_id, job_id)
     connection.execute(
         update(rollouts)
@@ -59,7 +64,10 @@ def rewind(connection: Connection, account_id: str, job_id: str, step: int) -> N
     )
     connection.execute(
         update(groups)
-        .where(groups.c.job_id == job_id, groups.c.step > step)
+        .where(
+            groups.c.job_id == job_id,
+            or_(groups.c.step > step, groups.c.status.in_(UNTRAINED)),
+        )
         .values(status=GroupStatus.SUPERSEDED, step=None)
     )
     for table in (steps, checkpoints):
@@ -114,9 +122,9 @@ def prune(
     recorded = list_checkpoints(connection, account_id, job_id)
     its = (packages.c.job_id == job_id, packages.c.pruned_at.is_(None))
     columns = (packages.c.kind, packages.c.path, packages.c.group, packages.c.version)
-    parents = _parents(connection, account_id)
+    needed = _needed(connection, account_id)
     registered = {
-        (row.kind, row.path): f"{row.group}/{row.version}" in parents
+        (row.kind, row.path): f"{row.group}/{row.version}" in needed
         for row in connection.execute(select(*columns).where(*its))
     }
     paths = {checkpoint.path for checkpoint in recorded}
@@ -138,10 +146,13 @@ def prune(
     return pruned
 
 
-def _parents(connection: Connection, account_id: str) -> set[str]:
-    """The names of the packages that the account's jobs started from."""
-    query = select(jobs.c.parent).where(jobs.c.account_id == account_id, jobs.c.parent != "")
-    return set(connection.execute(query).scalars())
+def _needed(connection: Connection, account_id: str) -> set[str]:
+    """The packages that the account's jobs started from, or that one is yet to evaluate."""
+    its = jobs.c.account_id == account_id
+    parents = select(jobs.c.parent).where(its, jobs.c.parent != "")
+    found = set(connection.execute(parents).scalars())
+    under_way = select(jobs.c.parent, jobs.c.spec).where(its, jobs.c.status.not_in(_FINAL))
+    return found.union(*(jobs_of.uses(*row) for row in connection.execute(under_way)))
 
 
 def list_packages(connection: Connection, account_id: str, group: str | None) -> list[ModelPackage]:

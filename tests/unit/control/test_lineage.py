@@ -49,6 +49,11 @@ async def trained(world: World) -> Job:
     """The job "walk" after its first step, with walk/1 and walk-checkpoints/1 registered."""
     job = await world.jobs.create(ADMIN, spec(world, "walk"))
     await world.running("walk")
+    return await finish_first_step(world, job)
+
+
+async def finish_first_step(world: World, job: Job) -> Job:
+    """Have it trained and registered; then the job "walk" fails."""
     job = await world.store.job(ACCOUNT, job.job_id)
     folder = world.folder / "step"
     write_adapter_files(folder / "adapter")
@@ -201,6 +206,17 @@ async def test_a_new_job_continues_a_checkpoint_after_its_step(world: World, tra
         *("walk-checkpoints/1", "walk-checkpoints/1", 1),
     )
     assert job.inputs == trained.inputs  # which its first start must find
+
+
+async def test_more_epochs_may_follow_a_last_step_of_less_than_a_batch(world: World):
+    large = {"batch": replace(BATCH, global_batch_size=8), "lora": LORA}
+    one = replace(SCHEDULE, max_epochs=1)
+    job = await world.jobs.create(ADMIN, world.spec("walk", schedule=one, **large))
+    await world.running("walk")
+    await finish_first_step(world, job)
+    two = replace(SCHEDULE, max_epochs=2)
+    on = world.spec("on", resume_from="walk-checkpoints/1", schedule=two, **large)
+    assert (await world.jobs.create(ADMIN, on)).step == 1
 
 
 async def test_a_checkpoint_is_not_continued_otherwise_than_it_was_trained(
