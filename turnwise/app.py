@@ -26,7 +26,7 @@ from turnwise.channel import Connection
 from turnwise.control.browse import Browse
 from turnwise.control.jobs import Jobs, load_job_rows
 from turnwise.control.results import StoredResults
-from turnwise.control.served import ServedModels, adapter_id, verified_folder
+from turnwise.control.served import ServedModels, adapter_id, verified_base, verified_folder
 from turnwise.domain.access import Account
 from turnwise.domain.job import History, Job, JobKind, JobSpec
 from turnwise.domain.training import LearnerSpec
@@ -255,7 +255,7 @@ async def open_service(settings: Settings, url: str) -> AsyncIterator[tuple[Serv
             max_models=settings.serving_models,
         )
         opened.push_async_callback(serving.close)
-        archives = Archives(verified_folder, launcher.merge)
+        archives = Archives(verified_folder, verified_base, launcher.merge)
         results = StoredResults(store, FolderBlobs(folder.blobs))
         native = native_app(jobs, Browse(store), archives, results, keyring.authenticate)
         data_plane = DataPlane(

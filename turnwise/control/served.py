@@ -10,7 +10,7 @@ from pathlib import Path
 from turnwise import errors
 from turnwise.control.lineage import adapter_folder
 from turnwise.domain.access import Action, Principal
-from turnwise.modeling.fingerprint import fingerprint, verify
+from turnwise.modeling.fingerprint import base_sha256, fingerprint, verify
 from turnwise.ports import ModelPackage, Store
 
 
@@ -67,6 +67,23 @@ def verified_folder(package: ModelPackage) -> Path:
         raise errors.Corrupted(
             f"{name} is damaged: the files at {folder} have sha256 {found[:12]}..., registered "
             f"were {package.sha256[:12]}...; use another version"
+        )
+    return folder
+
+
+def verified_base(package: ModelPackage) -> Path:
+    """The folder of the package's base model, as it was when the package was made.
+
+    Raises `NotFound` for one that is gone, `Corrupted` for one that has changed.
+    """
+    folder, remedy = Path(package.base_model), "put the folder back, or export the adapter"
+    if not (folder / "config.json").is_file():
+        raise errors.NotFound("base model", package.base_model, remedy=remedy)
+    was = package.metadata.get("base_model", {}).get("sha256", "")
+    if was and was != (found := base_sha256(folder)):
+        raise errors.Corrupted(
+            f"model {package.name} was trained on another base: the files at {folder} have sha256 "
+            f"{found[:12]}..., its own had {was[:12]}...; {remedy}"
         )
     return folder
 

@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
-from turnwise import errors
 from turnwise.exporting.tar import folder_members, tar_pieces, tar_size
 from turnwise.ports import Archive, MergeSpec, ModelPackage
 
@@ -32,28 +31,29 @@ class FolderArchive:
 
 
 class Archives:
-    """`verified` gives a package's PEFT folder or raises; `merge` starts a merge."""
+    """`verified` gives a package's PEFT folder, `base` that of its base model, or they raise.
+
+    `merge` starts a merge.
+    """
 
     def __init__(
         self,
         verified: Callable[[ModelPackage], Path],
+        base: Callable[[ModelPackage], Path],
         merge: Callable[[MergeSpec], Awaitable[Archive]],
     ) -> None:
         self._verified = verified
+        self._base = base
         self._merge = merge
 
     async def open(self, package: ModelPackage, *, merged: bool) -> Archive:
         """The package as a PEFT folder, or as a model folder that needs no adapter.
 
-        Raises `NotFound` and `Corrupted` for its files; what a merge finds wrong, its `size` says.
+        Raises `NotFound` and `Corrupted` for its files and its base's; what a merge finds wrong,
+        its `size` says.
         """
         folder = await asyncio.to_thread(self._verified, package)
         if not merged:
             return FolderArchive(folder)
-        if not Path(package.base_model).is_dir():
-            raise errors.NotFound(
-                "base model",
-                package.base_model,
-                remedy="put the folder back, or export the adapter",
-            )
-        return await self._merge(MergeSpec(base_model=package.base_model, adapter=str(folder)))
+        base = await asyncio.to_thread(self._base, package)
+        return await self._merge(MergeSpec(base_model=str(base), adapter=str(folder)))

@@ -10,7 +10,7 @@ from typing import Any
 from tests import builders
 from tests.builders import ACCOUNT, SetClock
 from turnwise.control.jobs import Jobs, status_event
-from turnwise.control.served import verified_folder
+from turnwise.control.served import verified_base, verified_folder
 from turnwise.domain.access import Principal
 from turnwise.domain.job import Job, JobSpec, JobStatus, Secondary
 from turnwise.exporting.archives import Archives
@@ -27,7 +27,7 @@ async def _no_merge(spec: MergeSpec) -> Archive:
 
 def archives() -> Archives:
     """Exports of verified PEFT folders."""
-    return Archives(verified_folder, _no_merge)
+    return Archives(verified_folder, verified_base, _no_merge)
 
 
 class Loop:
