@@ -11,7 +11,7 @@ from turnwise.domain.algorithm import AlgorithmSpec
 from turnwise.domain.job import BatchSpec, JobSpec, RolloutSpec, TruncatedTurns
 from turnwise.domain.rollout import Blame, Fault, FinishReason, RolloutStatus, Trajectory
 from turnwise.domain.training import AdvantageMethod, Aggregation, LossName, LossSpec
-from turnwise.loop.assemble import Assembly, ClosedGroup, assemble
+from turnwise.loop.assemble import Assembly, ClosedGroup, assemble, is_zero
 
 FAILED = Fault(blame=Blame.AGENT, code="http_error")
 
@@ -137,6 +137,14 @@ def test_without_a_difference_in_reward_there_is_nothing_to_train() -> None:
     assembly = assemble(spec(), 0, [closed("a", 0, 1.0, 1.0), closed("b", 1, None, None)], 1e-3)
     assert assembly.request is None
     assert assembly.metrics["ledger/trained"] == 0
+
+
+def test_only_a_group_that_was_compared_is_replaced_for_having_no_advantage() -> None:
+    groups = [(1.0, 1.0), (1.0, 0.0), (1.0, None), (None, None)]
+
+    found = [is_zero(spec(), closed("a", 0, *rewards)) for rewards in groups]
+
+    assert found == [True, False, False, False]
 
 
 def test_a_slot_that_its_group_had_no_time_to_try_counts_as_expired() -> None:

@@ -17,6 +17,7 @@ from turnwise.rl.advantages import (
     Outcomes,
     advantages,
     grpo_passk,
+    is_constant_group,
     opo,
     pkpo,
     rloo,
@@ -201,6 +202,31 @@ def test_a_constant_group_gets_exactly_zero_beside_others(method: AdvantageMetho
     found = of_step(method, [constant, varied])
 
     assert [group.is_zero for group in found] == [True, False]
+
+
+REPORTED = st.sampled_from([(0.0,), (1.0,), (0.1,) * 3, (0.3, 0.0, 0.0), (0.0, 0.0, 1.0)])
+
+
+@pytest.mark.parametrize("method", AdvantageMethod)
+@given(reported=st.lists(REPORTED, max_size=4))
+def test_a_group_called_constant_has_nothing_to_train_where_that_is_promised(
+    method: AdvantageMethod, reported: list[tuple[float, ...]]
+) -> None:
+    group = advantages(method, reported, [3] * len(reported), pass_k=2)
+
+    if len(reported) < 2:
+        assert not is_constant_group(method, reported)
+    elif is_constant_group(method, reported) and method.is_zero_for_constant_groups:
+        assert group.is_zero
+
+
+def test_what_is_constant_depends_on_what_the_method_can_tell_apart() -> None:
+    reported = [(0.0, 1.0), (1.0, 0.0)]
+
+    assert is_constant_group(AdvantageMethod.RLOO, reported)
+    assert not is_constant_group(PER_TURN, reported)
+    assert is_constant_group(PER_TURN, [(0.0, 1.0)] * 2)
+    assert not is_constant_group(AdvantageMethod.RLOO, [(0.0,), (1.0,)])
 
 
 def test_where_nothing_is_compared_within_the_group_a_constant_one_keeps_the_formula() -> None:

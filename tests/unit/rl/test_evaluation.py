@@ -86,6 +86,26 @@ def test_completion_and_correctness_are_apart() -> None:
     assert found["eval/reward/failed_rollouts"] == 2
 
 
+def test_a_slot_counts_once_with_its_last_attempt() -> None:
+    failed, retried = attempt(0, 0, None), attempt(0, 0, 1.0)
+    second = replace(retried.rollout, rollout_id="rol_0_0_1", attempt=1)
+    tried = replace(row(0, 1.0), attempts=(failed, replace(retried, rollout=second)))
+    found = figures([tried, row(1, 0.0)])
+
+    assert found["eval/completion_rate"] == 1.0
+    assert found["eval/reward/mean"] == 0.5
+    assert found["eval/reward/failed_rollouts"] == 0
+    assert fault_counts([tried]) == []
+
+
+def test_turns_that_add_up_to_the_threshold_are_a_success() -> None:
+    made = chain(10, rollout_id="rol_0_0", rewards=(0.1,) * 10)
+    found = figures([replace(row(0, 1.0), attempts=(made,))])
+
+    assert found["eval/reward/mean"] == 1.0
+    assert found["eval/reward/success_rate"] == 1.0
+
+
 def test_pass_at_k_is_the_unbiased_mean_over_rows_and_has_an_interval() -> None:
     rewards = [(1.0, 0.0, 0.0, 0.0), (1.0, 1.0, 0.0, 1.0), (0.0,) * 4, (1.0,) * 4]
     spec = EvaluationSpec(group_size=4, pass_k_values=(1, 2, 8))

@@ -11,6 +11,7 @@ from turnwise import errors
 from turnwise.domain.rollout import Delivery, Trajectory
 from turnwise.domain.training import Sample
 from turnwise.rl.rows import is_trainable, rows
+from turnwise.rl.rows import trained_tokens as lengths
 
 
 def trained_tokens(samples: list[Sample]) -> list[int]:
@@ -90,6 +91,7 @@ def test_the_first_position_is_not_trained() -> None:
 
     assert row.trained.tolist() == [False, True, True]
     assert row.logprobs.tolist() == [0.0, -0.25, -0.375]
+    assert lengths(graph.trajectory()) == (2, 0)  # as many as the advantages weigh by
 
 
 def test_dropped_thinking_still_trains_every_sampled_token() -> None:

@@ -101,6 +101,15 @@ def test_what_limits_ended_is_counted() -> None:
     }
 
 
+def test_shares_of_turns_are_of_scored_rollouts_alone() -> None:
+    failed = replace(cut(True), rollout=timed_out().rollout)
+
+    values = truncation_metrics("rollout", [failed, chain(2)], KEEP)
+
+    assert values["rollout/turns/at_cap_frac"] == 0.0
+    assert values["rollout/truncated/any_turn"] == values["rollout/truncated/last_turn"] == 0
+
+
 def test_without_a_budget_nothing_is_over_it() -> None:
     assert not is_over_budget(chain(9), KEEP)
 
