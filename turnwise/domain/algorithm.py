@@ -67,8 +67,11 @@ def _spec(
 
 _A, _N, _L = AdvantageMethod, AlgorithmName, LossName
 
-#: Each algorithm as its paper has it, with the paper. The three that are plain policy gradients
-#: there take `importance_sampling`, which is that on policy and stays unbiased off it.
+#: Each algorithm as its paper has it, with the paper, but for a KL term (see `kl_coef`). Those that
+#: are plain policy gradients there take `importance_sampling`, which is that on policy and stays
+#: unbiased off it, and weigh all tokens alike: a rollout's log-probability is a sum over tokens,
+#: and OPO's baseline by length is the best only for that sum. RLOO is one, too, but clipped here,
+#: as TRL's, for steps off policy.
 ALGORITHMS: dict[AlgorithmName, tuple[AlgorithmSpec, str]] = {
     each.name: (each, paper)
     for each, paper in (
@@ -90,9 +93,23 @@ ALGORITHMS: dict[AlgorithmName, tuple[AlgorithmSpec, str]] = {
             "arXiv 2506.13585",
         ),
         (_spec(_N.RLOO, _A.RLOO), "arXiv 2402.14740"),
-        (_spec(_N.OPO, _A.OPO, _L.IMPORTANCE_SAMPLING), "arXiv 2505.23585"),
-        (_spec(_N.GPG, _A.GPG, _L.IMPORTANCE_SAMPLING), "arXiv 2504.02546"),
-        (_spec(_N.REINFORCE, _A.MONTE_CARLO, _L.IMPORTANCE_SAMPLING), "Williams 1992"),
+        (
+            _spec(_N.OPO, _A.OPO, _L.IMPORTANCE_SAMPLING, aggregation=Aggregation.TOKEN_MEAN),
+            "arXiv 2505.23585",
+        ),
+        (
+            _spec(_N.GPG, _A.GPG, _L.IMPORTANCE_SAMPLING, aggregation=Aggregation.TOKEN_MEAN),
+            "arXiv 2504.02546",
+        ),
+        (
+            _spec(
+                _N.REINFORCE,
+                _A.MONTE_CARLO,
+                _L.IMPORTANCE_SAMPLING,
+                aggregation=Aggregation.TOKEN_MEAN,
+            ),
+            "Williams 1992",
+        ),
         (
             _spec(_N.REINFORCE_PP, _A.REINFORCE_PP, aggregation=Aggregation.TOKEN_MEAN),
             "arXiv 2501.03262",

@@ -40,6 +40,12 @@ def test_an_algorithm_by_name_has_the_settings_of_its_paper():
     )
 
 
+def test_plain_policy_gradients_weigh_every_token_alike():
+    plain = [s for s, _ in ALGORITHMS.values() if s.loss_fn is LossName.IMPORTANCE_SAMPLING]
+    assert [spec.name.value for spec in plain] == ["opo", "gpg", "reinforce"]
+    assert {spec.aggregation for spec in plain} == {Aggregation.TOKEN_MEAN}
+
+
 def test_what_is_set_beside_the_name_wins():
     found = algorithm(name="dapo", clip_high_threshold=1.5, kl_coef=0.01)
     assert (found.clip_high_threshold, found.clip_low_threshold, found.kl_coef) == (1.5, 0.8, 0.01)
