@@ -65,8 +65,8 @@ class Service:
     def judge(self, name: str, adapter: str) -> float:
         """The share of held-out tasks that an adapter gets exactly right at temperature 1."""
         job = self._job(name, "test", "python")
-        job |= {"kind": "evaluation", "evaluation": {"models": [adapter or "base"]}}
-        job["evaluation"]["max_rows"] = HELD_OUT
+        evaluation = {"models": [adapter or "base"], "max_rows": HELD_OUT}
+        job |= {"kind": "evaluation", "evaluation": evaluation}
         job["eval_sampling_params"] = job["sampling_params"]
         self.client.create_job(job)
         ended = self.client.wait(name, poll_s=0.1)

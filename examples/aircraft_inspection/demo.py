@@ -164,7 +164,7 @@ class Demo:
         job = self.job_file(name, agent_url, kind="evaluation", input_adapter=model)
         job["dataset"] = str((self.out / "data" / "test.jsonl").resolve())
         job["validation_dataset"] = ""
-        job["evaluation"]["max_rows"] = self.rows
+        job["evaluation"] = {"max_rows": self.rows}
         job["eval_sampling_params"] = job["sampling_params"] | {"temperature": temperature}
         return job
 

@@ -299,6 +299,9 @@ class Gateway:
                     f"trajectory {rollout.rollout_id} already has the rewards "
                     f"{list(rollout.rewards)}"
                 )
+            told = {**rollout.metrics, **metrics}
+            if told != rollout.metrics:
+                await self._move(record, (rollout.status,), rollout.status, metrics=told)
             return
         is_failed = rollout.status is RolloutStatus.FAILED
         await self._move(

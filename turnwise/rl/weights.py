@@ -65,7 +65,8 @@ def weighted(
     `rollout-mean`: 1 / (rollouts x trained tokens of the token's rollout, over all its rows).
     `token-mean`: 1 / trained tokens of the mini-batch. In both all weights add up to 1, and a
     rollout without trained tokens does not count. `token-sum-norm`: 1 / `norm`, which must not
-    come from the batch (Dr. GRPO, arXiv 2503.20783: rollouts x most tokens that one may have).
+    come from the batch (Dr. GRPO, arXiv 2503.20783: rollouts x most tokens of one reply; with
+    several turns the scale is that of a turn, and AdamW does not notice).
     """
     trained: Counter[str] = Counter()
     for sample in samples:

@@ -830,6 +830,15 @@ async def test_rewards_per_turn_finish_a_rollout_whose_agent_gave_a_call_up():
     assert (closed.rollout.rewards, len(closed.delivered)) == ((0.5, 1.0), 2)
 
 
+async def test_metrics_that_come_with_the_same_report_again_are_kept():
+    async with a_world() as world:
+        await chat(world, user("hi"))
+        await world.gateway.finish(world.principal, "rol_a", (1.0,), metrics={"words": 3.0})
+        await world.gateway.finish(world.principal, "rol_a", (1.0,), metrics={"calls": 1.0})
+        closed = (await world.trajectory()).rollout
+    assert (closed.rewards, closed.metrics) == ((1.0,), {"words": 3.0, "calls": 1.0})
+
+
 async def test_a_rollout_goes_on_after_a_report_that_makes_no_sense():
     async with a_world() as world:
         with pytest.raises(errors.InvalidInput, match="has 3 values, but the rollout has 0"):
