@@ -7,14 +7,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from tests.flow.test_loop import (
+from tests.unit.loop.world import (
     LIMITS,
     World,
     assert_ledger_is_complete,
     make_job,
     resume,
     rows,
-    world,  # noqa: F401  a fixture
 )
 from turnwise import errors
 from turnwise.agents.scripted import Behaviour
@@ -25,7 +24,7 @@ from turnwise.domain.rollout import GroupStatus, Rollout
 TWO_STEPS = ScheduleSpec(max_epochs=9, max_steps=2, val_every=0)
 
 
-async def train(world: World, **changes: Any) -> list[dict[str, float]]:  # noqa: F811
+async def train(world: World, **changes: Any) -> list[dict[str, float]]:
     """The metrics of each step of a job over eight rows."""
     await world.store.create_job(make_job(**({"schedule": TWO_STEPS} | changes)))
     await world.loop(await world.job(), rows(8)).run()
@@ -41,7 +40,7 @@ def equal_in_rows(*constant: int) -> Callable[[Rollout], float]:
 
 
 async def test_a_refilled_step_trains_a_full_batch_and_counts_what_it_replaced(
-    world: World,  # noqa: F811
+    world: World,
 ) -> None:
     world.reward = equal_in_rows(0, 1, 2, 3)
     refilling = BatchSpec(global_batch_size=4, group_size=2, refill=True)
@@ -57,7 +56,7 @@ async def test_a_refilled_step_trains_a_full_batch_and_counts_what_it_replaced(
     assert all(group.status is GroupStatus.TRAINED for group in await world.groups())
 
 
-async def test_a_step_refills_at_most_one_batch(world: World) -> None:  # noqa: F811
+async def test_a_step_refills_at_most_one_batch(world: World) -> None:
     world.reward = lambda rollout: 1.0
 
     steps = await train(world, batch=BatchSpec(global_batch_size=2, group_size=2, refill=True))
@@ -68,7 +67,7 @@ async def test_a_step_refills_at_most_one_batch(world: World) -> None:  # noqa: 
 
 
 async def test_refilling_goes_on_over_several_policies_within_the_bound(
-    world: World,  # noqa: F811
+    world: World,
 ) -> None:
     world.reward = equal_in_rows(1, 4, 6)
 
@@ -84,7 +83,7 @@ async def test_refilling_goes_on_over_several_policies_within_the_bound(
     assert all(values["analysis/batch_valid_ratio"] > 0 for values in steps)
 
 
-async def test_a_group_whose_pilot_agrees_ends_with_it(world: World) -> None:  # noqa: F811
+async def test_a_group_whose_pilot_agrees_ends_with_it(world: World) -> None:
     world.reward = equal_in_rows(0, 1, 2, 3)
     pilots = BatchSpec(global_batch_size=4, group_size=4, pilot_size=2)
 
@@ -100,7 +99,7 @@ async def test_a_group_whose_pilot_agrees_ends_with_it(world: World) -> None:  #
 
 
 async def test_a_pilot_of_which_too_few_were_scored_decides_nothing(
-    world: World,  # noqa: F811
+    world: World,
 ) -> None:
     world.behave = lambda rollout: Behaviour.ABORT if rollout.slot == 0 else Behaviour.PLAY
     world.reward = lambda rollout: 1.0 if rollout.slot < 2 else float(rollout.slot)
@@ -116,7 +115,7 @@ async def test_a_pilot_of_which_too_few_were_scored_decides_nothing(
 
 
 async def test_a_job_that_refills_resumes_with_the_places_that_are_left(
-    world: World,  # noqa: F811
+    world: World,
 ) -> None:
     world.reward = equal_in_rows(0, 3, 5)
     job = make_job(

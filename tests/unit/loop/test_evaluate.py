@@ -5,14 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.flow.test_loop import World, make_job, resume, write_adapter_files
-from tests.unit.loop.fakes import FakeClock
+from tests.unit.loop.fakes import write_adapter_files
+from tests.unit.loop.world import World, make_job, resume
 from turnwise.agents.scripted import Behaviour
 from turnwise.domain import metrics
 from turnwise.domain.data import Row
@@ -29,17 +28,8 @@ from turnwise.domain.job import (
 )
 from turnwise.domain.rollout import Policy, Purpose, Rollout
 from turnwise.modeling.fingerprint import fingerprint
-from turnwise.storage.sql import SqlStore
 
 Json = dict[str, Any]
-
-
-@pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[World]:
-    clock = FakeClock()
-    store = SqlStore.in_memory(clock=clock)
-    yield World(tmp_path, store, clock)
-    await store.close()
 
 
 @pytest.fixture
