@@ -39,7 +39,7 @@ def main(names: list[str]) -> None:
     LATEST.write_text(json.dumps(kept + records, indent=1) + "\n")
     table = Table(box=None)
     for column in COLUMNS:
-        table.add_column(column, no_wrap=True)
+        table.add_column(column, overflow="fold", no_wrap=column not in ("name", "spread"))
     for record in records:
         table.add_row(*(_cell(record[column]) for column in COLUMNS))
     Console(width=160).print(table)
