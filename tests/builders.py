@@ -23,6 +23,7 @@ from turnwise.domain.rollout import (
     Turn,
 )
 from turnwise.domain.training import Adapter, Checkpoint
+from turnwise.ports import ModelPackage
 
 ACCOUNT = "acc_default"
 ZERO_SHA256 = "0" * 64
@@ -164,6 +165,24 @@ def checkpoint(step: int = 0, **changes: Any) -> Checkpoint:
         "adapter": Adapter(adapter_id=adapter_id, path=f"/blobs/job_walk/step_{step}/adapter"),
     }
     return Checkpoint(**(fields | changes))
+
+
+def package(version: int = 1, **changes: Any) -> ModelPackage:
+    """What the step before `version` registered as "walk/{version}": an adapter of job_walk."""
+    fields: dict[str, Any] = {
+        "package_id": f"package_{version}",
+        "account_id": ACCOUNT,
+        "group": "walk",
+        "version": version,
+        "kind": "adapter",
+        "path": f"/blobs/{version}",
+        "sha256": f"{version:064x}",
+        "base_model": "/models/tiny",
+        "job_id": "job_walk",
+        "step": version - 1,
+        "created_at": 0.0,
+    }
+    return ModelPackage(**(fields | changes))
 
 
 def plain(value: Any) -> Any:

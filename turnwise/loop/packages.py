@@ -92,7 +92,12 @@ def checkpoint_key(job: Job, step: int) -> str:
     over what an earlier one has registered.
     """
     name = "initial" if step == BEFORE_TRAINING else f"step-{step:05d}"
-    return f"jobs/{job.job_id}/checkpoints/{name}.{job.incarnation}"
+    return checkpoint_blob(job, f"{name}.{job.incarnation}")
+
+
+def checkpoint_blob(job: Job, name: str) -> str:
+    """The blob key of something under the job's checkpoints."""
+    return f"jobs/{job.job_id}/checkpoints/{name}"
 
 
 def checkpoint_of(package: ModelPackage) -> Checkpoint:

@@ -9,7 +9,7 @@ from pathlib import Path
 from turnwise.domain.event import EventDraft, EventKind, Level
 from turnwise.domain.job import CheckpointSpec, Job
 from turnwise.domain.training import ADAPTER_FOLDER, META_FILE, STATE_FILE
-from turnwise.loop.packages import checkpoint_group, checkpoint_key
+from turnwise.loop.packages import checkpoint_blob, checkpoint_group, checkpoint_key
 from turnwise.loop.sockets import Sockets
 from turnwise.ports import Pruned
 
@@ -82,7 +82,7 @@ async def _remove_all(job: Job, pruned: Sequence[Pruned], sockets: Sockets) -> N
 
 
 async def _remove(job: Job, pruned: Pruned, sockets: Sockets) -> None:
-    folder = f"jobs/{job.job_id}/checkpoints/{Path(pruned.path).name}"
+    folder = checkpoint_blob(job, Path(pruned.path).name)
     parts = [folder]
     if not pruned.with_adapter:
         parts = [f"{folder}/{STATE_FILE}", f"{folder}/{META_FILE}"]

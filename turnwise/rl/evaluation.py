@@ -22,7 +22,7 @@ from turnwise.rl.comparison import Comparison, compare
 from turnwise.rl.conduct import conduct_metrics
 from turnwise.rl.intervals import ratio_intervals
 from turnwise.rl.passk import pass_at_k, pass_power_k
-from turnwise.rl.statistics import scored, validation_metrics
+from turnwise.rl.statistics import last_attempts, scored, validation_metrics
 from turnwise.rl.truncation import truncation_metrics
 
 Values = dict[str, float]
@@ -43,7 +43,7 @@ class AttemptedRow:
     @property
     def last(self) -> tuple[Trajectory, ...]:
         """The attempt of each slot that counts, by slot."""
-        return tuple({each.rollout.slot: each for each in self.attempts}.values())
+        return last_attempts(self.attempts)
 
     @property
     def scored(self) -> tuple[Trajectory, ...]:

@@ -51,6 +51,11 @@ def scored(trajectories: Sequence[Trajectory]) -> tuple[Trajectory, ...]:
     return tuple(t for t in trajectories if t.rollout.is_scored)
 
 
+def last_attempts(attempts: Sequence[Trajectory]) -> tuple[Trajectory, ...]:
+    """The attempt of each slot that counts, by slot, of one group's by (slot, attempt)."""
+    return tuple({t.rollout.slot: t for t in attempts}.values())
+
+
 def rollout_metrics(groups: Sequence[ScoredGroup], *, per_turn: bool = False) -> Values:
     """rollout/* and analysis/* of the groups that one step took.
 
@@ -59,7 +64,7 @@ def rollout_metrics(groups: Sequence[ScoredGroup], *, per_turn: bool = False) ->
     """
     attempts = [t for group in groups for t in group.trajectories]
     counted = scored(attempts)
-    last = [t for group in groups for t in _last_attempts(group.trajectories)]
+    last = [t for group in groups for t in last_attempts(group.trajectories)]
     slots = sum(group.size for group in groups)
     valid = [reward for group in groups if group.is_valid for reward in group.rewards]
     values = {
@@ -90,7 +95,7 @@ def validation_metrics(
     Only a slot's last rollout counts. If it failed it is counted as failed, not as an attempt
     without success. pass_at_{k} is the mean over the rows with at least k scored rollouts.
     """
-    last = [_last_attempts(group) for group in groups]
+    last = [last_attempts(group) for group in groups]
     attempts = [t for group in last for t in group]
     rewards = [_totals(scored(group)) for group in last]
     values = {
@@ -182,11 +187,6 @@ def _summary(prefix: str, values: Numbers, names: Sequence[str]) -> Values:
 
 def _totals(trajectories: Sequence[Trajectory]) -> list[float]:
     return [t.rollout.reward for t in trajectories if t.rollout.reward is not None]
-
-
-def _last_attempts(attempts: Sequence[Trajectory]) -> list[Trajectory]:
-    """One trajectory per slot, of one group's attempts by (slot, attempt)."""
-    return list({t.rollout.slot: t for t in attempts}.values())
 
 
 def _late(attempts: Sequence[Trajectory]) -> list[Trajectory]:

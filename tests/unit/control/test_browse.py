@@ -30,19 +30,7 @@ async def append(store: SqlStore, kind: EventKind, **body: Any) -> None:
 
 
 async def register(store: SqlStore) -> ModelPackage:
-    package = ModelPackage(
-        package_id="package_a",
-        account_id=ACCOUNT,
-        group="walk",
-        version=1,
-        kind="adapter",
-        path="/blobs/a",
-        sha256=builders.ZERO_SHA256,
-        base_model="/models/tiny",
-        job_id="job_walk",
-        step=0,
-        created_at=0.0,
-    )
+    package = builders.package(package_id="package_a", path="/blobs/a")
     done = FinishedStep(
         step=0,
         policy=Policy(),

@@ -32,18 +32,11 @@ async def status_events(store: SqlStore, name: str) -> list[tuple[str, str]]:
 
 
 def package(world: World, job_id: str = "job_a") -> ModelPackage:
-    return ModelPackage(
-        package_id="package_a",
-        account_id=ACCOUNT,
-        group="walk",
-        version=1,
+    return builders.package(
         kind="checkpoint",
         path=str(world.folder / "checkpoint"),
-        sha256=builders.ZERO_SHA256,
         base_model=str(world.folder / "model"),
         job_id=job_id,
-        step=0,
-        created_at=0.0,
     )
 
 

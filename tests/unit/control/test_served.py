@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.builders import ACCOUNT
+from tests import builders
 from turnwise import errors
 from turnwise.control.served import verified_base
 from turnwise.modeling.fingerprint import base_sha256
@@ -20,20 +20,8 @@ def save_base(folder: Path) -> Path:
 
 
 def trained_on(base: Path, sha256: str) -> ModelPackage:
-    return ModelPackage(
-        package_id="package_1",
-        account_id=ACCOUNT,
-        group="walk",
-        version=3,
-        kind="adapter",
-        path="/blobs/3",
-        sha256="0" * 64,
-        base_model=str(base),
-        job_id="job_walk",
-        step=0,
-        created_at=0.0,
-        metadata={"base_model": {"path": str(base), "sha256": sha256}} if sha256 else {},
-    )
+    lineage = {"base_model": {"path": str(base), "sha256": sha256}} if sha256 else {}
+    return builders.package(3, base_model=str(base), metadata=lineage)
 
 
 def test_a_model_is_not_merged_into_another_base_than_its_own(tmp_path: Path):

@@ -8,29 +8,13 @@ from typing import Any
 
 import pytest
 
-from tests.builders import ACCOUNT
+from tests.builders import ACCOUNT, package
 from tests.unit.gateway.kit import HeldClock, PlainRenderer, Script, ask, user
 from turnwise import errors
 from turnwise.gateway.serving import OpenModel, Serving
 from turnwise.ports import ModelPackage, SampleRequest
 from turnwise.sampling.scripted import ScriptedSampler
 from turnwise.system import new_id
-
-
-def package(version: int) -> ModelPackage:
-    return ModelPackage(
-        package_id=f"package_{version}",
-        account_id=ACCOUNT,
-        group="walk",
-        version=version,
-        kind="adapter",
-        path=f"/blobs/{version}",
-        sha256=f"{version:064x}",
-        base_model="/models/tiny",
-        job_id="job_walk",
-        step=0,
-        created_at=0.0,
-    )
 
 
 class MortalSampler(ScriptedSampler):

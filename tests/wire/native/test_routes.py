@@ -23,7 +23,7 @@ from turnwise.domain.event import EventDraft, EventKind
 from turnwise.domain.job import JobStatus, Secondary
 from turnwise.domain.rollout import Blame, Fault, Policy, RolloutStatus
 from turnwise.modeling.fingerprint import fingerprint
-from turnwise.ports import FinishedStep, ModelPackage
+from turnwise.ports import FinishedStep
 from turnwise.wire.native.routes import native_app
 
 OTHER = "acc_other"
@@ -238,18 +238,8 @@ async def record(world: World, path: Path, sha256: str = builders.ZERO_SHA256) -
     """A rollout and a model of job_a."""
     await world.store.open_group(builders.group(job_id="job_a"))
     await world.store.open_rollouts([builders.rollout(job_id="job_a")])
-    package = ModelPackage(
-        package_id="package_a",
-        account_id=ACCOUNT,
-        group="walk",
-        version=1,
-        kind="adapter",
-        path=str(path),
-        sha256=sha256,
-        base_model="/models/tiny",
-        job_id="job_a",
-        step=0,
-        created_at=5.0,
+    package = builders.package(
+        package_id="package_a", path=str(path), sha256=sha256, job_id="job_a", created_at=5.0
     )
     metrics = EventDraft(kind=EventKind.METRICS, body={"step": 0, "values": {"training/loss": 1}})
     done = FinishedStep(

@@ -11,7 +11,7 @@ import openai
 import pytest
 from openai import AsyncOpenAI
 
-from tests.builders import ACCOUNT
+from tests.builders import ACCOUNT, package
 from tests.unit.gateway.kit import KEY, SECRET, World, a_world, user
 from tests.wire.served import HEADERS, NUMBER, a_client, served
 from turnwise.domain.access import Action, Principal
@@ -23,23 +23,6 @@ TOOLS: list[Any] = [
     {"type": "function", "function": {"name": "find", "parameters": {"type": "object"}}}
 ]
 CALLING = '[why]look@{"name": "find", "arguments": {"id": 1}}'
-
-
-def package(version: int, **changes: Any) -> ModelPackage:
-    fields: dict[str, Any] = {
-        "package_id": f"package_{version}",
-        "account_id": ACCOUNT,
-        "group": "walk",
-        "version": version,
-        "kind": "adapter",
-        "path": f"/blobs/{version}",
-        "sha256": f"{version:064x}",
-        "base_model": "/models/tiny",
-        "job_id": "job_walk",
-        "step": version - 1,
-        "created_at": 0.0,
-    }
-    return ModelPackage(**(fields | changes))
 
 
 async def register(world: World, *packages: ModelPackage) -> None:
