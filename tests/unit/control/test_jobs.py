@@ -33,8 +33,10 @@ async def status_events(store: SqlStore, name: str) -> list[tuple[str, str]]:
 
 def package(world: World, job_id: str = "job_a") -> ModelPackage:
     return builders.package(
+        package_id="package_a",
         kind="checkpoint",
         path=str(world.folder / "checkpoint"),
+        sha256=builders.ZERO_SHA256,
         base_model=str(world.folder / "model"),
         job_id=job_id,
     )
