@@ -3,13 +3,15 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+CLIENTS := .venv-clients
+WIRE := tests/wire/aws/clients
 SEED ?= 0
 DATA ?=
 # The CPU build. On a CUDA machine install a CUDA build of the same version into the environment
 # first and call `make setup TORCH=` (README, "On a GPU").
 TORCH ?= torch==2.13.0
 
-.PHONY: help setup fmt check test gpu bench docs serve demo clean
+.PHONY: help setup fmt check test wire gpu bench docs serve demo clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -19,7 +21,7 @@ setup: $(VENV)/.ready  ## create the environment
 $(VENV)/.ready: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(if $(TORCH),$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt $(TORCH))
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[torch,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[torch,mlflow,s3,parquet,dev]'
 	touch $@
 
 fmt: setup  ## format the code and mend what ruff can
@@ -34,6 +36,14 @@ check: setup  ## format, lint, strict types, import contract
 
 test: setup  ## the whole suite, but for GPU tests
 	$(BIN)/pytest -m 'not gpu'
+
+$(CLIENTS)/.ready: $(WIRE)/requirements.txt $(WIRE)/constraints.txt
+	test -x $(CLIENTS)/bin/python || $(PYTHON) -m venv $(CLIENTS)
+	$(CLIENTS)/bin/pip install --quiet --disable-pip-version-check -r $(WIRE)/requirements.txt
+	touch $@
+
+wire: setup $(CLIENTS)/.ready  ## the real AWS clients against a real server, in an environment of their own
+	PYTHONPATH=. $(CLIENTS)/bin/pytest -c $(WIRE)/pytest.ini
 
 gpu: setup  ## GPU tests; skipped with a reason where there is none
 	$(BIN)/pytest tests/gpu
@@ -53,4 +63,4 @@ demo: setup  ## train the demo agent from nothing; SEED=7 takes another seed, DA
 	$(BIN)/python -m examples.aircraft_inspection.demo --seed $(SEED) $(if $(DATA),--data $(DATA))
 
 clean:  ## remove the environment and the demo's output
-	rm -rf $(VENV) demo
+	rm -rf $(VENV) $(CLIENTS) demo

@@ -20,7 +20,9 @@ import uvicorn
 import uvloop
 
 from turnwise import errors
+from turnwise.access import sigv4
 from turnwise.access.keys import Keyring
+from turnwise.access.vault import Vault
 from turnwise.agents import open_runner, open_scorers
 from turnwise.channel import Connection
 from turnwise.control.browse import Browse
@@ -51,6 +53,9 @@ from turnwise.system import SYSTEM_CLOCK, new_id
 from turnwise.training.handle import RemoteLearner
 from turnwise.wire.asgi import Receive, Scope, Send
 from turnwise.wire.aws.arns import JobArn
+from turnwise.wire.aws.door import AwsDoor, Outcome
+from turnwise.wire.aws.service import Call
+from turnwise.wire.aws.services import Rooms, open_services
 from turnwise.wire.dataplane import DataPlane
 from turnwise.wire.inside import InsideDoor
 from turnwise.wire.native.routes import native_app
@@ -58,9 +63,6 @@ from turnwise.wire.native.routes import native_app
 log = logging.getLogger(__name__)
 
 Asgi = Callable[[Scope, Receive, Send], Awaitable[None]]
-
-#: Region in the ARNs that this server makes; AWS clients insist on a real one.
-REGION = "us-west-2"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,7 +128,9 @@ class Service:
             clock=SYSTEM_CLOCK,
             new_id=new_id,
             endpoint=self._endpoint,
-            job_arn=str(JobArn(region=REGION, number=self.account.number, name=job.name)),
+            job_arn=str(
+                JobArn(region=self.settings.region, number=self.account.number, name=job.name)
+            ),
             model_folder=lambda name: self._model_folder(job, name),
             scorers=scorers,
         )
@@ -216,7 +220,8 @@ async def open_service(settings: Settings, url: str) -> AsyncIterator[tuple[Serv
         opened.callback(folder.close)
         store = await asyncio.to_thread(SqlStore.open, settings.database_url or folder.database)
         opened.push_async_callback(store.close)
-        keyring = Keyring(store)
+        master_key = Path(settings.master_key_file or folder.master_key)
+        keyring = Keyring(store, await asyncio.to_thread(Vault.open, master_key))
         await keyring.admin_key(folder.admin_key)
         launcher = LocalLauncher(
             sampler=_remote_sampler, learner=_remote_learner, archive=_remote_archive
@@ -261,14 +266,40 @@ async def open_service(settings: Settings, url: str) -> AsyncIterator[tuple[Serv
         data_plane = DataPlane(
             gateway, serving, ServedModels(store), keyring.authenticate, service.account_number
         )
-        yield service, _doors(data_plane, native)
+        browse = Browse(store)
+        rooms = Rooms(
+            url=service.url,
+            jobs=jobs,
+            browse=browse,
+            resources=store,
+            clock=SYSTEM_CLOCK,
+            new_id=new_id,
+        )
+        aws = AwsDoor(
+            open_services(rooms),
+            verify=lambda request, signature: keyring.verify(
+                request, signature, max_expires_s=sigv4.MAX_EXPIRES_S
+            ),
+            account=store.account,
+            region=settings.region,
+            observe=_observe,
+        )
+        yield service, _doors(data_plane, aws, native)
 
 
-def _doors(data_plane: DataPlane, native: Asgi) -> Asgi:
+async def _observe(call: Call, outcome: Outcome) -> None:
+    log.debug("%s %s by %s: %s", outcome.service, outcome.operation, call.principal.name, outcome)
+
+
+def _doors(data_plane: DataPlane, aws: AwsDoor, native: Asgi) -> Asgi:
     """One ASGI app: model calls and rewards past any framework, the rest behind FastAPI."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        door = data_plane if data_plane.owns(scope["path"]) else native
+        door: Asgi = native
+        if data_plane.owns(scope["path"]):
+            door = data_plane
+        elif aws.owns(scope):
+            door = aws
         await door(scope, receive, send)
 
     return app

@@ -12,6 +12,7 @@ from turnwise.domain.evaluation import Finished, Score
 from turnwise.domain.event import Event, EventDraft
 from turnwise.domain.job import Inputs, Job, JobSpec, JobStatus
 from turnwise.domain.ledger import TokenUsage
+from turnwise.domain.resource import Resource
 from turnwise.domain.rollout import (
     Fault,
     Floats,
@@ -714,6 +715,18 @@ class Keys(Protocol):
         """The account with slug "default", made at the first call."""
         ...
 
+    async def create_account(self, account: Account) -> Account:
+        """Raises `Conflict` if its slug or number is taken."""
+        ...
+
+    async def account(self, account_id: str) -> Account:
+        """Raises `NotFound`."""
+        ...
+
+    async def accounts(self) -> list[Account]:
+        """All accounts, by number."""
+        ...
+
     async def add_key(self, key: Key) -> None:
         """Keep a key."""
         ...
@@ -722,12 +735,44 @@ class Keys(Protocol):
         """Raises `NotFound`. A revoked key is found too, with its `revoked_at`."""
         ...
 
+    async def key_by_access_key_id(self, access_key_id: str) -> Key:
+        """Raises `NotFound`. A revoked key is found too, with its `revoked_at`."""
+        ...
+
+    async def seal_key(self, key: Key) -> None:
+        """Keep the access key id and the sealed secret of a key made before there were any."""
+        ...
+
     async def keys(self, account_id: str) -> list[Key]:
         """Oldest first, revoked ones included."""
         ...
 
     async def revoke_key(self, account_id: str, key_id: str) -> Key:
         """End a key for good; revoking it again changes nothing. Raises `NotFound`."""
+        ...
+
+
+class Resources(Protocol):
+    """Named records of an account (`domain.resource`)."""
+
+    async def create_resource(self, resource: Resource) -> Resource:
+        """Raises `Conflict` if the account has one of that kind and name."""
+        ...
+
+    async def change_resource(self, resource: Resource) -> Resource:
+        """Replace the body. Raises `NotFound`."""
+        ...
+
+    async def resource(self, account_id: str, kind: str, name: str) -> Resource:
+        """Raises `NotFound`."""
+        ...
+
+    async def resources(self, account_id: str, kind: str, *, prefix: str = "") -> list[Resource]:
+        """Those whose names begin with `prefix`, oldest first."""
+        ...
+
+    async def delete_resource(self, account_id: str, kind: str, name: str) -> Resource:
+        """The record as it was. Raises `NotFound`."""
         ...
 
 

@@ -44,6 +44,22 @@ class Settings(BaseSettings):
     database_url: str = Field(
         "", description="SQLAlchemy URL; default a SQLite file in the data folder."
     )
+    region: str = Field(
+        "us-west-2",
+        pattern=r"^[a-z]{2}(-[a-z]+)+-\d$",
+        description="Region that AWS clients address this server in, and of the ARNs it makes; the "
+        "sagemaker SDK accepts us-east-1, us-west-2, ap-northeast-1 and eu-west-1.",
+    )
+    master_key_file: str = Field(
+        "",
+        description="File with the key that seals access keys in the database; default master.key "
+        "in the data folder, made at the first start. Keep it out of the database's backups.",
+    )
+    models_dir: str = Field(
+        "",
+        description="Folder of base models by name, each a Hugging Face folder or a link to one; "
+        "default models/ in the data folder. AWS clients see them as hub content.",
+    )
     max_running_jobs: int = Field(4, ge=1, description="Jobs that run at once; others wait.")
     device: str = Field(
         "cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="Where engines and learners compute."
@@ -113,6 +129,8 @@ def _allowed(name: str) -> str:
     schema = Settings.model_json_schema()["properties"][name]
     if name == "device":
         return "cpu, cuda or cuda:N"
+    if name == "region":
+        return "a region's name"
     if schema["type"] != "integer":
         return "a path" if schema.get("format") == "path" else "text"
     high = f" to {schema['maximum']}" if "maximum" in schema else " or more"

@@ -1,11 +1,13 @@
-"""The system's own clock and randomness: what `ports.Clock` and `ports.NewId` are in production."""
+"""The system's own clock, randomness and private files."""
 
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
 import string
 import time
+from pathlib import Path
 
 
 def random_letters(count: int) -> str:
@@ -22,6 +24,17 @@ def random_letters(count: int) -> str:
 def new_id(prefix: str) -> str:
     """A new id, "<prefix>_<26 letters>": 122 bits, and never a digit (see `ports.NewId`)."""
     return f"{prefix}_{random_letters(26)}"
+
+
+def write_private_file(path: Path, text: str) -> None:
+    """Write a file for the owner only, whole or not at all: a crash leaves no half of a key."""
+    draft = path.with_name(path.name + ".new")
+    draft.unlink(missing_ok=True)
+    with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
 
 
 class SystemClock:

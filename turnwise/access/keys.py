@@ -1,19 +1,24 @@
-"""Bearer keys and rollout secrets. Only their sha256 is stored; a key is shown once, when made."""
+"""Access keys and rollout secrets. A secret is shown once, when made.
+
+What is stored of it is its sha256 and, where it also verifies signatures, its sealed form.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import hmac
-import os
 import re
 import stat
 from collections.abc import Collection
 from pathlib import Path
 
 from turnwise import errors
+from turnwise.access import sigv4
+from turnwise.access.vault import Vault
 from turnwise.domain.access import ALL_ACTIONS, Action, Key, Principal
 from turnwise.ports import Clock, Keys, NewId
-from turnwise.system import SYSTEM_CLOCK, new_id, random_letters
+from turnwise.system import SYSTEM_CLOCK, new_id, random_letters, write_private_file
 
 _PREFIX = "tw_"
 _LETTERS = 40  # 188 bits
@@ -40,12 +45,14 @@ class Keyring:
     """Makes, lists, revokes and checks the keys of accounts."""
 
     def __init__(
-        self, store: Keys, *, clock: Clock = SYSTEM_CLOCK, make_id: NewId = new_id
+        self, store: Keys, vault: Vault, *, clock: Clock = SYSTEM_CLOCK, make_id: NewId = new_id
     ) -> None:
         self._store = store
+        self._vault = vault
         self._clock = clock
         self._make_id = make_id
         self._known: dict[str, tuple[Key, float]] = {}  # by sha256, with the time it was read
+        self._signers: dict[str, tuple[Key, str, float]] = {}  # by access key id, with the secret
 
     async def authenticate(self, bearer: str) -> Principal:
         """The caller who presents this key. Raises `Unauthenticated`."""
@@ -56,6 +63,18 @@ class Keyring:
                 "this key does not exist or has been revoked; send a valid one as "
                 '"Authorization: Bearer tw_..." (the admin key is in admin.key in the data folder)'
             )
+        return key.principal
+
+    async def verify(
+        self, request: sigv4.SignedRequest, signature: sigv4.Signature, *, max_expires_s: int
+    ) -> Principal:
+        """The caller who signed this request. Raises `Unauthenticated`.
+
+        The region and the service of the scope are for the door to judge.
+        """
+        sigv4.check_time(signature, self._clock.now(), max_expires_s=max_expires_s)
+        key, secret = await self._signer(signature.access_key_id)
+        sigv4.check_signature(request, signature, secret)
         return key.principal
 
     async def create(
@@ -88,6 +107,7 @@ class Keyring:
         """End a key, from its next use on. Raises `NotFound`."""
         key = await self._store.revoke_key(account_id, key_id)
         self._known.pop(key.sha256, None)
+        self._signers.pop(key.access_key_id, None)
         return key
 
     async def admin_key(self, path: Path) -> str:
@@ -101,7 +121,7 @@ class Keyring:
         current = None
         for key in await self._store.keys(account.account_id):
             if key.sha256 == sha256_hex(secret):
-                current = _still_valid(key, path)
+                current = await self._sealed(_still_valid(key, path), secret)
             elif key.name == ADMIN and key.revoked_at is None:
                 await self.revoke(account.account_id, key.key_id)
         if current is None:
@@ -118,15 +138,46 @@ class Keyring:
         actions: frozenset[Action],
         job_ids: Collection[str] | None,
     ) -> Key:
+        key_id = self._make_id("key")
+        access_key_id = _new_access_key_id()
         return Key(
-            key_id=self._make_id("key"),
+            key_id=key_id,
             account_id=account_id,
             name=name,
             sha256=sha256_hex(secret),
             actions=actions,
             job_ids=None if job_ids is None else frozenset(job_ids),
             created_at=self._clock.now(),
+            access_key_id=access_key_id,
+            sealed=self._vault.seal(access_key_id, secret),
         )
+
+    async def _sealed(self, key: Key, secret: str) -> Key:
+        """The key, able to verify signatures, which those of earlier versions were not."""
+        if key.sealed is not None:
+            return key
+        access_key_id = _new_access_key_id()
+        sealed = self._vault.seal(access_key_id, secret)
+        key = dataclasses.replace(key, access_key_id=access_key_id, sealed=sealed)
+        await self._store.seal_key(key)
+        return key
+
+    async def _signer(self, access_key_id: str) -> tuple[Key, str]:
+        """A key and its secret by its access key id."""
+        key, secret, read_at = self._signers.get(access_key_id, (None, "", 0.0))
+        if key is None or self._clock.now() - read_at >= _CACHE_S:
+            try:
+                key = await self._store.key_by_access_key_id(access_key_id)
+            except errors.NotFound:
+                key = None
+            if key is None or key.revoked_at is not None or key.sealed is None:
+                self._signers.pop(access_key_id, None)
+                raise errors.Unauthenticated(
+                    f"the access key {access_key_id!r} does not exist or has been revoked"
+                )
+            secret = self._vault.unseal(access_key_id, key.sealed)
+            self._signers[access_key_id] = (key, secret, self._clock.now())
+        return key, secret
 
     async def _find(self, sha256: str) -> Key | None:
         key, read_at = self._known.get(sha256, (None, 0.0))
@@ -143,6 +194,10 @@ class Keyring:
 
 def _new_key() -> str:
     return _PREFIX + random_letters(_LETTERS)
+
+
+def _new_access_key_id() -> str:
+    return "TWAK" + random_letters(16).upper()
 
 
 def _still_valid(key: Key, path: Path) -> Key:
@@ -169,12 +224,5 @@ def _read_secret(path: Path) -> str:
 
 
 def _write_secret(path: Path, secret: str) -> str:
-    """Write whole or not at all: a crash must not leave half a key."""
-    draft = path.with_name(path.name + ".new")
-    draft.unlink(missing_ok=True)
-    with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(secret + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
+    write_private_file(path, secret + "\n")
     return secret

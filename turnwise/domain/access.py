@@ -71,7 +71,11 @@ class Principal:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Key:
-    """A key as the store keeps it: never the secret, only its sha256 in hex.
+    """A key as the store keeps it: never the secret in clear, only its sha256 in hex.
+
+    One secret serves two ways: sent as it is (a bearer key), or, with `access_key_id` beside it, to
+    sign requests as AWS's clients do. To verify a signature the secret itself is needed, so it is
+    kept `sealed` too, with a key that is not in the database (`access.vault`).
 
     `job_ids`, where set, narrows it to these jobs. Times are seconds since the epoch.
     """
@@ -84,6 +88,8 @@ class Key:
     job_ids: frozenset[str] | None = None
     created_at: float = 0.0
     revoked_at: float | None = None
+    access_key_id: str = ""
+    sealed: bytes | None = None
 
     @property
     def principal(self) -> Principal:

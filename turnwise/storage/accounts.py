@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sqlalchemy import Connection, update
+from sqlalchemy.exc import IntegrityError
 
 from turnwise import errors
 from turnwise.domain.access import Account, Key
@@ -22,6 +23,29 @@ def default(connection: Connection) -> Account:
     return _DEFAULT
 
 
+def create(connection: Connection, account: Account) -> Account:
+    """Insert; `Conflict` if its slug or number is taken."""
+    try:
+        connection.execute(accounts.insert(), to_row(account))
+    except IntegrityError:
+        raise errors.Conflict(f"account {account.slug!r} exists already") from None
+    return account
+
+
+def find(connection: Connection, account_id: str) -> Account:
+    """`NotFound`."""
+    row = connection.execute(select_nouns(Account, accounts.c.account_id == account_id)).first()
+    if row is None:
+        raise errors.NotFound("account", account_id)
+    return from_row(Account, row)
+
+
+def every(connection: Connection) -> list[Account]:
+    """All accounts, by number."""
+    query = select_nouns(Account).order_by(accounts.c.number)
+    return from_rows(Account, connection.execute(query).all())
+
+
 def add_key(connection: Connection, key: Key) -> None:
     """Insert a key."""
     connection.execute(keys.insert(), to_row(key))
@@ -35,11 +59,25 @@ def key_by_sha256(connection: Connection, sha256: str) -> Key:
     return from_row(Key, row)
 
 
+def key_by_access_key_id(connection: Connection, access_key_id: str) -> Key:
+    """`NotFound`. A revoked key is found too."""
+    row = connection.execute(select_nouns(Key, keys.c.access_key_id == access_key_id)).first()
+    if row is None or not access_key_id:
+        raise errors.NotFound("access key", access_key_id)
+    return from_row(Key, row)
+
+
 def list_keys(connection: Connection, account_id: str) -> list[Key]:
     """Oldest first."""
     query = select_nouns(Key, keys.c.account_id == account_id)
     query = query.order_by(keys.c.created_at, keys.c.key_id)
     return from_rows(Key, connection.execute(query).all())
+
+
+def seal_key(connection: Connection, key: Key) -> None:
+    """Give a key that has none the pair with which it verifies signatures."""
+    values = {"access_key_id": key.access_key_id, "sealed": key.sealed}
+    connection.execute(update(keys).where(keys.c.key_id == key.key_id).values(values))
 
 
 def revoke_key(connection: Connection, account_id: str, key_id: str, now: float) -> Key:

@@ -2,6 +2,7 @@
 
 <root>/lock           held while a server runs; its process id
        admin.key      see `turnwise.access.keys`
+       master.key     see `turnwise.access.vault`
        database/      turnwise.db with its write-ahead log
        blobs/         checkpoints, adapters, uploads
        run/           sockets of the engine and learner processes
@@ -60,6 +61,11 @@ class DataFolder:
     def admin_key(self) -> Path:
         """The file with the admin key."""
         return self.root / "admin.key"
+
+    @property
+    def master_key(self) -> Path:
+        """The file with the key that seals secrets, unless the settings name another."""
+        return self.root / "master.key"
 
     def close(self) -> None:
         """Let another server have it; a second close does nothing."""

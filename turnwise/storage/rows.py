@@ -11,12 +11,26 @@ from sqlalchemy import ColumnElement, Row, Select, Table, select
 from turnwise.domain.access import Account, Key
 from turnwise.domain.event import Event
 from turnwise.domain.job import Job
+from turnwise.domain.resource import Resource
 from turnwise.domain.rollout import Group, Node, Rollout, Turn
 from turnwise.domain.training import Checkpoint
 from turnwise.ports import ModelPackage
 from turnwise.storage import tables
 
-N = TypeVar("N", Account, Key, Job, Event, Group, Rollout, Node, Turn, Checkpoint, ModelPackage)
+N = TypeVar(
+    "N",
+    Account,
+    Key,
+    Job,
+    Event,
+    Group,
+    Rollout,
+    Node,
+    Turn,
+    Checkpoint,
+    ModelPackage,
+    Resource,
+)
 
 TABLES: dict[type[Any], Table] = {
     Account: tables.accounts,
@@ -29,6 +43,7 @@ TABLES: dict[type[Any], Table] = {
     Turn: tables.turns,
     Checkpoint: tables.checkpoints,
     ModelPackage: tables.packages,
+    Resource: tables.resources,
 }
 
 

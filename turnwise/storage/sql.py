@@ -15,6 +15,7 @@ from turnwise.domain.access import Account, Key
 from turnwise.domain.event import Event, EventDraft
 from turnwise.domain.job import Inputs, Job, JobSpec, JobStatus
 from turnwise.domain.ledger import TokenUsage
+from turnwise.domain.resource import Resource
 from turnwise.domain.rollout import (
     Fault,
     Group,
@@ -34,7 +35,7 @@ from turnwise.ports import (
     RolloutQuery,
     RolloutSummary,
 )
-from turnwise.storage import accounts, jobs, rollouts, steps, turns
+from turnwise.storage import accounts, jobs, resources, rollouts, steps, turns
 from turnwise.storage.database import (
     is_sqlite_file,
     memory_engine,
@@ -338,6 +339,18 @@ class SqlStore:
         """The account with slug "default", made at the first call."""
         return await self._write(accounts.default)
 
+    async def create_account(self, account: Account) -> Account:
+        """Raises `Conflict` if its slug or number is taken."""
+        return await self._write(accounts.create, account)
+
+    async def account(self, account_id: str) -> Account:
+        """Raises `NotFound`."""
+        return await self._read(accounts.find, account_id)
+
+    async def accounts(self) -> list[Account]:
+        """All accounts, by number."""
+        return await self._read(accounts.every)
+
     async def add_key(self, key: Key) -> None:
         """Keep a key."""
         await self._write(accounts.add_key, key)
@@ -346,6 +359,14 @@ class SqlStore:
         """Raises `NotFound`. A revoked key is found too, with its `revoked_at`."""
         return await self._read(accounts.key_by_sha256, sha256)
 
+    async def key_by_access_key_id(self, access_key_id: str) -> Key:
+        """Raises `NotFound`. A revoked key is found too, with its `revoked_at`."""
+        return await self._read(accounts.key_by_access_key_id, access_key_id)
+
+    async def seal_key(self, key: Key) -> None:
+        """Keep the access key id and the sealed secret of a key made before there were any."""
+        await self._write(accounts.seal_key, key)
+
     async def keys(self, account_id: str) -> list[Key]:
         """Oldest first, revoked ones included."""
         return await self._read(accounts.list_keys, account_id)
@@ -353,3 +374,25 @@ class SqlStore:
     async def revoke_key(self, account_id: str, key_id: str) -> Key:
         """End a key for good; revoking it again changes nothing. Raises `NotFound`."""
         return await self._write(accounts.revoke_key, account_id, key_id, self._clock.now())
+
+    # ── named records ─────────────────────────────────────────────────────────────────────────
+
+    async def create_resource(self, resource: Resource) -> Resource:
+        """Raises `Conflict` if the account has one of that kind and name."""
+        return await self._write(resources.create, resource)
+
+    async def change_resource(self, resource: Resource) -> Resource:
+        """Replace the body. Raises `NotFound`."""
+        return await self._write(resources.change, resource, self._clock.now())
+
+    async def resource(self, account_id: str, kind: str, name: str) -> Resource:
+        """Raises `NotFound`."""
+        return await self._read(resources.find, account_id, kind, name)
+
+    async def resources(self, account_id: str, kind: str, *, prefix: str = "") -> list[Resource]:
+        """Those whose names begin with `prefix`, oldest first."""
+        return await self._read(resources.listed, account_id, kind, prefix)
+
+    async def delete_resource(self, account_id: str, kind: str, name: str) -> Resource:
+        """The record as it was. Raises `NotFound`."""
+        return await self._write(resources.remove, account_id, kind, name)

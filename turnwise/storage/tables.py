@@ -199,6 +199,8 @@ keys = Table(
     _json("job_ids", frozenset[str], nullable=True),
     _time("created_at"),
     _time("revoked_at", nullable=True),
+    _id("access_key_id", server_default="", index=True),
+    Column("sealed", LargeBinary),
 )
 
 jobs = Table(
@@ -370,5 +372,19 @@ packages = Table(
     _json("metadata", dict[str, Any]),
     _time("pruned_at", nullable=True),
     UniqueConstraint("account_id", "group", "version"),
+    sqlite_autoincrement=True,
+)
+
+resources = Table(
+    "resources",
+    metadata,
+    _seq(),
+    _id("account_id"),
+    Column("kind", String(32), nullable=False),
+    Column("name", String(256), nullable=False),
+    _json("body", dict[str, Any]),
+    _time("created_at"),
+    _time("updated_at"),
+    UniqueConstraint("account_id", "kind", "name"),
     sqlite_autoincrement=True,
 )

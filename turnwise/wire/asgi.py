@@ -28,6 +28,7 @@ class HttpCall:
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.method: str = scope["method"]
+        self._scope = scope
         self._headers: dict[bytes, bytes] = dict(scope["headers"])
         self._receive = receive
         self._send = send
@@ -36,6 +37,31 @@ class HttpCall:
     def header(self, name: str) -> str:
         """A request header by its lower-case name; "" if absent."""
         return self._headers.get(name.encode(), b"").decode("latin-1")
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """All request headers by lower-case name."""
+        return {
+            name.decode("latin-1"): value.decode("latin-1") for name, value in self._headers.items()
+        }
+
+    @property
+    def raw_path(self) -> str:
+        """The path as it was sent, percent-encoded."""
+        raw: bytes = self._scope.get("raw_path") or self._scope["path"].encode()
+        return raw.partition(b"?")[0].decode("latin-1")
+
+    @property
+    def query(self) -> str:
+        """The query as it was sent, percent-encoded."""
+        query: bytes = self._scope["query_string"]
+        return query.decode("latin-1")
+
+    @property
+    def client_ip(self) -> str:
+        """Who is at the other end of the connection; "" if that is unknown."""
+        client = self._scope.get("client")
+        return str(client[0]) if client else ""
 
     async def body(self) -> bytes:
         """The whole request body. Raises `InvalidInput` if it is too large."""

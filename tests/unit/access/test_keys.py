@@ -10,6 +10,7 @@ import pytest
 from tests.builders import ACCOUNT, SetClock
 from turnwise import errors
 from turnwise.access.keys import Keyring, matches, sha256_hex
+from turnwise.access.vault import Vault
 from turnwise.domain.access import ALL_ACTIONS, Action, Key, Principal
 from turnwise.storage.sql import SqlStore
 from turnwise.system import random_letters
@@ -23,7 +24,7 @@ async def store() -> AsyncIterator[SqlStore]:
 
 
 def keyring(store: SqlStore, clock: SetClock | None = None) -> Keyring:
-    return Keyring(store, clock=clock or SetClock())
+    return Keyring(store, Vault(bytes(32)), clock=clock or SetClock())
 
 
 async def test_a_key_authenticates_as_what_it_was_made_for(store: SqlStore) -> None:

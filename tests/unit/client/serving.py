@@ -14,6 +14,7 @@ import uvicorn
 from tests.builders import ACCOUNT
 from tests.unit.control.kit import Loop, World, archives
 from turnwise.access.keys import Keyring
+from turnwise.access.vault import Vault
 from turnwise.control.browse import Browse
 from turnwise.control.results import StoredResults
 from turnwise.domain.event import EventDraft, EventKind
@@ -63,7 +64,7 @@ class Serving:
     async def _open(self, folder: Path) -> None:
         self._store = SqlStore.in_memory()
         self.world = PlayedWorld(folder, self._store)
-        keyring = Keyring(self._store)
+        keyring = Keyring(self._store, Vault(bytes(32)))
         self.key = await keyring.admin_key(self.data / "admin.key")
         # With the protocol named, asyncio sets TCP_NODELAY.
         self._listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)

@@ -14,6 +14,7 @@ from tests.builders import ACCOUNT
 from tests.unit.control.kit import World, archives
 from tests.unit.control.test_jobs import package, register
 from turnwise.access.keys import Keyring
+from turnwise.access.vault import Vault
 from turnwise.control.browse import Browse
 from turnwise.control.jobs import status_event
 from turnwise.control.results import StoredResults
@@ -34,7 +35,7 @@ class Door:
 
     def __init__(self, world: World) -> None:
         self.world = world
-        self._keyring = Keyring(world.store)
+        self._keyring = Keyring(world.store, Vault(bytes(32)))
         self._app = native_app(
             world.jobs,
             Browse(world.store),

@@ -1,10 +1,11 @@
-"""Errors as AWS's REST-JSON clients read them: one table."""
+"""Errors as AWS's clients read them: a table for the job runtime, one for all other services."""
 
 from __future__ import annotations
 
 import msgspec
 
 from turnwise import errors
+from turnwise.wire.aws.service import AwsError, AwsService
 
 _MAX_MESSAGE = 1024
 
@@ -36,3 +37,26 @@ def body_of(error: Exception) -> bytes:
     text = str(error) if isinstance(error, errors.TurnwiseError) else "internal error"
     text = text[:_MAX_MESSAGE]
     return msgspec.json.encode({"Message": text, "message": text, "__type": name})
+
+
+#: Error class -> (status, code) of the control services. A service has its own words for some.
+CODES: dict[type[Exception], tuple[int, str]] = {
+    errors.InvalidInput: (400, "ValidationException"),
+    errors.NotFound: (400, "ResourceNotFound"),
+    errors.Conflict: (400, "ResourceInUse"),
+    errors.Unauthenticated: (403, "InvalidSignatureException"),
+    errors.AccessError: (403, "AccessDeniedException"),
+    errors.LimitExceeded: (400, "ResourceLimitExceeded"),
+    errors.Unavailable: (503, "ServiceUnavailable"),
+    Exception: (500, "InternalFailure"),
+}
+
+
+def describe(error: Exception, service: AwsService) -> tuple[int, str, str]:
+    """Status, code and message of an error in a service's words."""
+    if isinstance(error, AwsError):
+        return error.status, error.code, str(error)[:_MAX_MESSAGE]
+    status, code = next(CODES[kind] for kind in type(error).__mro__ if kind in CODES)
+    own = (service.codes[kind] for kind in type(error).__mro__ if kind in service.codes)
+    text = str(error) if isinstance(error, errors.TurnwiseError) else "internal error"
+    return status, next(own, code), text[:_MAX_MESSAGE]

@@ -1,0 +1,102 @@
+"""A real server process for clients that know nothing of our code, and what they need of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[4]
+#: The server runs in its own environment.
+SERVER_PYTHON = os.environ.get("TURNWISE_PYTHON", str(ROOT / ".venv/bin/python"))
+REGION = "us-west-2"
+
+
+def server_env(**more: str) -> dict[str, str]:
+    """The environment of the server's side: our code, and nothing of ours that is set outside."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("TURNWISE_")}
+    return kept | {"PYTHONPATH": str(ROOT)} | more
+
+
+def run_python(code: str) -> str:
+    """Run code in the server's environment; what it printed."""
+    done = subprocess.run(
+        [SERVER_PYTHON, "-c", code], env=server_env(), capture_output=True, text=True, check=True
+    )
+    return done.stdout
+
+
+class Server:
+    """`turnwise serve` as a process of its own, on a free port."""
+
+    def __init__(self, data_dir: Path, **env: str) -> None:
+        self.data_dir = data_dir
+        self.log = data_dir.with_suffix(".log")
+        command = [SERVER_PYTHON, "-m", "turnwise.cli", "--data-dir", str(data_dir)]
+        with self.log.open("a") as log:
+            self.process = subprocess.Popen(
+                [*command, "serve", "--port", "0", "--json"],
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                env=server_env(**env),
+            )
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            self.stop()
+            raise RuntimeError(self.log.read_text())
+        self.url: str = json.loads(line)["url"]
+
+    def cli(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """A command of our own CLI against this server."""
+        command = [SERVER_PYTHON, "-m", "turnwise.cli", "--data-dir", str(self.data_dir)]
+        return subprocess.run(
+            [*command, *arguments], env=server_env(), capture_output=True, text=True, check=check
+        )
+
+    def env(self) -> dict[str, str]:
+        """What `eval "$(turnwise env)"` sets: all that AWS's clients need to come here."""
+        lines = self.cli("env").stdout.splitlines()
+        pairs = (line.removeprefix("export ").partition("=") for line in lines if "=" in line)
+        return {name: value.strip("'\"") for name, _, value in pairs}
+
+    def kill(self) -> None:
+        """SIGKILL, as a crash would."""
+        self.process.send_signal(signal.SIGKILL)
+        self._ended(10)
+
+    def stop(self) -> None:
+        """End it in an orderly way."""
+        if self.process.poll() is None:
+            self.process.terminate()
+        self._ended(20)
+
+    def _ended(self, timeout_s: float) -> None:
+        try:
+            self.process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait(10)
+            raise
+        finally:
+            assert self.process.stdout is not None
+            self.process.stdout.close()
+
+
+def client(name: str, env: Mapping[str, str], **options: Any) -> Any:
+    """A boto3 client of a service, by what `turnwise env` printed."""
+    import boto3
+
+    return boto3.client(
+        name,
+        endpoint_url=env["AWS_ENDPOINT_URL"],
+        region_name=env["AWS_DEFAULT_REGION"],
+        aws_access_key_id=env["AWS_ACCESS_KEY_ID"],
+        aws_secret_access_key=env["AWS_SECRET_ACCESS_KEY"],
+        **options,
+    )

@@ -1,0 +1,214 @@
+"""The AWS door: which service a signed request is for, who signed it, and the service's answer.
+
+A request belongs here when it is signed for one of the door's services, or is an unsigned call of
+one of their operations, which is refused in AWS's words. The name of the service is in the scope of
+the signature, as `.../us-west-2/sagemaker/aws4_request`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import uuid
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from turnwise import errors
+from turnwise.access import sigv4
+from turnwise.domain.access import Account, Principal
+from turnwise.wire.asgi import ClientGone, HttpCall, Receive, Scope, Send
+from turnwise.wire.aws import faults
+from turnwise.wire.aws.protocols import Reply, Request, WireFormat, unknown_operation, wire_format
+from turnwise.wire.aws.service import AwsError, AwsService, Call, Json
+
+log = logging.getLogger(__name__)
+
+#: Services without regions; their clients sign for this one.
+_GLOBAL = {"iam": "us-east-1"}
+
+
+@dataclass(slots=True, kw_only=True)
+class Outcome:
+    """What became of a call, for the audit trail. `error` is its code, "" if it went well."""
+
+    service: str
+    operation: str = ""
+    parameters: Json = field(default_factory=dict)
+    result: Json = field(default_factory=dict)
+    error: str = ""
+    message: str = ""
+
+
+class Answering(Protocol):
+    """A service as the door sees it. `Modelled` and S3's are two."""
+
+    @property
+    def name(self) -> str:
+        """Its name in the scope of signatures."""
+        ...
+
+    async def answer(self, call: Call, request: Request, outcome: Outcome) -> Reply:
+        """Answer a verified call and say in `outcome` what it was. Raises nothing."""
+        ...
+
+    def fault(self, error: Exception, request_id: str) -> Reply:
+        """An error in the service's own shape."""
+        ...
+
+
+Verify = Callable[[sigv4.SignedRequest, sigv4.Signature], Awaitable[Principal]]
+Observe = Callable[[Call, Outcome], Awaitable[None]]
+
+
+class Modelled:
+    """A service that botocore's model describes."""
+
+    def __init__(self, service: AwsService, *, signing_name: str = "") -> None:
+        self._service = service
+        self._signing_name = signing_name or service.name
+
+    @property
+    def name(self) -> str:
+        """Its name in the scope of signatures."""
+        return self._signing_name
+
+    @property
+    def target_prefix(self) -> str:
+        """What X-Amz-Target begins with; "" where it is not used."""
+        return str(self._service.model.metadata.get("targetPrefix") or "")
+
+    async def answer(self, call: Call, request: Request, outcome: Outcome) -> Reply:
+        """Decode, call, encode."""
+        try:
+            operation = self._format.operation(self._service.model, request)
+            outcome.operation = operation.name
+            handler = self._service.handlers.get(operation.name)
+            if handler is None:
+                raise unknown_operation(operation.name)
+            outcome.parameters = self._format.read(operation, request)
+            outcome.result = await handler(call, outcome.parameters)
+            return self._format.write(operation, outcome.result, call.request_id)
+        except Exception as error:
+            if not isinstance(error, errors.TurnwiseError | AwsError):
+                log.exception("%s %s failed", self.name, outcome.operation)
+            status, outcome.error, outcome.message = faults.describe(error, self._service)
+            return self._format.fault(status, outcome.error, outcome.message, call.request_id)
+
+    def fault(self, error: Exception, request_id: str) -> Reply:
+        """An error in the service's own shape."""
+        return self._format.fault(*faults.describe(error, self._service), request_id)
+
+    @property
+    def _format(self) -> WireFormat:
+        return wire_format(self._service.model)
+
+
+class AwsDoor:
+    """An ASGI app for all AWS services but the job runtime; `owns` says which requests are its."""
+
+    def __init__(
+        self,
+        services: Sequence[Answering],
+        *,
+        verify: Verify,
+        account: Callable[[str], Awaitable[Account]],
+        region: str,
+        observe: Observe,
+    ) -> None:
+        """`account` finds an account by its id; `observe` is told every call with its outcome."""
+        self._services: Mapping[str, Answering] = {service.name: service for service in services}
+        self._verify = verify
+        self._account = account
+        self._region = region
+        self._observe = observe
+
+    def owns(self, scope: Scope) -> bool:
+        """Whether a request that no other door has claimed by its path is answered here."""
+        headers = dict(scope["headers"])
+        return (
+            headers.get(b"authorization", b"").startswith(sigv4.ALGORITHM.encode())
+            or b"X-Amz-Algorithm=" in scope["query_string"]
+            or b"x-amz-target" in headers
+            or (scope["method"] == "POST" and scope["path"] == "/")
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one HTTP request."""
+        http = HttpCall(scope, receive, send)
+        try:
+            body = await http.body()
+        except ClientGone:
+            return
+        except errors.InvalidInput as error:
+            reply = self._unsigned(http).fault(error, str(uuid.uuid4()))
+        else:
+            reply = await self._answer(http, body)
+        await http.answer(reply.status, reply.body, media_type=reply.media_type, more=reply.headers)
+
+    async def _answer(self, http: HttpCall, body: bytes) -> Reply:
+        request_id = str(uuid.uuid4())
+        request = Request(
+            method=http.method,
+            path=http.raw_path,
+            query=http.query,
+            headers=http.headers,
+            body=body,
+        )
+        service = self._unsigned(http)
+        try:
+            signed = sigv4.SignedRequest(
+                method=request.method,
+                path=request.path,
+                query=request.query,
+                headers=request.headers,
+                body_sha256=hashlib.sha256(body).hexdigest(),
+            )
+            signature = sigv4.Signature.of(signed)
+            if signature is None:
+                raise AwsError(
+                    "MissingAuthenticationToken",
+                    "the request is not signed; `turnwise keys create` makes an access key",
+                    status=403,
+                )
+            service = self._scoped(signature, service)
+            principal = await self._verify(signed, signature)
+            call = Call(
+                principal=principal,
+                account=await self._account(principal.account_id),
+                region=self._region,
+                request_id=request_id,
+                access_key_id=signature.access_key_id,
+                source_ip=http.client_ip,
+                user_agent=http.header("user-agent"),
+            )
+        except (errors.TurnwiseError, AwsError) as error:
+            return service.fault(error, request_id)
+        outcome = Outcome(service=service.name)
+        reply = await service.answer(call, request, outcome)
+        await self._observe(call, outcome)
+        return reply
+
+    def _scoped(self, signature: sigv4.Signature, otherwise: Answering) -> Answering:
+        """The service that a signature is for."""
+        service = self._services.get(signature.service)
+        if service is None:
+            raise unknown_operation(f"of service {signature.service}")
+        region = _GLOBAL.get(signature.service, self._region)
+        if signature.region != region:
+            raise errors.Unauthenticated(
+                f"the signature is for region {signature.region!r}; this server is {region}: "
+                f"set AWS_REGION and AWS_DEFAULT_REGION to {region}"
+            )
+        return service
+
+    def _unsigned(self, http: HttpCall) -> Answering:
+        """Whose words an error is in while the signature has not said the service."""
+        target = http.header("x-amz-target")
+        for service in self._services.values():
+            prefix = getattr(service, "target_prefix", "")
+            if prefix and target.startswith(prefix + "."):
+                return service
+        is_form = http.header("content-type").startswith("application/x-www-form-urlencoded")
+        fallback = "sts" if is_form and "sts" in self._services else "sagemaker"
+        return self._services[fallback]
