@@ -5,7 +5,6 @@ from __future__ import annotations
 from turnwise import errors
 from turnwise.wire.aws.service import AwsService, Call, Json
 
-
 #: What the services with query requests call a signature that is not valid.
 SIGNATURE_CODES: dict[type[Exception], str] = {
     errors.Unauthenticated: "SignatureDoesNotMatch",

@@ -15,6 +15,7 @@ from functools import cached_property
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 from urllib.parse import quote
 from urllib.request import Request, urlopen
 
@@ -96,10 +97,10 @@ class RunningJob:
                 "dataset": str(rows),
                 "agent": {"url": f"http://127.0.0.1:{self._agent.server_port}"},
                 "batch": {"global_batch_size": batch, "group_size": group_size},
-                "schedule": {"max_epochs": 1000, "max_steps": 0, "val_every": 0},
+                "schedule": {"max_epochs": 1000, "max_steps": 10_000, "val_every": 0},
                 "sampling_params": {"max_tokens": 8},
                 "lora": {"rank": 4, "alpha": 8},
-                "rollout": {"rollout_timeout": 7200},
+                "rollout": {"rollout_timeout": 7200.0},
             }
             | changes,
         )
@@ -123,8 +124,11 @@ class RunningJob:
             {"Authorization": f"Bearer {self._key}", "Content-Type": "application/json"},
             method=method,
         )
-        with urlopen(request, timeout=60) as answer:
-            said: dict[str, Any] = json.load(answer)
+        try:
+            with urlopen(request, timeout=60) as answer:
+                said: dict[str, Any] = json.load(answer)
+        except HTTPError as error:
+            raise AssertionError(error.read().decode()) from error
         return said
 
     def close(self) -> None:
