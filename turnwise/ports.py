@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from turnwise.domain.access import Account, Key
 from turnwise.domain.evaluation import Finished, Score
 from turnwise.domain.event import Event, EventDraft
-from turnwise.domain.job import Inputs, Job, JobSpec, JobStatus
+from turnwise.domain.job import CHECKPOINTS, Inputs, Job, JobSpec, JobStatus
 from turnwise.domain.ledger import TokenUsage
 from turnwise.domain.resource import Resource
 from turnwise.domain.rollout import (
@@ -473,13 +473,12 @@ class ModelPackage:
     @property
     def twin(self) -> str:
         """The name of the same step's package of the other kind."""
-        group = self.group.removesuffix(CHECKPOINTS)
-        group = group if self.kind == "checkpoint" else group + CHECKPOINTS
+        other = "adapter" if self.kind == "checkpoint" else "checkpoint"
+        group = self.metadata.get("groups", {}).get(other)
+        if group is None:  # registered before a job could name its groups
+            group = self.group.removesuffix(CHECKPOINTS)
+            group = group if other == "adapter" else group + CHECKPOINTS
         return f"{group}/{self.version}"
-
-
-#: A job's adapters are registered in the group of its name, its checkpoints in that with this.
-CHECKPOINTS = "-checkpoints"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -100,6 +100,14 @@ SETTINGS: dict[type, dict[str, Setting]] = {
             "optimizer and its place in the data. Base model, rows and all settings that decide "
             "what is learned must be as they were."
         ),
+        "output_group": Setting(
+            "The group that the adapters are registered in, on from its newest version; several "
+            "jobs may share one. Empty: the job's name."
+        ),
+        "checkpoint_group": Setting(
+            "The group that the resumable checkpoints are registered in; empty: the job's name "
+            "and `-checkpoints`."
+        ),
         "batch": Setting("How much a step takes."),
         "algorithm": Setting("Advantage and loss."),
         "sampling_params": Setting("How training rollouts are sampled; what a request says wins."),

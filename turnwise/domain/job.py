@@ -81,6 +81,10 @@ class JobKind(StrEnum):
 #: The name of a job's base model among the models of an evaluation.
 BASE = "base"
 
+#: Where a job names no other groups, its adapters are registered in the group of its name, its
+#: checkpoints in that with this.
+CHECKPOINTS = "-checkpoints"
+
 
 class AgentKind(StrEnum):
     """How the agent is reached."""
@@ -239,6 +243,7 @@ class JobSpec:
     """Everything a job needs, as the job file says it. Paths are absolute once loaded.
 
     `model` is a Hugging Face folder; `dataset` and `validation_dataset` are .jsonl, .json or .csv.
+    Several jobs may register models in the same groups, also at once.
     """
 
     name: str
@@ -255,6 +260,8 @@ class JobSpec:
     history: History = History.TEMPLATE
     input_adapter: str = ""  # a PEFT folder or a registered model to start from (or to evaluate)
     resume_from: str = ""  # a registered checkpoint of another job, to continue after its step
+    output_group: str = ""  # of the registered adapters; empty: the job's name
+    checkpoint_group: str = ""  # of the resumable checkpoints; empty: that with "-checkpoints"
     batch: BatchSpec = field(default_factory=BatchSpec)
     algorithm: AlgorithmSpec = field(default_factory=AlgorithmSpec)
     sampling_params: SamplingParams = field(default_factory=SamplingParams)
@@ -271,6 +278,16 @@ class JobSpec:
     async_config: AsyncSpec = field(default_factory=AsyncSpec)
     parity: ParitySpec = field(default_factory=ParitySpec)
     checkpoints: CheckpointSpec = field(default_factory=CheckpointSpec)
+
+    @property
+    def adapters_in(self) -> str:
+        """The group that its adapters are registered in."""
+        return self.output_group or self.name
+
+    @property
+    def checkpoints_in(self) -> str:
+        """The group that its resumable checkpoints are registered in."""
+        return self.checkpoint_group or self.name + CHECKPOINTS
 
     @property
     def evaluated_models(self) -> tuple[str, ...]:
