@@ -27,6 +27,7 @@ from turnwise.agents import open_runner, open_scorers
 from turnwise.channel import Connection
 from turnwise.control.browse import Browse
 from turnwise.control.jobs import Jobs, load_job_rows
+from turnwise.control.queue import Limits
 from turnwise.control.results import StoredResults
 from turnwise.control.served import ServedModels, adapter_id, verified_base, verified_folder
 from turnwise.domain.access import Account
@@ -248,7 +249,12 @@ async def open_service(settings: Settings, url: str) -> AsyncIterator[tuple[Serv
             clock=SYSTEM_CLOCK,
             new_id=new_id,
             start=service.start_job,
-            max_running=settings.max_running_jobs,
+            limits=Limits(
+                running=settings.max_running_jobs,
+                account_running=settings.account_running_jobs,
+                training_quota=settings.quota_training_jobs,
+                evaluation_quota=settings.quota_evaluation_jobs,
+            ),
         )
         opened.push_async_callback(jobs.close)
         await jobs.recover()

@@ -69,6 +69,7 @@ _NOT_NEGATIVE = Range(0)
 _POSITIVE = Range(0, above=True)
 _SHARE = Range(0, 1)
 _BELOW_ONE = Range(0, 1, below=True)
+_PRIORITY = Range(-100, 100)
 _SEED = Range(0, 2**32 - 1)  # what every random generator takes
 
 SETTINGS: dict[type, dict[str, Setting]] = {
@@ -82,6 +83,11 @@ SETTINGS: dict[type, dict[str, Setting]] = {
         "prompt_column": Setting("The column that holds a row's prompt."),
         "label_column": Setting("The column that holds a row's label; empty: there is none."),
         "description": Setting("Words for whoever reads the list of jobs."),
+        "priority": Setting(
+            "Its place in the queue: the higher, the sooner; equals in order of creation, and "
+            "accounts take turns.",
+            _PRIORITY,
+        ),
         "seed": Setting("Of everything random in the job.", _SEED),
         "deterministic": Setting(
             "Make samples independent of what else is sampled at the time, so that a run can be "

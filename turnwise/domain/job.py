@@ -255,6 +255,7 @@ class JobSpec:
     prompt_column: str = "prompt"
     label_column: str = ""
     description: str = ""
+    priority: int = 0  # in the queue; the higher, the sooner
     seed: int = 0
     deterministic: bool = False
     history: History = History.TEMPLATE
@@ -327,3 +328,5 @@ class Job:
     inputs: Inputs | None = None  # as its first start found them
     parent: str = ""  # the registered model that it started from, "group/version"
     output: str = ""  # its newest adapter when it last ended, "group/version"
+    #: Of a job that waits: how many get a place before it. Known to the queue, not stored.
+    ahead: int | None = field(default=None, metadata={"stored": False})

@@ -10,6 +10,7 @@ from turnwise.ports import Clock, NewId, Resources
 from turnwise.wire.aws.door import Answering, Modelled
 from turnwise.wire.aws.service import AwsService
 from turnwise.wire.aws.sts import sts
+from turnwise.wire.aws.tags import Tags, tag_handlers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +27,8 @@ class Rooms:
 
 def sagemaker(rooms: Rooms) -> AwsService:
     """SageMaker's control plane: each noun brings its operations."""
-    return AwsService(name="sagemaker", handlers={})
+    tags = Tags(rooms.resources, rooms.clock)
+    return AwsService(name="sagemaker", handlers={**tag_handlers(tags)})
 
 
 def open_services(rooms: Rooms) -> list[Answering]:
