@@ -26,6 +26,7 @@ from turnwise.domain.job import (
     RolloutSpec,
     ScheduleSpec,
     ScorerSpec,
+    TrackingSpec,
     ValidationSpec,
 )
 from turnwise.domain.rollout import SamplingParams
@@ -131,6 +132,7 @@ SETTINGS: dict[type, dict[str, Setting]] = {
             "Which steps' files stay; the rest stays listed, as a record. The newest two "
             "checkpoints always stay, and what other jobs started from."
         ),
+        "tracking": Setting("Whether the job is shown in MLflow, and under which names."),
     },
     AgentSpec: {
         "kind": Setting(
@@ -301,6 +303,14 @@ SETTINGS: dict[type, dict[str, Setting]] = {
             "With keep_last, remove a step's adapter together with its checkpoint; it cannot be "
             "served or exported any more."
         ),
+    },
+    TrackingSpec: {
+        "mlflow": Setting(
+            "Feed a run in the account's MLflow: metrics, parameters, a trace per rollout, and "
+            "the adapter. Jobs that come by AWS's API have it on."
+        ),
+        "experiment": Setting("The MLflow experiment; empty: the base model's name and `-mtrl`."),
+        "run_name": Setting("The name of the MLflow run; empty: the job's name."),
     },
     ParitySpec: {
         "max_mean_difference": Setting(

@@ -250,6 +250,18 @@ class CheckpointSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TrackingSpec:
+    """Whether a job is shown in its account's MLflow, and under which names.
+
+    An empty `experiment` means the base model's; an empty `run_name`, the job's own name.
+    """
+
+    mlflow: bool = False
+    experiment: str = ""
+    run_name: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class JobSpec:
     """Everything a job needs, as the job file says it. Paths are absolute once loaded.
 
@@ -290,6 +302,7 @@ class JobSpec:
     async_config: AsyncSpec = field(default_factory=AsyncSpec)
     parity: ParitySpec = field(default_factory=ParitySpec)
     checkpoints: CheckpointSpec = field(default_factory=CheckpointSpec)
+    tracking: TrackingSpec = field(default_factory=TrackingSpec)
 
     @property
     def adapters_in(self) -> str:
