@@ -496,6 +496,7 @@ class FinishedStep:
 
     `bins` maps rollout_id -> {bin: tokens} for every rollout of the groups it took; `groups` are
     their ids. They must be CLOSED, and `step` the job's next: else `Conflict`, and nothing is kept.
+    If the version of its packages is taken, by another job of the group, they get the next free one.
     """
 
     step: int
@@ -512,7 +513,7 @@ class Store(Protocol):
 
     # jobs and events
     async def create_job(self, job: Job) -> Job:
-        """Raises `Conflict` if its name is taken, or a model that it needs was pruned."""
+        """Raises `Conflict` if its name is taken, or a model that it needs is gone."""
         ...
 
     async def job(self, account_id: str, id_or_name: str) -> Job:
@@ -701,6 +702,27 @@ class Store(Protocol):
 
     async def package(self, account_id: str, id_or_name: str) -> ModelPackage:
         """By package id, "group/version", or "group" for the newest version."""
+        ...
+
+    async def next_version(self, account_id: str, groups: Collection[str]) -> int:
+        """The lowest number that none of these groups has had, nor any above it; deleted ones count."""
+        ...
+
+    async def register(self, made: Sequence[ModelPackage]) -> list[ModelPackage]:
+        """Keep packages that no job's step makes, all or none; as they are kept.
+
+        Where a number is taken, all of them get the next that is free.
+        """
+        ...
+
+    async def delete_package(
+        self, account_id: str, id_or_name: str
+    ) -> tuple[ModelPackage, list[str]]:
+        """Delete one; the package, and the files and folders that nothing needs any more.
+
+        Whoever called removes these. Its number is never given again. Raises `NotFound`, and
+        `Conflict` while a job that has not ended makes it, starts from it or evaluates it.
+        """
         ...
 
     async def close(self) -> None:

@@ -113,11 +113,6 @@ def checkpoint_group(name: str) -> str:
 
 
 async def next_version(job: Job, sockets: Sockets) -> int:
-    """The version that the job's next pair of packages gets."""
-    names = (job.name, checkpoint_group(job.name))
-    taken = [
-        package.version
-        for name in names
-        for package in await sockets.store.packages(job.account_id, group=name)
-    ]
-    return max(taken, default=0) + 1
+    """The version that the job's next pair of packages gets, unless another job takes it first."""
+    groups = (job.name, checkpoint_group(job.name))
+    return await sockets.store.next_version(job.account_id, groups)

@@ -35,7 +35,7 @@ from turnwise.ports import (
     RolloutQuery,
     RolloutSummary,
 )
-from turnwise.storage import accounts, jobs, resources, rollouts, steps, turns
+from turnwise.storage import accounts, jobs, packages, resources, rollouts, steps, turns
 from turnwise.storage.database import (
     is_sqlite_file,
     memory_engine,
@@ -327,11 +327,25 @@ class SqlStore:
 
     async def packages(self, account_id: str, *, group: str | None = None) -> list[ModelPackage]:
         """Oldest first."""
-        return await self._read(steps.list_packages, account_id, group)
+        return await self._read(packages.listed, account_id, group)
 
     async def package(self, account_id: str, id_or_name: str) -> ModelPackage:
         """By package id, "group/version", or "group" for the newest version."""
-        return await self._read(steps.find_package, account_id, id_or_name)
+        return await self._read(packages.find, account_id, id_or_name)
+
+    async def next_version(self, account_id: str, groups: Collection[str]) -> int:
+        """The lowest number that none of these groups has had, nor any above it."""
+        return await self._read(packages.next_version, account_id, groups)
+
+    async def register(self, made: Sequence[ModelPackage]) -> list[ModelPackage]:
+        """Keep packages that no job's step makes; see `ports.Store.register`."""
+        return await self._write(packages.register, made)
+
+    async def delete_package(
+        self, account_id: str, id_or_name: str
+    ) -> tuple[ModelPackage, list[str]]:
+        """Delete one; see `ports.Store.delete_package`."""
+        return await self._write(packages.remove, account_id, id_or_name, self._clock.now())
 
     # ── accounts and keys ─────────────────────────────────────────────────────────────────────
 

@@ -371,6 +371,7 @@ packages = Table(
     _time("created_at"),
     _json("metadata", dict[str, Any]),
     _time("pruned_at", nullable=True),
+    _time("deleted_at", nullable=True),
     UniqueConstraint("account_id", "group", "version"),
     sqlite_autoincrement=True,
 )
