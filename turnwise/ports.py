@@ -496,7 +496,7 @@ class FinishedStep:
 
     `bins` maps rollout_id -> {bin: tokens} for every rollout of the groups it took; `groups` are
     their ids. They must be CLOSED, and `step` the job's next: else `Conflict`, and nothing is kept.
-    If the version of its packages is taken, by another job of the group, they get the next free one.
+    If the version of its packages is taken, by another job of the group, they get the next free.
     """
 
     step: int
@@ -705,7 +705,7 @@ class Store(Protocol):
         ...
 
     async def next_version(self, account_id: str, groups: Collection[str]) -> int:
-        """The lowest number that none of these groups has had, nor any above it; deleted ones count."""
+        """The lowest number that these groups never had, nor any above it."""
         ...
 
     async def register(self, made: Sequence[ModelPackage]) -> list[ModelPackage]:

@@ -1,4 +1,4 @@
-"""A PEFT folder as far as it can be read without torch: its configuration, and its tensors' head."""
+"""What can be said of a PEFT folder without torch: its configuration, and its tensors' shapes."""
 
 from __future__ import annotations
 
