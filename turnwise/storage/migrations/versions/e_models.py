@@ -4,7 +4,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "models"
-down_revision = "resources"
+down_revision = "s3"
 branch_labels = None
 depends_on = None
 
