@@ -55,26 +55,42 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def check_adapter(folder: Path) -> dict[str, Any]:
-    """The configuration of a folder whose tensors' head fits it; no weight is read.
+def check_adapter(folder: Path, base: Path) -> None:
+    """Raise `InvalidInput` unless the folder is a plain LoRA adapter that fits the base's weights.
 
-    Raises `InvalidInput` for what is no plain LoRA adapter, or is cut short.
+    Reads the files' heads, no weight. A base without safetensors files is not looked at.
     """
     config = read_config(folder)
-    file = folder / TENSORS_FILE
-    try:
-        with safe_open(file, framework="numpy") as opened:
-            shapes = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
-    except FileNotFoundError:
+    if not (folder / TENSORS_FILE).is_file():
         raise errors.InvalidInput(
             "adapter", str(folder), f"has no {TENSORS_FILE}", remedy="give a PEFT adapter folder"
-        ) from None
-    except SafetensorError as error:
-        raise errors.InvalidInput("adapter", str(file), f"cannot be read: {error}") from error
+        )
+    shapes = _shapes("adapter", folder / TENSORS_FILE)
     if not shapes:
-        raise errors.InvalidInput("adapter", str(file), "holds no tensors")
-    tensor_pairs(shapes, config["r"])
-    return config
+        raise errors.InvalidInput("adapter", str(folder / TENSORS_FILE), "holds no tensors")
+    weights: dict[str, tuple[int, ...]] = {}
+    for shard in sorted(base.glob("*.safetensors")):
+        weights |= _shapes("model", shard)
+    for module, (a, b) in tensor_pairs(shapes, config["r"]).items():
+        fits = (shapes[b][0], shapes[a][1])
+        if weights and weights.get(f"{module}.weight") != fits:
+            has = weights.get(f"{module}.weight", "no such weight")
+            raise errors.InvalidInput(
+                "adapter",
+                module,
+                f"is for a weight of shape {fits}; the base model {base} has {has}",
+                remedy="name the base model that the adapter was trained on",
+            )
+
+
+def _shapes(field: str, file: Path) -> dict[str, tuple[int, ...]]:
+    """The tensors of a safetensors file, by name."""
+    try:
+        with safe_open(file, framework="numpy") as opened:
+            names = list(opened.keys())
+            return {name: tuple(opened.get_slice(name).get_shape()) for name in names}
+    except SafetensorError as error:
+        raise errors.InvalidInput(field, str(file), f"cannot be read: {error}") from error
 
 
 def tensor_pairs(shapes: Mapping[str, tuple[int, ...]], rank: int) -> dict[str, tuple[str, str]]:

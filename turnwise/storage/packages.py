@@ -114,11 +114,11 @@ def _check_idle(connection: Connection, package: ModelPackage) -> None:
 
 def _forget_checkpoint(connection: Connection, package: ModelPackage) -> None:
     """Take it from its job's checkpoints, unless the job may yet go on from it."""
-    its = (checkpoints.c.job_id == package.job_id, checkpoints.c.path == package.path)
+    its = [checkpoints.c.job_id == package.job_id, checkpoints.c.path == package.path]
     newest = select(func.max(checkpoints.c.step)).where(checkpoints.c.job_id == package.job_id)
     ended = select(jobs.c.status).where(jobs.c.job_id == package.job_id)
     if connection.execute(ended).scalar() is not JobStatus.COMPLETED:
-        its = (*its, checkpoints.c.step < newest.scalar_subquery())
+        its.append(checkpoints.c.step < newest.scalar_subquery())
     connection.execute(delete(checkpoints).where(*its))
 
 
