@@ -61,6 +61,24 @@ class Settings(BaseSettings):
         "default models/ in the data folder. AWS clients see them as hub content.",
     )
     max_running_jobs: int = Field(4, ge=1, description="Jobs that run at once; others wait.")
+    account_running_jobs: int = Field(
+        0,
+        ge=0,
+        description="Jobs of one account that run at once; others wait. 0: max_running_jobs.",
+    )
+    quota_training_jobs: int = Field(
+        0,
+        ge=0,
+        description="Unfinished training jobs of one account, waiting ones included, past which "
+        "the AWS door refuses another with ResourceLimitExceeded (AWS's own default is 1); "
+        "the native API lets them wait. 0: max_running_jobs.",
+    )
+    quota_evaluation_jobs: int = Field(
+        0,
+        ge=0,
+        description="The same of evaluation jobs; a pipeline's step waits for room. "
+        "0: max_running_jobs.",
+    )
     device: str = Field(
         "cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="Where engines and learners compute."
     )

@@ -27,7 +27,7 @@ FIELD = "HyperParameters"
 #: Settings that a client gives in other members of its request.
 _SAID_ELSEWHERE = (
     *("name", "model", "dataset", "agent.", "kind", "validation_dataset", "description"),
-    *("input_adapter", "resume_from", "output", "checkpoint_group", "evaluation.models"),
+    *("input_adapter", "resume_from", "output_", "checkpoint_group", "evaluation.models"),
 )
 
 #: What a model's own recipe may say of a hyperparameter.

@@ -30,6 +30,7 @@ from sqlalchemy import (
 )
 
 from turnwise.domain.access import Action
+from turnwise.domain.agent import AgentLogKind
 from turnwise.domain.event import EventKind, Level
 from turnwise.domain.job import Inputs, JobSpec, JobStatus, Secondary
 from turnwise.domain.rollout import (
@@ -429,4 +430,19 @@ upload_parts = Table(
     Column("etag", String(64), nullable=False),
     _time("modified"),
     _id("blob"),
+)
+
+agent_logs = Table(
+    "agent_logs",
+    metadata,
+    _seq(),
+    _id("account_id"),
+    _id("agent"),
+    _time("at"),
+    _word("kind", AgentLogKind),
+    _text("text"),
+    _id("rollout_id"),
+    _id("job_id"),
+    Index(None, "account_id", "agent", "seq"),
+    sqlite_autoincrement=True,
 )
