@@ -8,6 +8,7 @@ from turnwise.control.browse import Browse
 from turnwise.control.jobs import Jobs
 from turnwise.ports import Clock, NewId, Resources
 from turnwise.wire.aws.door import Answering, Modelled
+from turnwise.wire.aws.iam import iam
 from turnwise.wire.aws.service import AwsService
 from turnwise.wire.aws.sts import sts
 from turnwise.wire.aws.tags import Tags, tag_handlers
@@ -33,4 +34,4 @@ def sagemaker(rooms: Rooms) -> AwsService:
 
 def open_services(rooms: Rooms) -> list[Answering]:
     """All services, by the names that their clients sign for."""
-    return [Modelled(sagemaker(rooms)), Modelled(sts())]
+    return [Modelled(sagemaker(rooms)), Modelled(sts()), Modelled(iam())]
