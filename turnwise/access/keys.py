@@ -77,6 +77,11 @@ class Keyring:
         sigv4.check_signature(request, signature, secret)
         return key.principal
 
+    async def holder(self, access_key_id: str) -> Principal:
+        """Whose access key that is, by the word of a token of ours. Raises `Unauthenticated`."""
+        key, _ = await self._signer(access_key_id)
+        return key.principal
+
     async def create(
         self,
         account_id: str,

@@ -30,7 +30,7 @@ from turnwise.ports import ModelPackage, Store
 #: The rest decides what is learned from which rows in which order.
 _MAY_DIFFER = (
     *("name", "description", "agent", "model", "dataset", "validation_dataset"),
-    *("input_adapter", "resume_from", "checkpoints", "parity"),
+    *("input_adapter", "resume_from", "checkpoints", "parity", "tracking"),
     *("validation", "val_sampling_params", "evaluation", "eval_sampling_params"),
     *("batch.tokens_per_micro_batch", "batch.share_prefixes"),
     *("schedule.max_epochs", "schedule.max_steps", "schedule.val_every"),

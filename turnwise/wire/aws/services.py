@@ -8,6 +8,7 @@ from turnwise.control.browse import Browse
 from turnwise.control.jobs import Jobs
 from turnwise.ports import Clock, NewId, Resources
 from turnwise.wire.aws.door import Answering, Modelled
+from turnwise.wire.aws.mlflow_apps import MlflowApps, mlflow_handlers
 from turnwise.wire.aws.service import AwsService
 from turnwise.wire.aws.sts import sts
 
@@ -22,11 +23,12 @@ class Rooms:
     resources: Resources
     clock: Clock
     new_id: NewId
+    mlflow: MlflowApps
 
 
 def sagemaker(rooms: Rooms) -> AwsService:
     """SageMaker's control plane: each noun brings its operations."""
-    return AwsService(name="sagemaker", handlers={})
+    return AwsService(name="sagemaker", handlers={**mlflow_handlers(rooms.mlflow)})
 
 
 def open_services(rooms: Rooms) -> list[Answering]:
