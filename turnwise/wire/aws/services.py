@@ -9,6 +9,7 @@ from turnwise.control.jobs import Jobs
 from turnwise.ports import Clock, NewId, Resources
 from turnwise.wire.aws.door import Answering, Modelled
 from turnwise.wire.aws.iam import iam
+from turnwise.wire.aws.mlflow_apps import MlflowApps, mlflow_handlers
 from turnwise.wire.aws.service import AwsService
 from turnwise.wire.aws.sts import sts
 from turnwise.wire.aws.tags import Tags, tag_handlers
@@ -24,12 +25,14 @@ class Rooms:
     resources: Resources
     clock: Clock
     new_id: NewId
+    mlflow: MlflowApps
 
 
 def sagemaker(rooms: Rooms) -> AwsService:
     """SageMaker's control plane: each noun brings its operations."""
     tags = Tags(rooms.resources, rooms.clock)
-    return AwsService(name="sagemaker", handlers={**tag_handlers(tags)})
+    handlers = {**tag_handlers(tags), **mlflow_handlers(rooms.mlflow)}
+    return AwsService(name="sagemaker", handlers=handlers)
 
 
 def open_services(rooms: Rooms) -> list[Answering]:
