@@ -27,8 +27,14 @@ from turnwise.access.vault import Vault
 from turnwise.agents import open_runner, open_scorers
 from turnwise.channel import Connection
 from turnwise.control.browse import Browse
+from turnwise.control.buckets import Buckets
+from turnwise.control.catalogue import Catalogue
+from turnwise.control.hubs import Hubs
 from turnwise.control.jobs import Jobs, load_job_rows
+from turnwise.control.model_files import ModelFiles, models_bucket
 from turnwise.control.queue import Limits
+from turnwise.control.recipe_files import RecipeFiles, recipes_bucket
+from turnwise.control.registry import Registry
 from turnwise.control.results import StoredResults
 from turnwise.control.served import ServedModels, adapter_id, verified_base, verified_folder
 from turnwise.domain.job import History, Job, JobKind, JobSpec
@@ -226,6 +232,23 @@ async def open_service(settings: Settings, url: str) -> AsyncIterator[tuple[Serv
         async def start_engine(model: str, deterministic: bool) -> Sampler:
             return await launcher.engine(_engine_spec(settings, model, deterministic))
 
+        blobs = FolderBlobs(folder.blobs)
+        buckets = Buckets(store, blobs, SYSTEM_CLOCK, new_id)
+        await buckets.recover()
+        catalogue = Catalogue(settings.models_folder, max_length=settings.engine_max_length)
+        model_files = ModelFiles(store, models_bucket(settings.region))
+        recipe_files = RecipeFiles(catalogue, blobs, recipes_bucket(settings.region))
+        buckets.mount(model_files.bucket, model_files)
+        buckets.mount(recipe_files.bucket, recipe_files)
+        registry = Registry(
+            store=store,
+            resources=store,
+            blobs=blobs,
+            objects=buckets,
+            catalogue=catalogue,
+            clock=SYSTEM_CLOCK,
+            new_id=new_id,
+        )
         gateway = Gateway(store, SYSTEM_CLOCK, new_id)
         opened.push_async_callback(gateway.close)
         service = Service(
@@ -262,7 +285,7 @@ async def open_service(settings: Settings, url: str) -> AsyncIterator[tuple[Serv
         opened.push_async_callback(serving.close)
         archives = Archives(verified_folder, verified_base, launcher.merge)
         results = StoredResults(store, FolderBlobs(folder.blobs))
-        native = native_app(jobs, Browse(store), archives, results, accounts)
+        native = native_app(jobs, Browse(store), archives, results, accounts, registry)
         data_plane = DataPlane(
             gateway, serving, ServedModels(store), keyring.authenticate, accounts.number
         )
@@ -274,6 +297,11 @@ async def open_service(settings: Settings, url: str) -> AsyncIterator[tuple[Serv
             resources=store,
             clock=SYSTEM_CLOCK,
             new_id=new_id,
+            registry=registry,
+            catalogue=catalogue,
+            hubs=Hubs(store, SYSTEM_CLOCK),
+            model_files=model_files,
+            recipe_files=recipe_files,
         )
         aws = AwsDoor(
             open_services(rooms),

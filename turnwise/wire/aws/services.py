@@ -5,9 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from turnwise.control.browse import Browse
+from turnwise.control.catalogue import Catalogue
+from turnwise.control.hubs import Hubs
 from turnwise.control.jobs import Jobs
+from turnwise.control.model_files import ModelFiles
+from turnwise.control.recipe_files import RecipeFiles
+from turnwise.control.registry import Registry
 from turnwise.ports import Clock, NewId, Resources
 from turnwise.wire.aws.door import Answering, Modelled
+from turnwise.wire.aws.hub import HubRooms, hub_handlers
+from turnwise.wire.aws.model_packages import ModelPackageRooms, model_package_handlers
 from turnwise.wire.aws.service import AwsService
 from turnwise.wire.aws.sts import sts
 from turnwise.wire.aws.tags import Tags, tag_handlers
@@ -23,12 +30,26 @@ class Rooms:
     resources: Resources
     clock: Clock
     new_id: NewId
+    registry: Registry
+    catalogue: Catalogue
+    hubs: Hubs
+    model_files: ModelFiles
+    recipe_files: RecipeFiles
 
 
 def sagemaker(rooms: Rooms) -> AwsService:
     """SageMaker's control plane: each noun brings its operations."""
     tags = Tags(rooms.resources, rooms.clock)
-    return AwsService(name="sagemaker", handlers={**tag_handlers(tags)})
+    models = ModelPackageRooms(
+        registry=rooms.registry, catalogue=rooms.catalogue, files=rooms.model_files, tags=tags
+    )
+    hub = HubRooms(
+        hubs=rooms.hubs, catalogue=rooms.catalogue, recipes=rooms.recipe_files, tags=tags
+    )
+    return AwsService(
+        name="sagemaker",
+        handlers={**tag_handlers(tags), **model_package_handlers(models), **hub_handlers(hub)},
+    )
 
 
 def open_services(rooms: Rooms) -> list[Answering]:
