@@ -26,6 +26,7 @@ from turnwise.access.vault import Vault
 from turnwise.agents import open_runner, open_scorers
 from turnwise.channel import Connection
 from turnwise.control.browse import Browse
+from turnwise.control.buckets import Buckets
 from turnwise.control.jobs import Jobs, load_job_rows
 from turnwise.control.results import StoredResults
 from turnwise.control.served import ServedModels, adapter_id, verified_base, verified_folder
@@ -231,6 +232,10 @@ async def open_service(settings: Settings, url: str) -> AsyncIterator[tuple[Serv
         async def start_engine(model: str, deterministic: bool) -> Sampler:
             return await launcher.engine(_engine_spec(settings, model, deterministic))
 
+        buckets = Buckets(
+            store, FolderBlobs(folder.blobs), SYSTEM_CLOCK, new_id, private=folder.root.resolve()
+        )
+        await buckets.recover()
         gateway = Gateway(store, SYSTEM_CLOCK, new_id)
         opened.push_async_callback(gateway.close)
         service = Service(
@@ -272,6 +277,7 @@ async def open_service(settings: Settings, url: str) -> AsyncIterator[tuple[Serv
             jobs=jobs,
             browse=browse,
             resources=store,
+            buckets=buckets,
             clock=SYSTEM_CLOCK,
             new_id=new_id,
         )

@@ -412,9 +412,11 @@ class SqlStore:
         """Raises `NotFound`, and `Conflict` while something is in it or being uploaded to it."""
         await self._write(objects.delete_bucket, account_id, bucket)
 
-    async def put_object(self, account_id: str, stored: StoredObject, blob: str) -> list[str]:
+    async def put_object(
+        self, account_id: str, stored: StoredObject, blob: str, *, replaces: str | None = None
+    ) -> list[str]:
         """Keep an object in place of the one of its key; the blobs that are no longer used."""
-        return await self._write(objects.put, account_id, stored, blob)
+        return await self._write(objects.put, account_id, stored, blob, replaces)
 
     async def object(self, account_id: str, bucket: str, key: str) -> tuple[StoredObject, str]:
         """An object and its blob. Raises `NotFound` of kind "bucket" or "object"."""
@@ -424,13 +426,9 @@ class SqlStore:
         self, account_id: str, bucket: str, *, prefix: str, delimiter: str, after: str, limit: int
     ) -> Listing:
         """A page, in the order of keys as bytes. Raises `NotFound`."""
-        return await self._read(
-            objects.listed, account_id, bucket, prefix, delimiter, after, limit
-        )
+        return await self._read(objects.listed, account_id, bucket, prefix, delimiter, after, limit)
 
-    async def delete_objects(
-        self, account_id: str, bucket: str, keys: Sequence[str]
-    ) -> list[str]:
+    async def delete_objects(self, account_id: str, bucket: str, keys: Sequence[str]) -> list[str]:
         """Remove those that are there; their blobs. Raises `NotFound` without the bucket."""
         return await self._write(objects.remove_from, account_id, bucket, keys)
 
@@ -455,10 +453,16 @@ class SqlStore:
         return await self._read(objects.list_parts, account_id, upload_id)
 
     async def end_upload(
-        self, account_id: str, upload_id: str, stored: StoredObject | None = None, blob: str = ""
+        self,
+        account_id: str,
+        upload_id: str,
+        stored: StoredObject | None = None,
+        blob: str = "",
+        *,
+        replaces: str | None = None,
     ) -> list[str]:
         """Forget an upload; with `stored`, it has become this object. Blobs no longer used."""
-        return await self._write(objects.end_upload, account_id, upload_id, stored, blob)
+        return await self._write(objects.end_upload, account_id, upload_id, stored, blob, replaces)
 
     async def blobs_in_use(self) -> set[str]:
         """Of all accounts' objects and parts."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from turnwise.control.browse import Browse
+from turnwise.control.buckets import Buckets
 from turnwise.control.jobs import Jobs
 from turnwise.ports import Clock, NewId, Resources
 from turnwise.wire.aws.door import Answering, Modelled
+from turnwise.wire.aws.s3.service import S3
 from turnwise.wire.aws.service import AwsService
 from turnwise.wire.aws.sts import sts
 
@@ -20,6 +22,7 @@ class Rooms:
     jobs: Jobs
     browse: Browse
     resources: Resources
+    buckets: Buckets
     clock: Clock
     new_id: NewId
 
@@ -31,4 +34,4 @@ def sagemaker(rooms: Rooms) -> AwsService:
 
 def open_services(rooms: Rooms) -> list[Answering]:
     """All services, by the names that their clients sign for."""
-    return [Modelled(sagemaker(rooms)), Modelled(sts())]
+    return [Modelled(sagemaker(rooms)), Modelled(sts()), S3(rooms.buckets)]

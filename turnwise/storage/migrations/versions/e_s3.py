@@ -45,7 +45,5 @@ def upgrade() -> None:
         sa.Column("etag", sa.String(64), nullable=False),
         sa.Column("modified", sa.Double(), nullable=False),
         sa.Column("blob", sa.String(64), nullable=False),
-        sa.PrimaryKeyConstraint(
-            "account_id", "upload_id", "number", name=op.f("pk_upload_parts")
-        ),
+        sa.PrimaryKeyConstraint("account_id", "upload_id", "number", name=op.f("pk_upload_parts")),
     )
