@@ -233,7 +233,7 @@ async def open_service(settings: Settings, url: str) -> AsyncIterator[tuple[Serv
             return await launcher.engine(_engine_spec(settings, model, deterministic))
 
         blobs = FolderBlobs(folder.blobs)
-        buckets = Buckets(store, blobs, SYSTEM_CLOCK, new_id)
+        buckets = Buckets(store, blobs, SYSTEM_CLOCK, new_id, private=folder.root.resolve())
         await buckets.recover()
         catalogue = Catalogue(settings.models_folder, max_length=settings.engine_max_length)
         model_files = ModelFiles(store, models_bucket(settings.region))
@@ -295,6 +295,7 @@ async def open_service(settings: Settings, url: str) -> AsyncIterator[tuple[Serv
             jobs=jobs,
             browse=browse,
             resources=store,
+            buckets=buckets,
             clock=SYSTEM_CLOCK,
             new_id=new_id,
             registry=registry,

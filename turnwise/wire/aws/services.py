@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from turnwise.control.browse import Browse
+from turnwise.control.buckets import Buckets
 from turnwise.control.catalogue import Catalogue
 from turnwise.control.hubs import Hubs
 from turnwise.control.jobs import Jobs
@@ -15,6 +16,7 @@ from turnwise.ports import Clock, NewId, Resources
 from turnwise.wire.aws.door import Answering, Modelled
 from turnwise.wire.aws.hub import HubRooms, hub_handlers
 from turnwise.wire.aws.model_packages import ModelPackageRooms, model_package_handlers
+from turnwise.wire.aws.s3.service import S3
 from turnwise.wire.aws.service import AwsService
 from turnwise.wire.aws.sts import sts
 from turnwise.wire.aws.tags import Tags, tag_handlers
@@ -28,6 +30,7 @@ class Rooms:
     jobs: Jobs
     browse: Browse
     resources: Resources
+    buckets: Buckets
     clock: Clock
     new_id: NewId
     registry: Registry
@@ -54,4 +57,4 @@ def sagemaker(rooms: Rooms) -> AwsService:
 
 def open_services(rooms: Rooms) -> list[Answering]:
     """All services, by the names that their clients sign for."""
-    return [Modelled(sagemaker(rooms)), Modelled(sts())]
+    return [Modelled(sagemaker(rooms)), Modelled(sts()), S3(rooms.buckets)]
