@@ -711,6 +711,10 @@ class Store(Protocol):
         """Oldest first."""
         ...
 
+    async def newest_packages(self, account_id: str, job_id: str) -> list[ModelPackage]:
+        """The newest adapter and the newest checkpoint that a job registered, if it did."""
+        ...
+
     async def package(self, account_id: str, id_or_name: str) -> ModelPackage:
         """By package id, "group/version", or "group" for the newest version."""
         ...

@@ -14,6 +14,7 @@ from sqlalchemy import (
     and_,
     bindparam,
     delete,
+    func,
     or_,
     select,
     update,
@@ -30,6 +31,7 @@ from turnwise.domain.job import (
     Secondary,
     check_move,
 )
+from turnwise.ports import ModelPackage
 from turnwise.storage.rows import from_row, from_rows, select_nouns, to_row
 from turnwise.storage.tables import (
     checkpoints,
@@ -240,6 +242,14 @@ def _newest_adapter(connection: Connection, job: Job) -> str:
     )
     row = connection.execute(query.order_by(packages.c.seq.desc()).limit(1)).first()
     return "" if row is None else f"{row.group}/{row.version}"
+
+
+def newest_packages(connection: Connection, account_id: str, job_id: str) -> list[ModelPackage]:
+    """The newest package of each kind that a job registered."""
+    its = (packages.c.account_id == account_id, packages.c.job_id == job_id)
+    newest = select(func.max(packages.c.seq)).where(*its).group_by(packages.c.kind)
+    query = select_nouns(ModelPackage, packages.c.seq.in_(newest))
+    return from_rows(ModelPackage, connection.execute(query).all())
 
 
 def _promotion(job: Job) -> EventDraft:

@@ -341,6 +341,10 @@ class SqlStore:
         """Oldest first."""
         return await self._read(packages.listed, account_id, group)
 
+    async def newest_packages(self, account_id: str, job_id: str) -> list[ModelPackage]:
+        """The newest adapter and the newest checkpoint that a job registered, if it did."""
+        return await self._read(jobs.newest_packages, account_id, job_id)
+
     async def package(self, account_id: str, id_or_name: str) -> ModelPackage:
         """By package id, "group/version", or "group" for the newest version."""
         return await self._read(packages.find, account_id, id_or_name)
