@@ -1069,3 +1069,120 @@ async def test_every_acknowledged_turn_survives_kill_nine(tmp_path: Path) -> Non
         assert kept[: len(indices)] == indices
         assert len(read.nodes) == 2 * len(kept)
     await store.close()
+
+
+# ── deleting models ───────────────────────────────────────────────────────────────────────────
+
+
+async def with_ended_steps(store: SqlStore, count: int, status: JobStatus) -> None:
+    """job_walk, ended after so many steps."""
+    await with_steps(store, count)
+    await store.append(ACCOUNT, "job_walk", [status_event(status)])
+
+
+async def test_a_deleted_model_is_gone_and_its_number_is_never_given_again(
+    store: SqlStore,
+) -> None:
+    await with_ended_steps(store, 2, JobStatus.COMPLETED)
+    deleted, _ = await store.delete_package(ACCOUNT, "walk/2")
+    assert deleted == step_packages(1)[0]
+    with pytest.raises(errors.NotFound, match="model package 'walk/2'"):
+        await store.package(ACCOUNT, "walk/2")
+    with pytest.raises(errors.NotFound, match="model package 'walk/2'"):
+        await store.delete_package(ACCOUNT, "walk/2")
+    assert [p.name for p in await store.packages(ACCOUNT, group="walk")] == ["walk/1"]
+    assert (await store.package(ACCOUNT, "walk")).name == "walk/1"
+    assert await store.next_version(ACCOUNT, ["walk"]) == 3
+    again = await store.register([package(2, package_id="pkg_again", path="/blobs/own")])
+    assert [p.name for p in again] == ["walk/3"]
+
+
+async def test_another_account_can_neither_see_nor_delete_a_model(store: SqlStore) -> None:
+    await with_ended_steps(store, 1, JobStatus.COMPLETED)
+    with pytest.raises(errors.NotFound):
+        await store.delete_package(OTHER, "walk/1")
+    assert await store.next_version(OTHER, ["walk"]) == 1
+    assert (await store.package(ACCOUNT, "walk/1")).version == 1
+
+
+async def test_only_files_that_nothing_else_is_made_of_are_left_to_remove(
+    store: SqlStore,
+) -> None:
+    await with_ended_steps(store, 2, JobStatus.COMPLETED)
+    folder = "/blobs/job_walk/step_0"
+    assert (await store.delete_package(ACCOUNT, "walk/1"))[1] == []  # in its checkpoint's folder
+    assert (await store.delete_package(ACCOUNT, "walk-checkpoints/1"))[1] == [folder]
+    state = ["/blobs/job_walk/step_1/state.safetensors", "/blobs/job_walk/step_1/meta.json"]
+    assert (await store.delete_package(ACCOUNT, "walk-checkpoints/2"))[1] == state
+    assert (await store.delete_package(ACCOUNT, "walk/2"))[1] == ["/blobs/job_walk/step_1"]
+    assert [c.step for c in await store.checkpoints(ACCOUNT, "job_walk")] == [-1]
+
+
+async def test_what_a_stopped_job_goes_on_from_stays(store: SqlStore) -> None:
+    await with_ended_steps(store, 2, JobStatus.STOPPED)
+    removed = {
+        each.name: (await store.delete_package(ACCOUNT, each.name))[1]
+        for step in (0, 1)
+        for each in step_packages(step)
+    }
+    assert removed == {
+        "walk/1": [],
+        "walk-checkpoints/1": ["/blobs/job_walk/step_0"],
+        "walk/2": [],
+        "walk-checkpoints/2": [],
+    }
+    assert [c.step for c in await store.checkpoints(ACCOUNT, "job_walk")] == [-1, 1]
+
+
+async def test_a_pruned_model_is_deleted_without_its_files(store: SqlStore) -> None:
+    await with_steps(store, 3)
+    await store.prune(ACCOUNT, "job_walk", [2], adapters=False)
+    await store.append(ACCOUNT, "job_walk", [status_event(JobStatus.COMPLETED)])
+    assert (await store.delete_package(ACCOUNT, "walk-checkpoints/1"))[1] == []
+    assert (await store.delete_package(ACCOUNT, "walk/1"))[1] == ["/blobs/job_walk/step_0"]
+
+
+async def test_a_model_is_not_deleted_under_a_job_that_has_not_ended(store: SqlStore) -> None:
+    await with_steps(store, 3)
+    with pytest.raises(errors.Conflict, match="walk/1 is needed by job 'walk', which has not"):
+        await store.delete_package(ACCOUNT, "walk/1")
+    await store.append(ACCOUNT, "job_walk", [status_event(JobStatus.COMPLETED)])
+    compared = EvaluationSpec(models=("base", "walk/2"))
+    test = builders.spec("test", kind=JobKind.EVALUATION, evaluation=compared)
+    folder = step_packages(2)[0].path
+    await store.create_job(job("on", parent="walk/1"))
+    await store.create_job(job("test", spec=test))
+    await store.create_job(job("from", spec=builders.spec("from", input_adapter=folder)))
+    for version, name in ((1, "on"), (2, "test"), (3, "from")):
+        with pytest.raises(errors.Conflict, match=f"needed by job '{name}'"):
+            await store.delete_package(ACCOUNT, f"walk/{version}")
+        await store.append(ACCOUNT, f"job_{name}", [status_event(JobStatus.STOPPED)])
+        assert (await store.delete_package(ACCOUNT, f"walk/{version}"))[0].version == version
+
+
+async def test_no_job_starts_from_what_has_been_deleted_meanwhile(store: SqlStore) -> None:
+    await with_ended_steps(store, 1, JobStatus.COMPLETED)
+    await store.delete_package(ACCOUNT, "walk/1")
+    with pytest.raises(errors.Conflict, match="model 'walk/1' has just been deleted"):
+        await store.create_job(job("on", parent="walk/1"))
+
+
+async def test_a_job_that_ends_promotes_no_deleted_adapter(store: SqlStore) -> None:
+    await with_ended_steps(store, 1, JobStatus.STOPPED)
+    await store.delete_package(ACCOUNT, "walk/1")
+    await store.append(ACCOUNT, "job_walk", [status_event(JobStatus.PENDING)])
+    await store.append(ACCOUNT, "job_walk", [status_event(JobStatus.STOPPED)])
+    promoted = await store.events(ACCOUNT, "job_walk", kinds=[EventKind.PROMOTION])
+    assert [event.body["model"] for event in promoted] == ["walk/1"]  # the first end's
+
+
+async def test_jobs_of_one_group_get_numbers_of_their_own(store: SqlStore) -> None:
+    await with_steps(store, 1)
+    await store.create_job(job("run"))
+    pair = step_packages(0)
+    theirs = tuple(replace(p, package_id=f"{p.package_id}_run", job_id="job_run") for p in pair)
+    saved = builders.checkpoint(0, path="/blobs/job_run/step_0")
+    done = replace(finished(groups=(), bins={}, packages=theirs), checkpoint=saved)
+    await store.finish_step(ACCOUNT, "job_run", done)
+    names = [package.name for package in await store.packages(ACCOUNT)]
+    assert names == ["walk/1", "walk-checkpoints/1", "walk/2", "walk-checkpoints/2"]

@@ -9,7 +9,11 @@ from typing import Any
 
 from tests import builders
 from tests.builders import ACCOUNT, SetClock
+from turnwise import errors
+from turnwise.control.catalogue import Catalogue
 from turnwise.control.jobs import Jobs, status_event
+from turnwise.control.queue import Limits
+from turnwise.control.registry import ObjectFiles, Registry
 from turnwise.control.served import verified_base, verified_folder
 from turnwise.domain.access import Principal
 from turnwise.domain.job import Job, JobSpec, JobStatus, Secondary
@@ -28,6 +32,27 @@ async def _no_merge(spec: MergeSpec) -> Archive:
 def archives() -> Archives:
     """Exports of verified PEFT folders."""
     return Archives(verified_folder, verified_base, _no_merge)
+
+
+class NoObjects:
+    """Buckets with nothing in them."""
+
+    async def get(self, account_id: str, bucket: str, key: str) -> tuple[Any, Path]:
+        raise errors.NotFound("object", key)
+
+
+def a_registry(store: SqlStore, folder: Path, objects: ObjectFiles | None = None) -> Registry:
+    """Of models whose files are in `folder`/blobs, with base models in `folder`/models."""
+    names = iter(range(1, 1000))
+    return Registry(
+        store=store,
+        resources=store,
+        blobs=FolderBlobs(folder / "blobs"),
+        objects=objects or NoObjects(),
+        catalogue=Catalogue(folder / "models"),
+        clock=SetClock(),
+        new_id=lambda prefix: f"{prefix}_own{next(names)}",
+    )
 
 
 class Loop:
@@ -58,7 +83,14 @@ class Loop:
 class World:
     """One server's control plane. `make` gives another one, as after a restart, on its store."""
 
-    def __init__(self, folder: Path, store: SqlStore, *, max_running: int = 1) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        store: SqlStore,
+        *,
+        max_running: int = 1,
+        limits: Limits | None = None,
+    ) -> None:
         self.folder = folder
         self.store = store
         self.blobs = FolderBlobs(folder / "blobs")
@@ -73,7 +105,7 @@ class World:
             clock=self.clock,
             new_id=lambda prefix: f"{prefix}_{next(self._names)}",
             start=self._start,
-            max_running=max_running,
+            limits=limits or Limits(running=max_running),
         )
         model = folder / "model"
         model.mkdir(exist_ok=True)

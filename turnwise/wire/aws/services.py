@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
+from turnwise.control.agents import Agents
 from turnwise.control.browse import Browse
+from turnwise.control.buckets import Buckets
+from turnwise.control.catalogue import Catalogue
+from turnwise.control.hubs import Hubs
 from turnwise.control.jobs import Jobs
+from turnwise.control.model_files import ModelFiles
+from turnwise.control.recipe_files import RecipeFiles
+from turnwise.control.registry import Registry
 from turnwise.ports import Clock, NewId, Resources
 from turnwise.wire.aws.door import Answering, Modelled
+from turnwise.wire.aws.hub import HubRooms, dataset_uri, hub_handlers
 from turnwise.wire.aws.iam import iam
+from turnwise.wire.aws.jobs import JobRooms, job_handlers
+from turnwise.wire.aws.mlflow_apps import MlflowApps, mlflow_handlers
+from turnwise.wire.aws.model_packages import ModelPackageRooms, model_package_handlers
+from turnwise.wire.aws.s3.service import S3
 from turnwise.wire.aws.service import AwsService
 from turnwise.wire.aws.sts import sts
+from turnwise.wire.aws.tags import Tags, tag_handlers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,15 +35,48 @@ class Rooms:
     jobs: Jobs
     browse: Browse
     resources: Resources
+    buckets: Buckets
     clock: Clock
     new_id: NewId
+    registry: Registry
+    catalogue: Catalogue
+    hubs: Hubs
+    model_files: ModelFiles
+    recipe_files: RecipeFiles
+    mlflow: MlflowApps
+    agents: Agents
 
 
 def sagemaker(rooms: Rooms) -> AwsService:
     """SageMaker's control plane: each noun brings its operations."""
-    return AwsService(name="sagemaker", handlers={})
+    tags = Tags(rooms.resources, rooms.clock)
+    models = ModelPackageRooms(
+        registry=rooms.registry, catalogue=rooms.catalogue, files=rooms.model_files, tags=tags
+    )
+    hub = HubRooms(
+        hubs=rooms.hubs, catalogue=rooms.catalogue, recipes=rooms.recipe_files, tags=tags
+    )
+    jobs = JobRooms(
+        jobs=rooms.jobs,
+        browse=rooms.browse,
+        resources=rooms.resources,
+        catalogue=rooms.catalogue,
+        agents=rooms.agents,
+        tags=tags,
+        clock=rooms.clock,
+        dataset_uri=partial(dataset_uri, rooms.hubs),
+        check_group=rooms.registry.group,
+    )
+    handlers = {
+        **tag_handlers(tags),
+        **mlflow_handlers(rooms.mlflow),
+        **job_handlers(jobs),
+        **model_package_handlers(models),
+        **hub_handlers(hub),
+    }
+    return AwsService(name="sagemaker", handlers=handlers)
 
 
 def open_services(rooms: Rooms) -> list[Answering]:
     """All services, by the names that their clients sign for."""
-    return [Modelled(sagemaker(rooms)), Modelled(sts()), Modelled(iam())]
+    return [Modelled(sagemaker(rooms)), Modelled(sts()), Modelled(iam()), S3(rooms.buckets)]
