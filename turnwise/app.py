@@ -27,7 +27,9 @@ from turnwise.agents import open_runner, open_scorers
 from turnwise.channel import Connection
 from turnwise.control.browse import Browse
 from turnwise.control.buckets import Buckets
-from turnwise.control.jobs import Jobs, load_job_rows
+from turnwise.control.job_data import JobData, load_job_rows
+from turnwise.control.jobs import Jobs
+from turnwise.control.outputs import Outputs
 from turnwise.control.results import StoredResults
 from turnwise.control.served import ServedModels, adapter_id, verified_base, verified_folder
 from turnwise.domain.access import Account
@@ -49,6 +51,7 @@ from turnwise.sampling.shared import ClaimedSampler
 from turnwise.settings import Settings
 from turnwise.storage.blobs import FolderBlobs
 from turnwise.storage.folder import DataFolder
+from turnwise.storage.remote_s3 import RemoteS3
 from turnwise.storage.sql import SqlStore
 from turnwise.system import SYSTEM_CLOCK, new_id
 from turnwise.training.handle import RemoteLearner
@@ -93,10 +96,13 @@ class Service:
     gateway: Gateway
     launcher: LocalLauncher
     engines: Engines
+    data: JobData
+    outputs: Outputs
 
     async def start_job(self, job: Job) -> _PluggedLoop:
         """Plug a job's loop together."""
-        rows, validation_rows = await asyncio.to_thread(load_job_rows, job.spec)
+        files = await self.data.files(job.account_id, job.spec)
+        rows, validation_rows = await asyncio.to_thread(load_job_rows, job.spec, files)
         renderer = await asyncio.to_thread(load_renderer, Path(job.spec.model), job.spec.history)
         async with contextlib.AsyncExitStack() as opened:  # what is open when one is refused closes
             sockets = await self._open_sockets(job, renderer, opened)
@@ -134,6 +140,7 @@ class Service:
             ),
             model_folder=lambda name: self._model_folder(job, name),
             scorers=scorers,
+            deliver=self.outputs.deliver,
         )
 
     async def open_model(self, package: ModelPackage) -> OpenModel:
@@ -232,8 +239,14 @@ async def open_service(settings: Settings, url: str) -> AsyncIterator[tuple[Serv
         async def start_engine(model: str, deterministic: bool) -> Sampler:
             return await launcher.engine(_engine_spec(settings, model, deterministic))
 
+        blobs = FolderBlobs(folder.blobs)
         buckets = Buckets(
-            store, FolderBlobs(folder.blobs), SYSTEM_CLOCK, new_id, private=folder.root.resolve()
+            store,
+            blobs,
+            SYSTEM_CLOCK,
+            new_id,
+            remote=RemoteS3(settings.s3_endpoint_url) if settings.s3_endpoint_url else None,
+            private=folder.root.resolve(),
         )
         await buckets.recover()
         gateway = Gateway(store, SYSTEM_CLOCK, new_id)
@@ -247,6 +260,8 @@ async def open_service(settings: Settings, url: str) -> AsyncIterator[tuple[Serv
             gateway=gateway,
             launcher=launcher,
             engines=Engines(start_engine, idle_s=settings.serving_idle_s),
+            data=JobData(buckets),
+            outputs=Outputs(store, buckets, blobs),
         )
         jobs = Jobs(
             store=store,
@@ -254,6 +269,7 @@ async def open_service(settings: Settings, url: str) -> AsyncIterator[tuple[Serv
             new_id=new_id,
             start=service.start_job,
             max_running=settings.max_running_jobs,
+            data=service.data,
         )
         opened.push_async_callback(jobs.close)
         await jobs.recover()
@@ -302,7 +318,9 @@ def _doors(data_plane: DataPlane, aws: AwsDoor, native: Asgi) -> Asgi:
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         door: Asgi = native
-        if data_plane.owns(scope["path"]):
+        if aws.signed_for(scope) == "s3":  # whose buckets may be called like our paths
+            door = aws
+        elif data_plane.owns(scope["path"]):
             door = data_plane
         elif aws.owns(scope):
             door = aws

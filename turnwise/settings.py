@@ -60,6 +60,13 @@ class Settings(BaseSettings):
         description="Folder of base models by name, each a Hugging Face folder or a link to one; "
         "default models/ in the data folder. AWS clients see them as hub content.",
     )
+    s3_endpoint_url: str = Field(
+        "",
+        pattern=r"^(https?://.+)?$",
+        description="A real S3, as https://s3.us-west-2.amazonaws.com, for s3:// URIs whose "
+        "buckets this server does not have; with the credentials that boto3 finds, for all "
+        "accounts. Needs the extra `s3`.",
+    )
     max_running_jobs: int = Field(4, ge=1, description="Jobs that run at once; others wait.")
     device: str = Field(
         "cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="Where engines and learners compute."
@@ -131,6 +138,8 @@ def _allowed(name: str) -> str:
         return "cpu, cuda or cuda:N"
     if name == "region":
         return "a region's name"
+    if name == "s3_endpoint_url":
+        return "an http:// or https:// address"
     if schema["type"] != "integer":
         return "a path" if schema.get("format") == "path" else "text"
     high = f" to {schema['maximum']}" if "maximum" in schema else " or more"

@@ -75,11 +75,16 @@ SETTINGS: dict[type, dict[str, Setting]] = {
     JobSpec: {
         "name": Setting("The job's name: 1 to 63 letters, digits and hyphens; unique."),
         "model": Setting("The base model: a Hugging Face folder with its tokenizer."),
-        "dataset": Setting("The rows to train on or evaluate: a .jsonl, .json or .csv file."),
+        "dataset": Setting(
+            "The rows to train on or evaluate: a .jsonl, .json, .csv or .parquet file, by its path "
+            "or as `s3://bucket/key` or `file:///path`; of a prefix, all files below it."
+        ),
         "agent": Setting("Where the agent is."),
         "kind": Setting("Train, or evaluate every row of `dataset` and train nothing."),
         "validation_dataset": Setting("The rows to validate on; without it nothing is validated."),
-        "prompt_column": Setting("The column that holds a row's prompt."),
+        "prompt_column": Setting(
+            "The column that holds a row's prompt; empty: `prompt` if there is one, else the first."
+        ),
         "label_column": Setting("The column that holds a row's label; empty: there is none."),
         "description": Setting("Words for whoever reads the list of jobs."),
         "seed": Setting("Of everything random in the job.", _SEED),
@@ -99,6 +104,10 @@ SETTINGS: dict[type, dict[str, Setting]] = {
             "A registered checkpoint of another job to continue after its step, with its "
             "optimizer and its place in the data. Base model, rows and all settings that decide "
             "what is learned must be as they were."
+        ),
+        "output_path": Setting(
+            "An `s3://bucket/prefix` or `file:///folder`, below which `<name>/output/` gets the "
+            "adapter, or an evaluation's results, when the job ends; empty: nowhere."
         ),
         "batch": Setting("How much a step takes."),
         "algorithm": Setting("Advantage and loss."),
@@ -368,8 +377,13 @@ a bad value with what is allowed.
 ## Datasets
 
 A `.jsonl` file (one JSON record per line), a `.json` file (a list of records) or a `.csv` file
-with a header, in UTF-8. Each record has a prompt, in `prompt_column`; the agent gets the whole
-record as well.
+with a header, in UTF-8; or a `.parquet` file. Each record has a prompt, in `prompt_column`; the
+agent gets the whole record as well.
+
+A dataset is named by a path, or by a URI: `file:///path` on the server, or `s3://bucket/key` in a
+bucket of this server, else of the S3 in its setting `s3_endpoint_url`. A URI of a folder or prefix
+means all files below it, in the order of their names; names that begin with `.` or `_` are left
+out. What a job has read is kept by content, and a job whose data has changed since does not go on.
 """
 
 

@@ -238,7 +238,8 @@ class CheckpointSpec:
 class JobSpec:
     """Everything a job needs, as the job file says it. Paths are absolute once loaded.
 
-    `model` is a Hugging Face folder; `dataset` and `validation_dataset` are .jsonl, .json or .csv.
+    `model` is a Hugging Face folder; `dataset` and `validation_dataset` are .jsonl, .json, .csv or
+    .parquet, by a path or by an s3:// or file:// URI, of a prefix all files below it.
     """
 
     name: str
@@ -247,7 +248,7 @@ class JobSpec:
     agent: AgentSpec
     kind: JobKind = JobKind.TRAIN
     validation_dataset: str = ""
-    prompt_column: str = "prompt"
+    prompt_column: str = ""  # empty: `prompt` if there is one, else the first column
     label_column: str = ""
     description: str = ""
     seed: int = 0
@@ -255,6 +256,7 @@ class JobSpec:
     history: History = History.TEMPLATE
     input_adapter: str = ""  # a PEFT folder or a registered model to start from (or to evaluate)
     resume_from: str = ""  # a registered checkpoint of another job, to continue after its step
+    output_path: str = ""  # s3:// or file:// prefix that the outcome is written below at the end
     batch: BatchSpec = field(default_factory=BatchSpec)
     algorithm: AlgorithmSpec = field(default_factory=AlgorithmSpec)
     sampling_params: SamplingParams = field(default_factory=SamplingParams)
