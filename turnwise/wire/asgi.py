@@ -32,6 +32,7 @@ class HttpCall:
         self._headers: dict[bytes, bytes] = dict(scope["headers"])
         self._receive = receive
         self._send = send
+        self._body: bytes | None = None
         self.has_started = False
         self._is_refused = False  # what is left of the body is never read
 
@@ -65,10 +66,15 @@ class HttpCall:
         return str(client[0]) if client else ""
 
     async def body(self) -> bytes:
-        """The whole request body. Raises `InvalidInput` if it is too large.
+        """The whole request body, kept for who asks again. Raises `InvalidInput` if too large.
 
         One that is announced as too large is not even asked for (`Expect: 100-continue`).
         """
+        if self._body is None:
+            self._body = await self._received()
+        return self._body
+
+    async def _received(self) -> bytes:
         announced = self.header("content-length")
         if announced.isdecimal() and int(announced) > MAX_BODY_BYTES:
             self._is_refused = True

@@ -350,10 +350,10 @@ async def test_an_upload_that_nobody_ends_is_given_up_after_a_week(
     multipart, clock = Multipart(buckets), buckets.clock
     old = await multipart.start(A, "data", "old")
     await multipart.put_part(A, old, 1, [b"old"])
-    clock.time += MAX_UPLOAD_AGE_S - 5
+    clock.at += MAX_UPLOAD_AGE_S - 5
     young = await multipart.start(A, "data", "young")
     await multipart.put_part(A, young, 1, [b"young"])
-    clock.time += 10
+    clock.at += 10
 
     await buckets.recover()
 

@@ -7,9 +7,7 @@ the signature, as `.../us-west-2/sagemaker/aws4_request`.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import hashlib
 import logging
 import re
 import uuid
@@ -25,10 +23,11 @@ from turnwise.wire.asgi import ClientGone, HttpCall, Receive, Scope, Send
 from turnwise.wire.aws import faults
 from turnwise.wire.aws.protocols import Reply, Request, WireFormat, unknown_operation, wire_format
 from turnwise.wire.aws.service import AwsError, AwsService, Call, Json
+from turnwise.wire.aws.signed import signed_request
 
 log = logging.getLogger(__name__)
 
-#: Services without regions; their clients sign for this one.
+#: Services without regions; clients sign for this one, or for their own at another endpoint.
 _GLOBAL = {"iam": "us-east-1"}
 
 
@@ -62,9 +61,6 @@ class Answering(Protocol):
 
 
 _SCOPE = re.compile(r"/([a-z0-9-]+)/aws4_request")
-#: Hashing more than this would hold up the event loop.
-_HASHED_AT_ONCE = 1 << 16
-
 Verify = Callable[[sigv4.SignedRequest, sigv4.Signature], Awaitable[Principal]]
 Observe = Callable[[Call, Outcome], Awaitable[None]]
 
@@ -172,13 +168,7 @@ class AwsDoor:
         )
         service = self._unsigned(http)
         try:
-            signed = sigv4.SignedRequest(
-                method=request.method,
-                path=request.path,
-                query=request.query,
-                headers=request.headers,
-                body_sha256=await _sha256(body),
-            )
+            signed = await signed_request(http)
             signature = sigv4.Signature.of(signed)
             if signature is None:
                 raise AwsError(
@@ -209,11 +199,10 @@ class AwsDoor:
         service = self._services.get(signature.service)
         if service is None:
             raise unknown_operation(f"of service {signature.service}")
-        region = _GLOBAL.get(signature.service, self._region)
-        if signature.region != region:
-            raise errors.Unauthenticated(
-                f"the signature is for region {signature.region!r}; this server is {region}: "
-                f"set AWS_REGION and AWS_DEFAULT_REGION to {region}"
+        if signature.region not in (self._region, _GLOBAL.get(signature.service)):
+            raise errors.BadSignature(
+                f"the signature is for region {signature.region!r}; this server is in "
+                f"{self._region!r}: set AWS_REGION and AWS_DEFAULT_REGION to it"
             )
         return service
 
@@ -236,12 +225,6 @@ def _signed_for(authorization: str, query: str) -> str:
     is_signed = authorization.startswith(sigv4.ALGORITHM)
     found = _SCOPE.search(authorization if is_signed else unquote(query))
     return found[1] if found else ""
-
-
-async def _sha256(body: bytes) -> str:
-    if len(body) > _HASHED_AT_ONCE:
-        return (await asyncio.to_thread(hashlib.sha256, body)).hexdigest()
-    return hashlib.sha256(body).hexdigest()
 
 
 async def _send(http: HttpCall, reply: Reply) -> None:

@@ -9,6 +9,7 @@ from turnwise.control.buckets import Buckets
 from turnwise.control.jobs import Jobs
 from turnwise.ports import Clock, NewId, Resources
 from turnwise.wire.aws.door import Answering, Modelled
+from turnwise.wire.aws.iam import iam
 from turnwise.wire.aws.s3.service import S3
 from turnwise.wire.aws.service import AwsService
 from turnwise.wire.aws.sts import sts
@@ -34,4 +35,4 @@ def sagemaker(rooms: Rooms) -> AwsService:
 
 def open_services(rooms: Rooms) -> list[Answering]:
     """All services, by the names that their clients sign for."""
-    return [Modelled(sagemaker(rooms)), Modelled(sts()), S3(rooms.buckets)]
+    return [Modelled(sagemaker(rooms)), Modelled(sts()), Modelled(iam()), S3(rooms.buckets)]
