@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -208,7 +208,7 @@ class Agents:
         except errors.NotFound:
             raise errors.NotFound("agent", name, remedy=HOW_TO_REGISTER) from None
 
-    async def _all(self, account_id: str) -> list[Resource]:
+    async def _all(self, account_id: str) -> Sequence[Resource]:
         return await self._resources.resources(account_id, KIND)
 
 
