@@ -60,6 +60,11 @@ class Settings(BaseSettings):
         description="Folder of base models by name, each a Hugging Face folder or a link to one; "
         "default models/ in the data folder. AWS clients see them as hub content.",
     )
+    agent_log_entries: int = Field(
+        20_000,
+        ge=1,
+        description="Entries of a registered agent's log that stay; the oldest go first.",
+    )
     max_running_jobs: int = Field(4, ge=1, description="Jobs that run at once; others wait.")
     device: str = Field(
         "cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="Where engines and learners compute."

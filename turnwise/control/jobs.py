@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Protocol
 
 from turnwise import errors
+from turnwise.control.agents import Agents
 from turnwise.control.datasets import load_rows
 from turnwise.control.evaluated import with_models
 from turnwise.control.lineage import Beginning, Lineage
@@ -77,9 +78,17 @@ class Jobs:
     """The control plane's jobs. Every call requires a principal with the right."""
 
     def __init__(
-        self, *, store: Store, clock: Clock, new_id: NewId, start: Start, max_running: int
+        self,
+        *,
+        store: Store,
+        agents: Agents,
+        clock: Clock,
+        new_id: NewId,
+        start: Start,
+        max_running: int,
     ) -> None:
         self._store = store
+        self._agents = agents
         self._clock = clock
         self._new_id = new_id
         self._start = start
@@ -94,6 +103,7 @@ class Jobs:
         """Check a spec, store the job and run it when there is a place.
 
         Raises `InvalidInput` for a dataset, model, adapter or checkpoint that cannot be used,
+        `NotFound` for an agent's name that is not registered,
         `Conflict` if the name is taken or what to start from was pruned.
         """
         principal.require(Action.MANAGE)
@@ -283,6 +293,8 @@ class Jobs:
                 "is not a model folder",
                 remedy="give a Hugging Face folder with config.json and a tokenizer",
             )
+        agent = await self._agents.resolved(principal.account_id, spec.agent)
+        spec = dataclasses.replace(spec, agent=agent)
         rows, _ = await asyncio.to_thread(load_job_rows, spec)
         if spec.kind is JobKind.EVALUATION:
             spec = await with_models(self._store, principal.account_id, spec)

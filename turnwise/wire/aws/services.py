@@ -4,10 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from turnwise.agents import AgentCalls
+from turnwise.control.agent_logs import AgentLogs
+from turnwise.control.agents import Agents
 from turnwise.control.browse import Browse
 from turnwise.control.jobs import Jobs
 from turnwise.ports import Clock, NewId, Resources
-from turnwise.wire.aws.door import Answering, Modelled
+from turnwise.wire.aws.agentcore import (
+    SIGNING_NAME,
+    Runtimes,
+    agentcore_control,
+    agentcore_data,
+)
+from turnwise.wire.aws.door import Answering, Modelled, Planes
+from turnwise.wire.aws.lambdas import Functions, lambdas
 from turnwise.wire.aws.service import AwsService
 from turnwise.wire.aws.sts import sts
 
@@ -22,6 +32,9 @@ class Rooms:
     resources: Resources
     clock: Clock
     new_id: NewId
+    agents: Agents
+    agent_logs: AgentLogs
+    agent_calls: AgentCalls
 
 
 def sagemaker(rooms: Rooms) -> AwsService:
@@ -31,4 +44,18 @@ def sagemaker(rooms: Rooms) -> AwsService:
 
 def open_services(rooms: Rooms) -> list[Answering]:
     """All services, by the names that their clients sign for."""
-    return [Modelled(sagemaker(rooms)), Modelled(sts())]
+    return [Modelled(sagemaker(rooms)), Modelled(sts()), *agent_services(rooms)]
+
+
+def agent_services(rooms: Rooms) -> list[Answering]:
+    """Lambda and Bedrock AgentCore, over the registered agents."""
+    calls, logs = rooms.agent_calls, rooms.agent_logs
+    functions = Functions(agents=rooms.agents, logs=logs, calls=calls, new_id=rooms.new_id)
+    runtimes = Runtimes(agents=rooms.agents, logs=logs, calls=calls, new_id=rooms.new_id)
+    return [
+        Modelled(lambdas(functions)),
+        Planes(
+            Modelled(agentcore_control(runtimes), signing_name=SIGNING_NAME),
+            Modelled(agentcore_data(runtimes), signing_name=SIGNING_NAME),
+        ),
+    ]
