@@ -22,6 +22,7 @@ import uvloop
 from turnwise import errors
 from turnwise.access import sigv4
 from turnwise.access.accounts import Accounts
+from turnwise.access.callers import Callers
 from turnwise.access.keys import Keyring
 from turnwise.access.vault import Vault
 from turnwise.agents import AgentCalls, open_runner, open_scorers
@@ -279,9 +280,8 @@ async def open_service(settings: Settings, url: str) -> AsyncIterator[tuple[Serv
         results = StoredResults(store, FolderBlobs(folder.blobs))
         agent_rooms = AgentRooms(agents=agents, logs=agent_logs, calls=agent_calls, url=service.url)
         native = native_app(jobs, Browse(store), archives, results, accounts, agents=agent_rooms)
-        data_plane = DataPlane(
-            gateway, serving, ServedModels(store), keyring.authenticate, accounts.number
-        )
+        callers = Callers(keyring, settings.region)
+        data_plane = DataPlane(gateway, serving, ServedModels(store), callers, accounts.number)
         browse = Browse(store)
         rooms = Rooms(
             url=service.url,

@@ -13,10 +13,11 @@ import pytest
 from tests import builders
 from tests.builders import ACCOUNT, SetClock, group, job, plain, rollout, spec, turn_with_nodes
 from turnwise import errors
-from turnwise.domain.access import Action, Key
+from turnwise.domain.access import Account, Action, Key
 from turnwise.domain.event import Event, EventDraft, EventKind, Level
 from turnwise.domain.job import EvaluationSpec, Inputs, Job, JobKind, JobStatus, Secondary
 from turnwise.domain.ledger import TokenUsage
+from turnwise.domain.resource import Resource
 from turnwise.domain.rollout import (
     Blame,
     Delivery,
@@ -899,6 +900,105 @@ async def test_keys_are_found_listed_and_revoked(store: SqlStore, clock: SetCloc
 
 
 # ── durability ────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_key_is_found_by_its_access_key_id_once_it_is_sealed(store: SqlStore) -> None:
+    old = Key(key_id="key_a", account_id=ACCOUNT, name="old", sha256="a" * 64, created_at=1.0)
+    new = replace(old, key_id="key_b", sha256="b" * 64, access_key_id="TWAKB", sealed=b"\x00b")
+    for key in (old, new):
+        await store.add_key(key)
+    assert await store.key_by_access_key_id("TWAKB") == new
+    for unknown in ("TWAKA", ""):  # "" is what all unsealed keys have
+        with pytest.raises(errors.NotFound):
+            await store.key_by_access_key_id(unknown)
+    sealed = replace(old, access_key_id="TWAKA", sealed=b"\x00a")
+    await store.seal_key(sealed)
+    assert await store.key_by_access_key_id("TWAKA") == sealed
+    revoked = await store.revoke_key(ACCOUNT, "key_b")
+    assert await store.key_by_access_key_id("TWAKB") == revoked
+
+
+async def test_accounts_are_listed_by_number_and_each_slug_and_number_is_taken_once(
+    store: SqlStore,
+) -> None:
+    default = await store.default_account()
+    lab = Account(account_id="acc_lab", slug="lab", number="000000000003")
+    team = Account(account_id="acc_team", slug="team", number="000000000002")
+    for account in (lab, team):
+        assert await store.create_account(account) == account
+    assert await store.accounts() == [default, team, lab]
+    assert await store.account("acc_lab") == lab
+    with pytest.raises(errors.NotFound, match="account 'acc_x'"):
+        await store.account("acc_x")
+    for taken in (
+        replace(lab, account_id="acc_b", number="000000000009"),
+        replace(lab, account_id="acc_b", slug="b"),
+    ):
+        with pytest.raises(errors.Conflict, match="exists already"):
+            await store.create_account(taken)
+    assert await store.accounts() == [default, team, lab]
+
+
+def resource(kind: str, name: str, **body: object) -> Resource:
+    return Resource(account_id=ACCOUNT, kind=kind, name=name, body=body, created_at=1.0)
+
+
+async def test_a_resource_is_one_of_its_kind_and_name(store: SqlStore, clock: SetClock) -> None:
+    made = await store.create_resource(resource("agent", "walker", url="http://a", n=[1, {"a": 2}]))
+    assert (made.body, made.created_at, made.updated_at) == (
+        {"url": "http://a", "n": [1, {"a": 2}]},
+        1.0,
+        1.0,
+    )
+    assert await store.resource(ACCOUNT, "agent", "walker") == made
+    with pytest.raises(errors.Conflict, match="agent 'walker' exists already"):
+        await store.create_resource(resource("agent", "walker"))
+    other = await store.create_resource(resource("pipeline", "walker"))
+    assert other.seq > made.seq
+    clock.at = 7000.0
+    changed = await store.change_resource(resource("agent", "walker", url="http://b"))
+    assert changed == replace(made, body={"url": "http://b"}, updated_at=7000.0)
+    assert await store.resource(ACCOUNT, "pipeline", "walker") == other
+    assert await store.delete_resource(ACCOUNT, "agent", "walker") == changed
+    for gone in (
+        store.resource(ACCOUNT, "agent", "walker"),
+        store.change_resource(resource("agent", "walker")),
+        store.delete_resource(ACCOUNT, "agent", "walker"),
+    ):
+        with pytest.raises(errors.NotFound, match="agent 'walker'"):
+            await gone
+    again = await store.create_resource(resource("agent", "walker"))
+    assert again.seq > other.seq
+
+
+async def test_resources_are_listed_by_prefix_as_they_were_made(store: SqlStore) -> None:
+    names = ["b_2", "a_1", "B_1", "b%x", "b_1"]
+    for name in names:
+        await store.create_resource(resource("tag", name))
+    await store.create_resource(resource("trail", "b_3"))
+
+    async def listed(prefix: str) -> list[str]:
+        return [found.name for found in await store.resources(ACCOUNT, "tag", prefix=prefix)]
+
+    assert await listed("") == names
+    assert await listed("b_") == ["b_2", "b_1"]
+    assert await listed("b%") == ["b%x"]
+    assert await listed("x") == []
+
+
+async def test_another_accounts_resources_are_not_seen_or_changed(store: SqlStore) -> None:
+    made = await store.create_resource(resource("agent", "walker", url="http://a"))
+    theirs = replace(resource("agent", "walker", url="http://b"), account_id=OTHER)
+    for refused in (
+        store.resource(OTHER, "agent", "walker"),
+        store.change_resource(theirs),
+        store.delete_resource(OTHER, "agent", "walker"),
+    ):
+        with pytest.raises(errors.NotFound):
+            await refused
+    assert await store.resources(OTHER, "agent") == []
+    await store.create_resource(theirs)  # the same name is free there
+    assert await store.resources(ACCOUNT, "agent") == [made]
 
 
 async def test_a_closed_store_says_so(store: SqlStore) -> None:

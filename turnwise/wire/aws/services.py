@@ -10,14 +10,9 @@ from turnwise.control.agents import Agents
 from turnwise.control.browse import Browse
 from turnwise.control.jobs import Jobs
 from turnwise.ports import Clock, NewId, Resources
-from turnwise.wire.aws.agentcore import (
-    SIGNING_NAME,
-    Runtimes,
-    agentcore_control,
-    agentcore_data,
-)
-from turnwise.wire.aws.door import Answering, Modelled, Planes
-from turnwise.wire.aws.lambdas import Functions, lambdas
+from turnwise.wire.aws.agents import agent_services
+from turnwise.wire.aws.door import Answering, Modelled
+from turnwise.wire.aws.iam import iam
 from turnwise.wire.aws.service import AwsService
 from turnwise.wire.aws.sts import sts
 
@@ -44,18 +39,9 @@ def sagemaker(rooms: Rooms) -> AwsService:
 
 def open_services(rooms: Rooms) -> list[Answering]:
     """All services, by the names that their clients sign for."""
-    return [Modelled(sagemaker(rooms)), Modelled(sts()), *agent_services(rooms)]
-
-
-def agent_services(rooms: Rooms) -> list[Answering]:
-    """Lambda and Bedrock AgentCore, over the registered agents."""
-    calls, logs = rooms.agent_calls, rooms.agent_logs
-    functions = Functions(agents=rooms.agents, logs=logs, calls=calls, new_id=rooms.new_id)
-    runtimes = Runtimes(agents=rooms.agents, logs=logs, calls=calls, new_id=rooms.new_id)
     return [
-        Modelled(lambdas(functions)),
-        Planes(
-            Modelled(agentcore_control(runtimes), signing_name=SIGNING_NAME),
-            Modelled(agentcore_data(runtimes), signing_name=SIGNING_NAME),
-        ),
+        Modelled(sagemaker(rooms)),
+        Modelled(sts()),
+        Modelled(iam()),
+        *agent_services(rooms.agents, rooms.agent_logs, rooms.agent_calls, rooms.new_id),
     ]
