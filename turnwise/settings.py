@@ -79,6 +79,11 @@ class Settings(BaseSettings):
         "buckets this server does not have; with the credentials that boto3 finds, for all "
         "accounts. Needs the extra `s3`.",
     )
+    agent_log_entries: int = Field(
+        20_000,
+        ge=1,
+        description="Entries of a registered agent's log that stay; the oldest go first.",
+    )
     max_running_jobs: int = Field(4, ge=1, description="Jobs that run at once; others wait.")
     account_running_jobs: int = Field(
         0,

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Protocol
 
 from turnwise import errors
+from turnwise.control.agents import Agents
 from turnwise.control.datasets import prompt_column_of
 from turnwise.control.evaluated import with_models
 from turnwise.control.groups import check_groups
@@ -84,6 +85,7 @@ class Jobs:
         self,
         *,
         store: Store,
+        agents: Agents,
         clock: Clock,
         new_id: NewId,
         start: Start,
@@ -91,6 +93,7 @@ class Jobs:
         data: JobData | None = None,
     ) -> None:
         self._store = store
+        self._agents = agents
         self._clock = clock
         self._new_id = new_id
         self._start = start
@@ -111,6 +114,7 @@ class Jobs:
         calls at the same moment, no more pass than there is room.
 
         Raises `InvalidInput` for a dataset, model, adapter or checkpoint that cannot be used,
+        `NotFound` for an agent's name that is not registered,
         `Conflict` if the name is taken or what to start from was pruned.
         """
         principal.require(Action.MANAGE)
@@ -338,6 +342,8 @@ class Jobs:
                 "is not a model folder",
                 remedy="give a Hugging Face folder with config.json and a tokenizer",
             )
+        agent = await self._agents.resolved(principal.account_id, spec.agent)
+        spec = dataclasses.replace(spec, agent=agent)
         await self._data.check_output(principal.account_id, spec)
         files = await self._data.files(principal.account_id, spec)
         rows, _ = await asyncio.to_thread(load_job_rows, spec, files)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 
+from turnwise.agents import AgentCalls
+from turnwise.control.agent_logs import AgentLogs
 from turnwise.control.agents import Agents
 from turnwise.control.browse import Browse
 from turnwise.control.buckets import Buckets
@@ -15,6 +17,7 @@ from turnwise.control.model_files import ModelFiles
 from turnwise.control.recipe_files import RecipeFiles
 from turnwise.control.registry import Registry
 from turnwise.ports import Clock, NewId, Resources
+from turnwise.wire.aws.agents import agent_services
 from turnwise.wire.aws.door import Answering, Modelled
 from turnwise.wire.aws.hub import HubRooms, dataset_uri, hub_handlers
 from turnwise.wire.aws.iam import iam
@@ -45,6 +48,8 @@ class Rooms:
     recipe_files: RecipeFiles
     mlflow: MlflowApps
     agents: Agents
+    agent_logs: AgentLogs
+    agent_calls: AgentCalls
 
 
 def sagemaker(rooms: Rooms) -> AwsService:
@@ -79,4 +84,10 @@ def sagemaker(rooms: Rooms) -> AwsService:
 
 def open_services(rooms: Rooms) -> list[Answering]:
     """All services, by the names that their clients sign for."""
-    return [Modelled(sagemaker(rooms)), Modelled(sts()), Modelled(iam()), S3(rooms.buckets)]
+    return [
+        Modelled(sagemaker(rooms)),
+        Modelled(sts()),
+        Modelled(iam()),
+        S3(rooms.buckets),
+        *agent_services(rooms.agents, rooms.agent_logs, rooms.agent_calls, rooms.new_id),
+    ]
