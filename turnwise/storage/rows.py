@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from sqlalchemy import ColumnElement, Row, Select, Table, select
 
 from turnwise.domain.access import Account, Key
+from turnwise.domain.audit import AuditHead, AuditRecord, AuditSegment
 from turnwise.domain.event import Event
 from turnwise.domain.job import Job
 from turnwise.domain.resource import Resource
@@ -30,6 +31,9 @@ N = TypeVar(
     Checkpoint,
     ModelPackage,
     Resource,
+    AuditRecord,
+    AuditSegment,
+    AuditHead,
 )
 
 TABLES: dict[type[Any], Table] = {
@@ -44,6 +48,9 @@ TABLES: dict[type[Any], Table] = {
     Checkpoint: tables.checkpoints,
     ModelPackage: tables.packages,
     Resource: tables.resources,
+    AuditRecord: tables.audit_records,
+    AuditSegment: tables.audit_segments,
+    AuditHead: tables.audit_heads,
 }
 
 
