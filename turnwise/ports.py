@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from turnwise.domain.access import Account, Key
+from turnwise.domain.agent import AgentLogEntry, AgentLogKind
 from turnwise.domain.audit import (
     AuditDraft,
     AuditHead,
@@ -231,7 +232,7 @@ class AgentRequest:
 
     rollout_id: str
     job_id: str
-    job_arn: str
+    job_arn: str  # arn:aws:sagemaker:<region>:...
     endpoint: str
     prompt: str
     fields: Mapping[str, Any]
@@ -278,6 +279,16 @@ class AgentRunner(Protocol):
 
     async def close(self) -> None:
         """Free connections."""
+        ...
+
+
+class AgentLog(Protocol):
+    """Where what happens with one agent is noted."""
+
+    def note(
+        self, kind: AgentLogKind, text: str, *, rollout_id: str = "", job_id: str = ""
+    ) -> None:
+        """Keep an entry soon. Neither waits nor raises."""
         ...
 
 
@@ -807,6 +818,31 @@ class AuditStore(Protocol):
 
     async def drop_audit(self, account_id: str, before: float) -> int:
         """Remove the records of the segments that ended before a time; how many segments."""
+        ...
+
+
+class AgentLogStore(Protocol):
+    """The logs of registered agents. Implemented by the store."""
+
+    async def append_agent_log(self, entries: Sequence[AgentLogEntry]) -> None:
+        """Keep entries, in this order; their `seq` is given here."""
+        ...
+
+    async def agent_log(
+        self,
+        account_id: str,
+        agent: str,
+        *,
+        after: int = 0,
+        limit: int = 1000,
+        since: float | None = None,
+        until: float | None = None,
+    ) -> list[AgentLogEntry]:
+        """Entries with seq > `after`, in order; of times from `since` and before `until`."""
+        ...
+
+    async def trim_agent_log(self, account_id: str, agent: str, *, keep: int) -> None:
+        """Remove all but the newest `keep` entries of an agent."""
         ...
 
 

@@ -165,7 +165,8 @@ _CURSORS = frozenset(
 )
 _LOOKS: Sequence[tuple[re.Pattern[str], str]] = (
     (re.compile(r"\btw_[a-z]{40}\b"), f"tw_{MASK}"),  # an access key of this server
-    (re.compile(r"(/r/[a-z]+_[a-z0-9]+\.)[A-Za-z0-9_-]+"), rf"\1{MASK}"),  # a rollout's secret
+    (re.compile(r"(rollout_[a-z]+\.)[A-Za-z]{8,}"), rf"\1{MASK}"),  # a rollout's secret
+    (re.compile(r"(sagemaker-api-key-)[A-Za-z0-9+/=_-]{16,}"), rf"\1{MASK}"),  # the SDK's token
     (re.compile(r"(X-Amz-(?:Signature|Security-Token)=)[^&\s\"]+"), rf"\1{MASK}"),
     (re.compile(r"(authToken=)[^&#\s\"]+"), rf"\1{MASK}"),
     (re.compile(r"(://)[^/@\s\"]+@"), rf"\1{MASK}@"),

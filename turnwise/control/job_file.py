@@ -291,9 +291,14 @@ def _check_beginning(spec: JobSpec) -> None:
 
 
 def _check_agent(agent: AgentSpec) -> None:
-    if agent.kind is AgentKind.HTTP and not agent.url.startswith(("http://", "https://")):
+    if agent.name:
+        return  # its record says the rest
+    if agent.has_url and not agent.url.startswith(("http://", "https://")):
         raise errors.InvalidInput(
-            "agent.url", agent.url, "is no HTTP address", remedy="use http://host:port"
+            "agent.url",
+            agent.url,
+            "is no HTTP address",
+            remedy="use http://host:port, or agent.name",
         )
     if agent.kind is AgentKind.PYTHON and not all(agent.target.partition(":")):
         raise errors.InvalidInput(

@@ -120,11 +120,20 @@ SETTINGS: dict[type, dict[str, Setting]] = {
     },
     AgentSpec: {
         "kind": Setting(
-            "An HTTP server (POST {url}/rollout, GET {url}/health), a Python callable in the "
-            "server's process, or the scripted fake."
+            "An HTTP server (POST {url}/rollout, GET {url}/health), one that speaks Bedrock "
+            "AgentCore's contract (POST {url}/invocations, GET {url}/ping) or that of the Lambda "
+            "runtime interface emulator, a Python callable in the server's process, or the "
+            "scripted fake."
         ),
-        "url": Setting("The agent's base URL, for http."),
+        "url": Setting(
+            "The agent's base URL, for http, agentcore and lambda; a lambda's with a path is "
+            "called as it is."
+        ),
         "target": Setting('"package.module:callable", for python.'),
+        "name": Setting(
+            "A registered agent (`turnwise agents register`); it says the kind and the URL, also "
+            "when the job is resumed."
+        ),
     },
     BatchSpec: {
         "global_batch_size": Setting("Groups (prompts) per step.", _COUNT),

@@ -121,16 +121,13 @@ class Trails:
         clock: Clock,
         *,
         region: str,
-        default_account: str,
         buckets: Buckets | None = None,
         deliver_s: float = DELIVER_S,
     ) -> None:
-        """`default_account` is the operator's: its trails alone may write to a folder."""
         self._audit = audit
         self._resources = resources
         self._clock = clock
         self._region = region
-        self._default_account = default_account
         self._buckets = buckets
         self._deliver_s = deliver_s
         self._known: dict[tuple[str, str], tuple[Account, Trail]] = {}
@@ -303,8 +300,8 @@ class Trails:
             )
         if not folder:
             return
-        if principal.account_id != self._default_account:
-            raise errors.Denied("folders are for the operator's account; name a bucket instead")
+        if not principal.is_operator:
+            raise errors.Denied("only the operator's key may name a folder; name a bucket instead")
         if not Path(folder).is_absolute():
             raise errors.InvalidInput(
                 "folder", folder, "is not absolute", remedy="name it from / on, on the server"

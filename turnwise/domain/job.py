@@ -86,17 +86,28 @@ class AgentKind(StrEnum):
     """How the agent is reached."""
 
     HTTP = "http"  # POST {url}/rollout, GET {url}/health
+    AGENTCORE = "agentcore"  # POST {url}/invocations, GET {url}/ping
+    LAMBDA = "lambda"  # the Lambda runtime interface emulator, or a handler's own server
     PYTHON = "python"  # "package.module:callable", in the server process
     SCRIPTED = "scripted"  # the shipped fake
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentSpec:
-    """Where the agent is. `url` for http, `target` for python."""
+    """Where the agent is. `url` for http, agentcore and lambda, `target` for python.
+
+    A `name` is a registered agent's, whose record then says the kind and the URL.
+    """
 
     kind: AgentKind = AgentKind.HTTP
     url: str = ""
     target: str = ""
+    name: str = ""
+
+    @property
+    def has_url(self) -> bool:
+        """Whether it is a server of its own."""
+        return self.kind in (AgentKind.HTTP, AgentKind.AGENTCORE, AgentKind.LAMBDA)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

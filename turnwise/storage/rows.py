@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from sqlalchemy import ColumnElement, Row, Select, Table, select
 
 from turnwise.domain.access import Account, Key
+from turnwise.domain.agent import AgentLogEntry
 from turnwise.domain.audit import AuditHead, AuditRecord, AuditSegment
 from turnwise.domain.event import Event
 from turnwise.domain.job import Job
@@ -34,6 +35,7 @@ N = TypeVar(
     AuditRecord,
     AuditSegment,
     AuditHead,
+    AgentLogEntry,
 )
 
 TABLES: dict[type[Any], Table] = {
@@ -51,6 +53,7 @@ TABLES: dict[type[Any], Table] = {
     AuditRecord: tables.audit_records,
     AuditSegment: tables.audit_segments,
     AuditHead: tables.audit_heads,
+    AgentLogEntry: tables.agent_logs,
 }
 
 

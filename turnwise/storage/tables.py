@@ -31,6 +31,7 @@ from sqlalchemy import (
 )
 
 from turnwise.domain.access import Action
+from turnwise.domain.agent import AgentLogKind
 from turnwise.domain.audit import Category
 from turnwise.domain.event import EventKind, Level
 from turnwise.domain.job import Inputs, JobSpec, JobStatus, Secondary
@@ -446,4 +447,19 @@ audit_heads = Table(
     _position("open_seq"),
     _time("open_at"),
     _digest("open_digest"),
+)
+
+agent_logs = Table(
+    "agent_logs",
+    metadata,
+    _seq(),
+    _id("account_id"),
+    _id("agent"),
+    _time("at"),
+    _word("kind", AgentLogKind),
+    _text("text"),
+    _id("rollout_id"),
+    _id("job_id"),
+    Index(None, "account_id", "agent", "seq"),
+    sqlite_autoincrement=True,
 )

@@ -4,7 +4,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "audit"
-down_revision = "resources"
+down_revision = "agents"
 branch_labels = None
 depends_on = None
 
