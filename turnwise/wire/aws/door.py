@@ -7,7 +7,6 @@ the signature, as `.../us-west-2/sagemaker/aws4_request`.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -21,6 +20,7 @@ from turnwise.wire.asgi import ClientGone, HttpCall, Receive, Scope, Send
 from turnwise.wire.aws import faults
 from turnwise.wire.aws.protocols import Reply, Request, WireFormat, unknown_operation, wire_format
 from turnwise.wire.aws.service import AwsError, AwsService, Call, Json
+from turnwise.wire.aws.signed import signed_request
 
 log = logging.getLogger(__name__)
 
@@ -157,13 +157,7 @@ class AwsDoor:
         )
         service = self._unsigned(http)
         try:
-            signed = sigv4.SignedRequest(
-                method=request.method,
-                path=request.path,
-                query=request.query,
-                headers=request.headers,
-                body_sha256=hashlib.sha256(body).hexdigest(),
-            )
+            signed = await signed_request(http)
             signature = sigv4.Signature.of(signed)
             if signature is None:
                 raise AwsError(
@@ -196,7 +190,7 @@ class AwsDoor:
             raise unknown_operation(f"of service {signature.service}")
         region = _GLOBAL.get(signature.service, self._region)
         if signature.region != region:
-            raise errors.Unauthenticated(
+            raise errors.BadSignature(
                 f"the signature is for region {signature.region!r}; this server is {region}: "
                 f"set AWS_REGION and AWS_DEFAULT_REGION to {region}"
             )
