@@ -79,6 +79,13 @@ class Settings(BaseSettings):
         "its last user's leaving until an engine ends.",
     )
 
+    audit_retention_days: int = Field(
+        90,
+        ge=90,
+        description="Days that records of the audit trail are kept; older ones are dropped by the "
+        "segment, up to a day later.",
+    )
+
     @classmethod
     def settings_customise_sources(
         cls,

@@ -105,13 +105,10 @@ class AuditTrail:
             raise
         self._tell(seen.account_id)
 
-    def wants(self, account_id: str, event: Facets) -> bool:
-        """Whether some trail of the account selects a data event."""
-        return self.selects_data and self._wants(account_id, event)
-
     def record_soon(self, seen: Witnessed) -> None:
-        """Keep a data event's record, with others."""
-        self._wait(seen.account_id, draft(seen))
+        """Keep a data event's record, with others, if some trail of the account selects it."""
+        if self.selects_data and self._wants(seen.account_id, Facets.seen(seen)):
+            self._wait(seen.account_id, draft(seen))
 
     def _wait(self, account_id: str, made: AuditDraft) -> None:
         if len(self._waiting) >= MAX_WAITING:

@@ -12,10 +12,12 @@ import json
 import math
 import re
 import time
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from turnwise.domain.access import Principal
 from turnwise.domain.audit import AuditDraft, Category, fields_of
 
 Json = dict[str, Any]
@@ -28,6 +30,9 @@ MAX_BYTES = 64 * 1024
 
 MASK = "****"
 
+#: Fixed for ever: the id of a record follows from that of its request.
+_EVENTS = uuid.UUID("6f0c2f0a-7d0c-4b1e-9a5c-0a1d5b6f3c21")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
@@ -37,6 +42,23 @@ class Identity:
     user_name: str = ""
     access_key_id: str = ""
     rollout_id: str = ""
+
+    @classmethod
+    def of(cls, principal: Principal, number: str) -> Identity:
+        """A verified caller; `number` is its account's."""
+        return cls(
+            number=number,
+            user_name="" if principal.rollout_id else principal.user_name,
+            access_key_id=principal.access_key_id,
+            rollout_id=principal.rollout_id or "",
+        )
+
+    @property
+    def arn(self) -> str:
+        """A key is shown as an IAM user, a rollout's secret as temporary credentials."""
+        if self.rollout_id:
+            return f"arn:aws:sts::{self.number}:assumed-role/rollout/{self.rollout_id}"
+        return f"arn:aws:iam::{self.number}:user/{self.user_name}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +81,6 @@ class Witnessed:
     name: str  # "CreateJob"
     read_only: bool
     request_id: str
-    event_id: str
     category: Category = Category.MANAGEMENT
     source_ip: str = ""
     user_agent: str = ""
@@ -112,7 +133,7 @@ def _record(seen: Witnessed) -> Json:
         "requestParameters": None if seen.parameters is None else safe(seen.parameters),
         "responseElements": None if not seen.result or seen.read_only else safe(seen.result),
         "requestID": seen.request_id,
-        "eventID": seen.event_id,
+        "eventID": str(uuid.uuid5(_EVENTS, seen.request_id)),
         "readOnly": seen.read_only,
         "resources": [
             {"type": each.kind, "ARN": _text(each.arn)[:512], "accountId": number}
@@ -130,18 +151,17 @@ def _record(seen: Witnessed) -> Json:
 
 
 def _identity(who: Identity) -> Json:
-    if who.rollout_id:  # a rollout's secret is what AWS calls temporary credentials
-        arn = f"arn:aws:sts::{who.number}:assumed-role/rollout/{who.rollout_id}"
+    if who.rollout_id:
         return {
             "type": "AssumedRole",
             "principalId": who.rollout_id,
-            "arn": arn,
+            "arn": who.arn,
             "accountId": who.number,
         }
     return {
         "type": "IAMUser",
         "principalId": who.access_key_id or who.user_name,
-        "arn": f"arn:aws:iam::{who.number}:user/{who.user_name}",
+        "arn": who.arn,
         "accountId": who.number,
         "accessKeyId": who.access_key_id,
         "userName": who.user_name,

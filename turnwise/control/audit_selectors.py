@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from turnwise import errors
-from turnwise.control.audit_record import Resource
+from turnwise.control.audit_record import Resource, Witnessed
 from turnwise.domain.audit import Category
 
 Json = dict[str, Any]
@@ -56,6 +56,18 @@ class Facets:
     read_only: bool
     resources: Sequence[Resource] = ()
     user_arn: str = ""
+
+    @classmethod
+    def seen(cls, call: Witnessed) -> Facets:
+        """Those of a call that is not recorded yet."""
+        return cls(
+            category=call.category,
+            name=call.name,
+            source=call.source,
+            read_only=call.read_only,
+            resources=call.resources,
+            user_arn=call.identity.arn,
+        )
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> Facets:

@@ -51,9 +51,17 @@ _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 class Buckets(Protocol):
     """Where files of a trail go that names a bucket."""
 
+    async def exists(self, account_id: str, bucket: str) -> bool:
+        """Whether the account has such a bucket."""
+        ...
+
     async def put(self, account_id: str, bucket: str, key: str, data: bytes) -> Any:
         """Write an object. Raises `NotFound` for a bucket that does not exist."""
         ...
+
+
+class NoBucket(errors.NotFound):
+    """The bucket that a trail is to write to does not exist."""
 
 
 class InvalidTrailName(errors.InvalidInput):
@@ -171,6 +179,7 @@ class Trails:
         self._require(principal)
         check_name(name)
         self._check_place(principal, bucket, prefix, folder)
+        await self._check_bucket(account.account_id, bucket)
         made = Trail(
             name=name,
             bucket=bucket,
@@ -206,6 +215,7 @@ class Trails:
                 place["folder"] = ""
             changed = dataclasses.replace(trail, options=options, **place)
             self._check_place(principal, changed.bucket, changed.prefix, changed.folder)
+            await self._check_bucket(principal.account_id, changed.bucket)
             return await self._keep(principal.account_id, changed)
 
     async def delete(self, principal: Principal, name: str) -> Trail:
@@ -306,6 +316,11 @@ class Trails:
             raise errors.InvalidInput(
                 "folder", folder, "is not absolute", remedy="name it from / on, on the server"
             )
+
+    async def _check_bucket(self, account_id: str, bucket: str) -> None:
+        if not bucket or (self._buckets and await self._buckets.exists(account_id, bucket)):
+            return
+        raise NoBucket("bucket", bucket, remedy="create it first, or name a folder")
 
     def _find(self, principal: Principal, name: str) -> Trail:
         found = self._known.get((principal.account_id, name))

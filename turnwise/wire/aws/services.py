@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from turnwise.control.audit import AuditTrail
 from turnwise.control.browse import Browse
 from turnwise.control.jobs import Jobs
+from turnwise.control.trails import Trails
 from turnwise.ports import Clock, NewId, Resources
+from turnwise.wire.aws.cloudtrail import cloudtrail
 from turnwise.wire.aws.door import Answering, Modelled
 from turnwise.wire.aws.service import AwsService
 from turnwise.wire.aws.sts import sts
@@ -18,6 +21,8 @@ class Rooms:
 
     url: str  # of this server, as clients reach it
     jobs: Jobs
+    audit: AuditTrail
+    trails: Trails
     browse: Browse
     resources: Resources
     clock: Clock
@@ -31,4 +36,8 @@ def sagemaker(rooms: Rooms) -> AwsService:
 
 def open_services(rooms: Rooms) -> list[Answering]:
     """All services, by the names that their clients sign for."""
-    return [Modelled(sagemaker(rooms)), Modelled(sts())]
+    return [
+        Modelled(sagemaker(rooms)),
+        Modelled(sts()),
+        Modelled(cloudtrail(rooms.audit, rooms.trails, rooms.clock)),
+    ]

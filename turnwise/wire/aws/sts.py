@@ -5,7 +5,6 @@ from __future__ import annotations
 from turnwise import errors
 from turnwise.wire.aws.service import AwsService, Call, Json
 
-
 #: What the services with query requests call a signature that is not valid.
 SIGNATURE_CODES: dict[type[Exception], str] = {
     errors.Unauthenticated: "SignatureDoesNotMatch",
@@ -36,7 +35,4 @@ def user_name(call: Call) -> str:
 
     A user rather than a role: of a role, the sagemaker SDK would check the policies.
     """
-    kept = [
-        c if c.isascii() and (c.isalnum() or c in "+=,.@_-") else "-" for c in call.principal.name
-    ]
-    return "".join(kept)[:64] or "key"
+    return call.principal.user_name
