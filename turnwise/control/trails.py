@@ -255,7 +255,7 @@ class Trails:
             )
 
     async def stop_logging(self, principal: Principal, name: str) -> Trail:
-        """Deliver nothing that happens after; what happened before still comes."""
+        """Deliver what has happened, and nothing that happens after."""
         self._require(principal)
         async with self._moving:
             trail = self._find(principal, name)
@@ -263,12 +263,11 @@ class Trails:
                 return trail
             through = await self._audit.last_seq(principal.account_id)
             *earlier, (after, _) = trail.windows
-            return await self._keep(
-                principal.account_id,
-                dataclasses.replace(
-                    trail, windows=[*earlier, [after, through]], stopped_at=self._clock.now()
-                ),
-            )
+            now = self._clock.now()
+            ended = dataclasses.replace(trail, windows=[*earlier, [after, through]], stopped_at=now)
+            await self._keep(principal.account_id, ended)
+            await self._catch_up(principal.account_id, name)
+            return self._find(principal, name)
 
     async def put_selectors(
         self,
@@ -283,6 +282,7 @@ class Trails:
         audit_selectors.check(classic, advanced)
         async with self._moving:
             # What happened until now is judged by the selectors that were there.
+            await self._audit.flush()
             await self._catch_up(principal.account_id, name)
             trail = self._find(principal, name)
             return await self._keep(
