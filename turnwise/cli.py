@@ -38,7 +38,7 @@ app = typer.Typer(
 )
 jobs_app = typer.Typer(no_args_is_help=True, help="Jobs: list, describe, logs, metrics, stop ...")
 rollouts_app = typer.Typer(no_args_is_help=True, help="Rollouts: list, show.")
-models_app = typer.Typer(no_args_is_help=True, help="Models: list, describe, export.")
+models_app = typer.Typer(no_args_is_help=True, help="Models: list, describe, export, add-base.")
 app.add_typer(jobs_app, name="jobs")
 app.add_typer(rollouts_app, name="rollouts")
 app.add_typer(models_app, name="models")
@@ -509,6 +509,27 @@ def models_export(
         )
     facts = {"model": name, "folder": str(folder), "merged": merged}
     _show(facts, as_json, lambda: f"wrote {folder}")
+
+
+@models_app.command("add-base")
+def models_add_base(
+    folder: Annotated[Path, typer.Argument(help="A Hugging Face model folder on this machine.")],
+    name: Annotated[str, typer.Option(help="The name that AWS clients know it by.")],
+    as_json: AsJson = False,
+) -> None:
+    """Give a base model a name, on the server's own machine: a link in its folder of models.
+
+    The server need not be running, and sees the model at once if it is.
+    """
+    from turnwise.control.catalogue import Catalogue
+    from turnwise.settings import load_settings
+
+    given: Json = {} if _server.data_dir is None else {"data_dir": _server.data_dir}
+    catalogue = Catalogue(load_settings(**given).models_folder)
+    model = catalogue.add(folder, name)
+    facts = {"name": model.name, "folder": str(model.folder), "version": model.version}
+    text = f"{name} is {model.folder}, by a link in {catalogue.models_dir}"
+    _show(facts, as_json, lambda: text)
 
 
 @app.command()

@@ -60,7 +60,37 @@ class Settings(BaseSettings):
         description="Folder of base models by name, each a Hugging Face folder or a link to one; "
         "default models/ in the data folder. AWS clients see them as hub content.",
     )
+    mlflow: str = Field(
+        "auto",
+        pattern=r"^(auto|off)$",
+        description="auto: an account's MLflow is started when it is first needed (250 MB each); "
+        "off: there is none. Needs the extra `mlflow`.",
+    )
+    mlflow_traces_per_step: int = Field(
+        512,
+        ge=0,
+        description="Rollouts per step that get a trace in MLflow. Of a job with more per step, a "
+        "sample of that size is traced, and every rollout that failed.",
+    )
     max_running_jobs: int = Field(4, ge=1, description="Jobs that run at once; others wait.")
+    account_running_jobs: int = Field(
+        0,
+        ge=0,
+        description="Jobs of one account that run at once; others wait. 0: max_running_jobs.",
+    )
+    quota_training_jobs: int = Field(
+        0,
+        ge=0,
+        description="Unfinished training jobs of one account, waiting ones included, past which "
+        "the AWS door refuses another with ResourceLimitExceeded (AWS's own default is 1); "
+        "the native API lets them wait. 0: max_running_jobs.",
+    )
+    quota_evaluation_jobs: int = Field(
+        0,
+        ge=0,
+        description="The same of evaluation jobs; a pipeline's step waits for room. "
+        "0: max_running_jobs.",
+    )
     device: str = Field(
         "cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="Where engines and learners compute."
     )
@@ -85,6 +115,11 @@ class Settings(BaseSettings):
         description="Days that records of the audit trail are kept; older ones are dropped by the "
         "segment, up to a day later.",
     )
+
+    @property
+    def models_folder(self) -> Path:
+        """Where the base models are."""
+        return Path(self.models_dir) if self.models_dir else self.data_dir / "models"
 
     @classmethod
     def settings_customise_sources(
@@ -136,6 +171,8 @@ def _allowed(name: str) -> str:
     schema = Settings.model_json_schema()["properties"][name]
     if name == "device":
         return "cpu, cuda or cuda:N"
+    if name == "mlflow":
+        return "auto or off"
     if name == "region":
         return "a region's name"
     if schema["type"] != "integer":

@@ -8,13 +8,12 @@ signer makes the one that it is compared with.
 
 from __future__ import annotations
 
-import calendar
 import hashlib
 import hmac
 import re
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from urllib.parse import parse_qsl
 
 from botocore.auth import S3SigV4Auth, SigV4Auth
@@ -31,7 +30,7 @@ MAX_SKEW_S = 15 * 60
 #: Longest life of a presigned URL, seconds; AWS allows as much.
 MAX_EXPIRES_S = 7 * 24 * 3600
 
-_SIGNED_AT = "%Y%m%dT%H%M%SZ"
+_SIGNED_AT = re.compile(r"[0-9]{8}T[0-9]{6}Z")
 _PART = re.compile(r"(Credential|SignedHeaders|Signature)=([^,\s]+)")
 
 
@@ -116,9 +115,11 @@ def expires_at(signature: Signature) -> float:
 
 def _signed_at(signature: Signature) -> float:
     try:
-        return float(calendar.timegm(time.strptime(signature.signed_at, _SIGNED_AT)))
+        if _SIGNED_AT.fullmatch(signature.signed_at):
+            return datetime.fromisoformat(signature.signed_at).timestamp()
     except ValueError:
-        raise errors.BadSignature("the request says no time in X-Amz-Date") from None
+        pass
+    raise errors.BadSignature("the request says no time in X-Amz-Date")
 
 
 def check_signature(request: SignedRequest, signature: Signature, secret: str) -> None:

@@ -26,6 +26,7 @@ from turnwise.domain.job import (
     RolloutSpec,
     ScheduleSpec,
     ScorerSpec,
+    TrackingSpec,
     ValidationSpec,
 )
 from turnwise.domain.rollout import SamplingParams
@@ -69,6 +70,7 @@ _NOT_NEGATIVE = Range(0)
 _POSITIVE = Range(0, above=True)
 _SHARE = Range(0, 1)
 _BELOW_ONE = Range(0, 1, below=True)
+_PRIORITY = Range(-100, 100)
 _SEED = Range(0, 2**32 - 1)  # what every random generator takes
 
 SETTINGS: dict[type, dict[str, Setting]] = {
@@ -82,6 +84,11 @@ SETTINGS: dict[type, dict[str, Setting]] = {
         "prompt_column": Setting("The column that holds a row's prompt."),
         "label_column": Setting("The column that holds a row's label; empty: there is none."),
         "description": Setting("Words for whoever reads the list of jobs."),
+        "priority": Setting(
+            "Its place in the queue: the higher, the sooner; equals in order of creation, and "
+            "accounts take turns.",
+            _PRIORITY,
+        ),
         "seed": Setting("Of everything random in the job.", _SEED),
         "deterministic": Setting(
             "Make samples independent of what else is sampled at the time, so that a run can be "
@@ -100,6 +107,22 @@ SETTINGS: dict[type, dict[str, Setting]] = {
             "optimizer and its place in the data. Base model, rows and all settings that decide "
             "what is learned must be as they were."
         ),
+        "output_group": Setting(
+            "The group that the adapters are registered in, on from its newest version; several "
+            "jobs may share one. Empty: the job's name."
+        ),
+        "checkpoint_group": Setting(
+            "The group that the resumable checkpoints are registered in; empty: the job's name "
+            "and `-checkpoints`."
+        ),
+        "output_path": Setting(
+            "Where to copy the job's output, as s3://bucket/prefix or file:///folder; empty: "
+            "nowhere."
+        ),
+        "max_runtime_s": Setting(
+            "Stop the job so many seconds after its start, or after its last resume; 0: never.",
+            _NOT_NEGATIVE,
+        ),
         "batch": Setting("How much a step takes."),
         "algorithm": Setting("Advantage and loss."),
         "sampling_params": Setting("How training rollouts are sampled; what a request says wins."),
@@ -117,6 +140,7 @@ SETTINGS: dict[type, dict[str, Setting]] = {
             "Which steps' files stay; the rest stays listed, as a record. The newest two "
             "checkpoints always stay, and what other jobs started from."
         ),
+        "tracking": Setting("Whether the job is shown in MLflow, and under which names."),
     },
     AgentSpec: {
         "kind": Setting(
@@ -287,6 +311,14 @@ SETTINGS: dict[type, dict[str, Setting]] = {
             "With keep_last, remove a step's adapter together with its checkpoint; it cannot be "
             "served or exported any more."
         ),
+    },
+    TrackingSpec: {
+        "mlflow": Setting(
+            "Feed a run in the account's MLflow: metrics, parameters, a trace per rollout, and "
+            "the adapter. Jobs that come by AWS's API have it on."
+        ),
+        "experiment": Setting("The MLflow experiment; empty: the base model's name and `-mtrl`."),
+        "run_name": Setting("The name of the MLflow run; empty: the job's name."),
     },
     ParitySpec: {
         "max_mean_difference": Setting(

@@ -57,7 +57,9 @@ TABLES: dict[type[Any], Table] = {
 }
 
 
-_NAMES = {kind: tuple(f.name for f in fields(kind)) for kind in TABLES}
+_NAMES = {
+    kind: tuple(f.name for f in fields(kind) if f.metadata.get("stored", True)) for kind in TABLES
+}
 
 
 def to_row(noun: Any, **more: Any) -> dict[str, Any]:

@@ -98,6 +98,8 @@ async def test_a_job_is_created_described_listed_stopped_resumed_and_deleted(
         "status": "RUNNING",
         "secondary_status": "Starting",
         "message": "",
+        "priority": 0,
+        "ahead": None,
         "step": 0,
         "max_steps": 50,
         "incarnation": 0,

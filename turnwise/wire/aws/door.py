@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 _READ_ONLY = re.compile(r"(Describe|List|Get|Head|Lookup|Filter|Search|Query|Simulate|BatchGet)")
 
-#: Services without regions; their clients sign for this one.
+#: Services without regions; clients sign for this one, or for their own at another endpoint.
 _GLOBAL = {"iam": "us-east-1"}
 
 
@@ -202,11 +202,10 @@ class AwsDoor:
         service = self._services.get(signature.service)
         if service is None:
             raise unknown_operation(f"of service {signature.service}")
-        region = _GLOBAL.get(signature.service, self._region)
-        if signature.region != region:
+        if signature.region not in (self._region, _GLOBAL.get(signature.service)):
             raise errors.BadSignature(
-                f"the signature is for region {signature.region!r}; this server is {region}: "
-                f"set AWS_REGION and AWS_DEFAULT_REGION to {region}"
+                f"the signature is for region {signature.region!r}; this server is in "
+                f"{self._region!r}: set AWS_REGION and AWS_DEFAULT_REGION to it"
             )
         return service
 

@@ -60,6 +60,8 @@ def job_body(job: Job) -> Json:
         "status": job.status.value,
         "secondary_status": job.secondary.value,
         "message": job.message,
+        "priority": job.spec.priority,
+        "ahead": job.ahead,
         "step": job.step,
         "max_steps": job.spec.schedule.max_steps if job.spec.kind is JobKind.TRAIN else 0,
         "incarnation": job.incarnation,

@@ -4,7 +4,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "audit"
-down_revision = "agents"
+down_revision = "models"
 branch_labels = None
 depends_on = None
 
