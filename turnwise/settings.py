@@ -72,6 +72,11 @@ class Settings(BaseSettings):
         description="Rollouts per step that get a trace in MLflow. Of a job with more per step, a "
         "sample of that size is traced, and every rollout that failed.",
     )
+    agent_log_entries: int = Field(
+        20_000,
+        ge=1,
+        description="Entries of a registered agent's log that stay; the oldest go first.",
+    )
     max_running_jobs: int = Field(4, ge=1, description="Jobs that run at once; others wait.")
     account_running_jobs: int = Field(
         0,

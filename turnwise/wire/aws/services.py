@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from turnwise import errors
+from turnwise.agents import AgentCalls
+from turnwise.control.agent_logs import AgentLogs
 from turnwise.control.agents import Agents
 from turnwise.control.audit import AuditTrail
 from turnwise.control.browse import Browse
@@ -13,10 +15,17 @@ from turnwise.control.jobs import Jobs
 from turnwise.control.trails import Trails
 from turnwise.domain.access import Principal
 from turnwise.ports import Clock, NewId, Resources
+from turnwise.wire.aws.agentcore import (
+    SIGNING_NAME,
+    Runtimes,
+    agentcore_control,
+    agentcore_data,
+)
 from turnwise.wire.aws.cloudtrail import cloudtrail
-from turnwise.wire.aws.door import Answering, Modelled
+from turnwise.wire.aws.door import Answering, Modelled, Planes
 from turnwise.wire.aws.iam import iam
 from turnwise.wire.aws.jobs import JobRooms, job_handlers
+from turnwise.wire.aws.lambdas import Functions, lambdas
 from turnwise.wire.aws.mlflow_apps import MlflowApps, mlflow_handlers
 from turnwise.wire.aws.service import AwsService
 from turnwise.wire.aws.sts import sts
@@ -36,8 +45,10 @@ class Rooms:
     clock: Clock
     new_id: NewId
     mlflow: MlflowApps
-    agents: Agents
     catalogue: Catalogue
+    agents: Agents
+    agent_logs: AgentLogs
+    agent_calls: AgentCalls
 
 
 def sagemaker(rooms: Rooms) -> AwsService:
@@ -77,4 +88,19 @@ def open_services(rooms: Rooms) -> list[Answering]:
         Modelled(sts()),
         Modelled(iam()),
         Modelled(cloudtrail(rooms.audit, rooms.trails, rooms.clock)),
+        *agent_services(rooms),
+    ]
+
+
+def agent_services(rooms: Rooms) -> list[Answering]:
+    """Lambda and Bedrock AgentCore, over the registered agents."""
+    calls, logs = rooms.agent_calls, rooms.agent_logs
+    functions = Functions(agents=rooms.agents, logs=logs, calls=calls, new_id=rooms.new_id)
+    runtimes = Runtimes(agents=rooms.agents, logs=logs, calls=calls, new_id=rooms.new_id)
+    return [
+        Modelled(lambdas(functions)),
+        Planes(
+            Modelled(agentcore_control(runtimes), signing_name=SIGNING_NAME),
+            Modelled(agentcore_data(runtimes), signing_name=SIGNING_NAME),
+        ),
     ]

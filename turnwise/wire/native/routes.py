@@ -24,6 +24,7 @@ from turnwise.domain.rollout import Purpose, RolloutStatus
 from turnwise.exporting.archives import Archives
 from turnwise.ports import Archive, RolloutQuery
 from turnwise.wire.native import codec
+from turnwise.wire.native.agents import AgentRooms, agent_routes
 from turnwise.wire.native.faults import fault
 
 Json = dict[str, Any]
@@ -39,6 +40,7 @@ def native_app(
     results: StoredResults,
     accounts: Accounts,
     *,
+    agents: AgentRooms,
     more: Sequence[Callable[[Caller], APIRouter]] = (),
 ) -> FastAPI:
     """The whole native API as one ASGI app; `more` makes further routes, given the caller's check.
@@ -84,6 +86,7 @@ def native_app(
         return app.openapi()
 
     app.include_router(_access_routes(accounts, principal))
+    app.include_router(agent_routes(agents, principal))
     app.include_router(_job_routes(jobs, principal))
     app.include_router(_reading_routes(browse, principal))
     app.include_router(_result_routes(results, principal))
