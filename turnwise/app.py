@@ -32,6 +32,7 @@ from turnwise.control.agent_logs import AgentLogs
 from turnwise.control.agents import Agents
 from turnwise.control.audit import AuditTrail
 from turnwise.control.browse import Browse
+from turnwise.control.buckets import Buckets
 from turnwise.control.catalogue import Catalogue
 from turnwise.control.jobs import Jobs, load_job_rows
 from turnwise.control.queue import Limits
@@ -288,9 +289,6 @@ async def open_service(settings: Settings, url: str) -> AsyncIterator[tuple[Serv
         )
         audit.start()
         opened.push_async_callback(audit.close)
-        trails = Trails(audit, store, SYSTEM_CLOCK, region=settings.region)
-        await trails.open(await store.accounts())
-        opened.push_async_callback(trails.close)
         links = Links(vault, SYSTEM_CLOCK)
         mlflow = MlflowServers(
             folder.root / "mlflow",
@@ -317,6 +315,13 @@ async def open_service(settings: Settings, url: str) -> AsyncIterator[tuple[Serv
         async def start_engine(model: str, deterministic: bool) -> Sampler:
             return await launcher.engine(_engine_spec(settings, model, deterministic))
 
+        buckets = Buckets(
+            store, FolderBlobs(folder.blobs), SYSTEM_CLOCK, new_id, private=folder.root.resolve()
+        )
+        await buckets.recover()
+        trails = Trails(audit, store, SYSTEM_CLOCK, region=settings.region, buckets=buckets)
+        await trails.open(await store.accounts())
+        opened.push_async_callback(trails.close)
         gateway = Gateway(store, SYSTEM_CLOCK, new_id)
         opened.push_async_callback(gateway.close)
         agents = Agents(store, accounts.number, SYSTEM_CLOCK, region=settings.region)
@@ -393,6 +398,7 @@ async def open_service(settings: Settings, url: str) -> AsyncIterator[tuple[Serv
             trails=trails,
             browse=browse,
             resources=store,
+            buckets=buckets,
             clock=SYSTEM_CLOCK,
             new_id=new_id,
             catalogue=Catalogue(settings.models_folder, max_length=settings.engine_max_length),

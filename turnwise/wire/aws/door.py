@@ -7,12 +7,14 @@ the signature, as `.../us-west-2/sagemaker/aws4_request`.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
+from urllib.parse import unquote
 
 from turnwise import errors
 from turnwise.access import sigv4
@@ -65,6 +67,8 @@ class Answering(Protocol):
         ...
 
 
+_SCOPE = re.compile(r"/([a-z0-9-]+)/aws4_request")
+#: Hashing more than this would hold up the event loop.
 Verify = Callable[[sigv4.SignedRequest, sigv4.Signature], Awaitable[Principal]]
 Observe = Callable[[Call, Outcome], Awaitable[None]]
 
@@ -181,7 +185,7 @@ class AwsDoor:
             reply = self._unsigned(http).fault(error, str(uuid.uuid4()))
         else:
             reply = await self._answer(http, body)
-        await http.answer(reply.status, reply.body, media_type=reply.media_type, more=reply.headers)
+        await _send(http, reply)
 
     async def _answer(self, http: HttpCall, body: bytes) -> Reply:
         request_id = str(uuid.uuid4())
@@ -239,7 +243,10 @@ class AwsDoor:
         return service
 
     def _unsigned(self, http: HttpCall) -> Answering:
-        """Whose words an error is in while the signature has not said the service."""
+        """Whose words an error is in before the signature has been read."""
+        scope = _SCOPE.search(http.header("authorization") or unquote(http.query))
+        if scope is not None and scope[1] in self._services:
+            return self._services[scope[1]]
         target = http.header("x-amz-target")
         for service in self._services.values():
             prefix = getattr(service, "target_prefix", "")
@@ -272,3 +279,15 @@ def _unrecorded(error: Exception) -> errors.Unavailable:
     return errors.Unavailable(
         f"the call was carried out, but its audit record could not be kept yet: {error}"
     )
+
+
+async def _send(http: HttpCall, reply: Reply) -> None:
+    if reply.pieces is None:
+        await http.answer(reply.status, reply.body, media_type=reply.media_type, more=reply.headers)
+        return
+    async with contextlib.aclosing(reply.pieces) as pieces:
+        with contextlib.suppress(ClientGone):
+            async with http.while_connected():
+                await http.answer_in_pieces(
+                    reply.status, pieces, media_type=reply.media_type, more=reply.headers
+                )

@@ -10,6 +10,7 @@ from turnwise.control.agent_logs import AgentLogs
 from turnwise.control.agents import Agents
 from turnwise.control.audit import AuditTrail
 from turnwise.control.browse import Browse
+from turnwise.control.buckets import Buckets
 from turnwise.control.catalogue import Catalogue
 from turnwise.control.jobs import Jobs
 from turnwise.control.trails import Trails
@@ -27,6 +28,7 @@ from turnwise.wire.aws.iam import iam
 from turnwise.wire.aws.jobs import JobRooms, job_handlers
 from turnwise.wire.aws.lambdas import Functions, lambdas
 from turnwise.wire.aws.mlflow_apps import MlflowApps, mlflow_handlers
+from turnwise.wire.aws.s3.service import S3
 from turnwise.wire.aws.service import AwsService
 from turnwise.wire.aws.sts import sts
 from turnwise.wire.aws.tags import Tags, tag_handlers
@@ -42,6 +44,7 @@ class Rooms:
     trails: Trails
     browse: Browse
     resources: Resources
+    buckets: Buckets
     clock: Clock
     new_id: NewId
     mlflow: MlflowApps
@@ -88,6 +91,7 @@ def open_services(rooms: Rooms) -> list[Answering]:
         Modelled(sts()),
         Modelled(iam()),
         Modelled(cloudtrail(rooms.audit, rooms.trails, rooms.clock)),
+        S3(rooms.buckets),
         *agent_services(rooms),
     ]
 
