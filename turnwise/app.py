@@ -35,6 +35,7 @@ from turnwise.control.browse import Browse
 from turnwise.control.buckets import Buckets
 from turnwise.control.catalogue import Catalogue
 from turnwise.control.jobs import Jobs, load_job_rows
+from turnwise.control.logs import Logs
 from turnwise.control.queue import Limits
 from turnwise.control.results import StoredResults
 from turnwise.control.served import ServedModels, adapter_id, verified_base, verified_folder
@@ -396,6 +397,14 @@ async def open_service(settings: Settings, url: str) -> AsyncIterator[tuple[Serv
             jobs=jobs,
             audit=audit,
             trails=trails,
+            logs=Logs(
+                jobs=jobs,
+                browse=browse,
+                agents=agents,
+                agent_logs=agent_logs,
+                resources=store,
+                clock=SYSTEM_CLOCK,
+            ),
             browse=browse,
             resources=store,
             buckets=buckets,

@@ -502,6 +502,7 @@ agent_logs = Table(
     _text("text"),
     _id("rollout_id"),
     _id("job_id"),
+    Column("stream", Text, nullable=False, server_default=""),
     Index(None, "account_id", "agent", "seq"),
     sqlite_autoincrement=True,
 )

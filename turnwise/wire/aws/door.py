@@ -68,7 +68,6 @@ class Answering(Protocol):
 
 
 _SCOPE = re.compile(r"/([a-z0-9-]+)/aws4_request")
-#: Hashing more than this would hold up the event loop.
 Verify = Callable[[sigv4.SignedRequest, sigv4.Signature], Awaitable[Principal]]
 Observe = Callable[[Call, Outcome], Awaitable[None]]
 

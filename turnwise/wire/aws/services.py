@@ -13,6 +13,7 @@ from turnwise.control.browse import Browse
 from turnwise.control.buckets import Buckets
 from turnwise.control.catalogue import Catalogue
 from turnwise.control.jobs import Jobs
+from turnwise.control.logs import Logs
 from turnwise.control.trails import Trails
 from turnwise.domain.access import Principal
 from turnwise.ports import Clock, NewId, Resources
@@ -27,6 +28,7 @@ from turnwise.wire.aws.door import Answering, Modelled, Planes
 from turnwise.wire.aws.iam import iam
 from turnwise.wire.aws.jobs import JobRooms, job_handlers
 from turnwise.wire.aws.lambdas import Functions, lambdas
+from turnwise.wire.aws.logs import logs
 from turnwise.wire.aws.mlflow_apps import MlflowApps, mlflow_handlers
 from turnwise.wire.aws.s3.service import S3
 from turnwise.wire.aws.service import AwsService
@@ -42,6 +44,7 @@ class Rooms:
     jobs: Jobs
     audit: AuditTrail
     trails: Trails
+    logs: Logs
     browse: Browse
     resources: Resources
     buckets: Buckets
@@ -91,6 +94,7 @@ def open_services(rooms: Rooms) -> list[Answering]:
         Modelled(sts()),
         Modelled(iam()),
         Modelled(cloudtrail(rooms.audit, rooms.trails, rooms.clock)),
+        Modelled(logs(rooms.logs)),
         S3(rooms.buckets),
         *agent_services(rooms),
     ]

@@ -1,4 +1,4 @@
-"""The audit trail: records, sealed segments, and where each account's chain ends."""
+"""The audit trail: records, sealed segments, ends of chains; and the streams of agents' logs."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -55,3 +55,4 @@ def upgrade() -> None:
         sa.Column("open_digest", sa.String(64), nullable=False),
         sa.PrimaryKeyConstraint("account_id", name=op.f("pk_audit_heads")),
     )
+    op.add_column("agent_logs", sa.Column("stream", sa.Text(), server_default="", nullable=False))
