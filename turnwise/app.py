@@ -31,12 +31,14 @@ from turnwise.agents import AgentCalls, open_runner, open_scorers
 from turnwise.channel import Connection
 from turnwise.control.agent_logs import AgentLogs
 from turnwise.control.agents import Agents
+from turnwise.control.audit import AuditTrail
 from turnwise.control.browse import Browse
 from turnwise.control.buckets import Buckets
 from turnwise.control.catalogue import Catalogue
 from turnwise.control.hubs import Hubs
 from turnwise.control.job_data import JobData, load_job_rows
 from turnwise.control.jobs import Jobs
+from turnwise.control.logs import Logs
 from turnwise.control.model_files import ModelFiles, models_bucket
 from turnwise.control.outputs import Outputs
 from turnwise.control.queue import Limits
@@ -44,7 +46,10 @@ from turnwise.control.recipe_files import RecipeFiles, recipes_bucket
 from turnwise.control.registry import Registry
 from turnwise.control.results import StoredResults
 from turnwise.control.served import ServedModels, adapter_id, verified_base, verified_folder
+from turnwise.control.trails import Trails
+from turnwise.domain.audit import Sealer
 from turnwise.domain.job import History, Job, JobKind, JobSpec
+from turnwise.domain.rollout import Rollout
 from turnwise.domain.training import LearnerSpec
 from turnwise.exporting.archives import Archives
 from turnwise.exporting.handle import RemoteArchive
@@ -69,15 +74,19 @@ from turnwise.system import SYSTEM_CLOCK, new_id
 from turnwise.tracking.tracker import Tracker
 from turnwise.training.handle import RemoteLearner
 from turnwise.wire.asgi import Receive, Scope, Send
+from turnwise.wire.aws import faults
 from turnwise.wire.aws.arns import JobArn
-from turnwise.wire.aws.door import AwsDoor, Outcome
+from turnwise.wire.aws.audit import Auditor
+from turnwise.wire.aws.door import AwsDoor
 from turnwise.wire.aws.mlflow_apps import MlflowApps
-from turnwise.wire.aws.service import Call
 from turnwise.wire.aws.services import Rooms, open_services
+from turnwise.wire.data_events import DataEvents
 from turnwise.wire.dataplane import DataPlane
 from turnwise.wire.inside import InsideDoor
 from turnwise.wire.mlflow import PREFIX, MlflowDoor
 from turnwise.wire.native.agents import AgentRooms
+from turnwise.wire.native.audit import audit_routes
+from turnwise.wire.native.observed import Observed
 from turnwise.wire.native.routes import native_app
 
 log = logging.getLogger(__name__)
@@ -190,6 +199,21 @@ class Service:
             sampler=engine, renderer=renderer, adapter_id=loaded_id, max_length=info.max_length
         )
 
+    async def job_arn(self, account_id: str, id_or_name: str) -> str:
+        """The ARN of a job; of one that does not exist, what it would be as a training job."""
+        number = await self.account_number(account_id)
+        try:
+            job = await self.store.job(account_id, id_or_name)
+        except errors.NotFound:
+            return str(JobArn(region=self.settings.region, number=number, name=id_or_name))
+        return str(JobArn.of(job, self.settings.region, number))
+
+    async def job_arn_of(self, rollout: Rollout) -> str:
+        """The ARN of a rollout's job. Raises `NotFound`."""
+        job = await self.gateway.job_of(rollout)
+        number = await self.account_number(rollout.account_id)
+        return str(JobArn.of(job, self.settings.region, number))
+
     async def _model_folder(self, job: Job, name: str) -> str:
         """The PEFT folder of a model to evaluate; a registered one's files are verified."""
         if Path(name).is_absolute():
@@ -270,6 +294,15 @@ async def open_service(settings: Settings, url: str) -> AsyncIterator[tuple[Serv
         keyring = Keyring(store, vault)
         await keyring.admin_key(folder.admin_key)
         accounts = Accounts(store, keyring, find_job=store.job, region=settings.region)
+        audit = AuditTrail(
+            store,
+            store,
+            Sealer(vault.derived("audit trail")),
+            SYSTEM_CLOCK,
+            retention_days=settings.audit_retention_days,
+        )
+        audit.start()
+        opened.push_async_callback(audit.close)
         links = Links(vault, SYSTEM_CLOCK)
         blobs = FolderBlobs(folder.blobs)
         buckets = Buckets(
@@ -321,6 +354,9 @@ async def open_service(settings: Settings, url: str) -> AsyncIterator[tuple[Serv
             clock=SYSTEM_CLOCK,
             new_id=new_id,
         )
+        trails = Trails(audit, store, SYSTEM_CLOCK, region=settings.region, buckets=buckets)
+        await trails.open(await store.accounts())
+        opened.push_async_callback(trails.close)
         gateway = Gateway(store, SYSTEM_CLOCK, new_id)
         opened.push_async_callback(gateway.close)
         agents = Agents(store, accounts.number, SYSTEM_CLOCK, region=settings.region)
@@ -372,14 +408,41 @@ async def open_service(settings: Settings, url: str) -> AsyncIterator[tuple[Serv
         results = StoredResults(store, FolderBlobs(folder.blobs))
         agent_rooms = AgentRooms(agents=agents, logs=agent_logs, calls=agent_calls, url=service.url)
         native = native_app(
-            jobs, Browse(store), archives, results, accounts, registry, agents=agent_rooms
+            jobs,
+            Browse(store),
+            archives,
+            results,
+            accounts,
+            registry,
+            agents=agent_rooms,
+            more=[audit_routes(audit, trails, store.account)],
         )
         callers = Callers(keyring, settings.region)
-        data_plane = DataPlane(gateway, serving, ServedModels(store), callers, accounts.number)
+        events = DataEvents(
+            audit,
+            SYSTEM_CLOCK,
+            region=settings.region,
+            account_number=accounts.number,
+            job_arn=service.job_arn_of,
+            error_name=lambda error: faults.status_and_name(error)[1],
+        )
+        data_plane = DataPlane(
+            gateway, serving, ServedModels(store), callers, accounts.number, events
+        )
         browse = Browse(store)
         rooms = Rooms(
             url=service.url,
             jobs=jobs,
+            audit=audit,
+            trails=trails,
+            logs=Logs(
+                jobs=jobs,
+                browse=browse,
+                agents=agents,
+                agent_logs=agent_logs,
+                resources=store,
+                clock=SYSTEM_CLOCK,
+            ),
             browse=browse,
             resources=store,
             buckets=buckets,
@@ -420,13 +483,17 @@ async def open_service(settings: Settings, url: str) -> AsyncIterator[tuple[Serv
             ),
             account=store.account,
             region=settings.region,
-            observe=_observe,
+            observe=Auditor(audit, SYSTEM_CLOCK).observe,
         )
-        yield service, _doors(data_plane, mlflow_door, aws, native)
-
-
-async def _observe(call: Call, outcome: Outcome) -> None:
-    log.debug("%s %s by %s: %s", outcome.service, outcome.operation, call.principal.name, outcome)
+        observed = Observed(
+            native,
+            audit,
+            SYSTEM_CLOCK,
+            region=settings.region,
+            account_number=accounts.number,
+            job_arn=service.job_arn,
+        )
+        yield service, _doors(data_plane, mlflow_door, aws, observed)
 
 
 def _doors(data_plane: DataPlane, mlflow: MlflowDoor, aws: AwsDoor, native: Asgi) -> Asgi:

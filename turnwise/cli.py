@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime
 import errno
 import json
 import shlex
@@ -22,6 +23,7 @@ from rich.table import Table
 from turnwise import __version__, errors
 from turnwise.client import Client, connect
 from turnwise.client.running import pass_through, run_agent
+from turnwise.control.audit_export import export
 from turnwise.control.job_file import as_mapping, parse_job, read_job
 from turnwise.domain.access import Action
 from turnwise.domain.job import AgentKind, JobKind
@@ -43,8 +45,12 @@ app.add_typer(rollouts_app, name="rollouts")
 app.add_typer(models_app, name="models")
 keys_app = typer.Typer(no_args_is_help=True, help="Access keys: create, list, revoke.")
 accounts_app = typer.Typer(no_args_is_help=True, help="Accounts: create, list. The operator's.")
+audit_app = typer.Typer(no_args_is_help=True, help="The audit trail: search, export, verify.")
+trails_app = typer.Typer(no_args_is_help=True, help="Trails: create, start, stop, select ...")
 app.add_typer(keys_app, name="keys")
 app.add_typer(accounts_app, name="accounts")
+app.add_typer(audit_app, name="audit")
+audit_app.add_typer(trails_app, name="trail")
 agents_app = typer.Typer(no_args_is_help=True, help="Agents: register, list, test, logs, run ...")
 app.add_typer(agents_app, name="agents")
 
@@ -624,6 +630,197 @@ def accounts_list(as_json: AsJson = False) -> None:
     with _server.client() as client:
         found = client.accounts()
     _show(found, as_json, lambda: _table(found, ("slug", "number")))
+
+
+# ── the audit trail ───────────────────────────────────────────────────────────────────────────
+
+_AUDIT_COLUMNS = ("seq", "time", "event", "user", "from", "error", "about")
+
+EventName = Annotated[str, typer.Option("--event-name", help="Such as CreateJob.")]
+Since = Annotated[str, typer.Option(help="Such as 90m, 24h, 7d, 2026-11-25 or 2026-11-25T08:00Z.")]
+Until = Annotated[str, typer.Option(help="As --since.")]
+User = Annotated[str, typer.Option(help="The name of the caller's key.")]
+About = Annotated[str, typer.Option("--resource", help="An ARN, or its last part: a job's name.")]
+
+
+def _filters(event_name: str, since: str, until: str, user: str, resource: str) -> Json:
+    return {
+        "name": event_name or None,
+        "user": user or None,
+        "resource": resource or None,
+        "since": _moment("--since", since),
+        "until": _moment("--until", until),
+    }
+
+
+_AGES = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+
+
+def _moment(option: str, text: str) -> float | None:
+    """Seconds since the epoch: so long ago, or a date, of UTC if it says no zone."""
+    if not text:
+        return None
+    if text[:-1].isdecimal() and text[-1] in _AGES:
+        return time.time() - int(text[:-1]) * _AGES[text[-1]]
+    try:
+        found = datetime.datetime.fromisoformat(text)
+    except ValueError:
+        remedy = "use 90m, 24h, 7d, 2026-11-25 or 2026-11-25T08:00Z"
+        raise errors.InvalidInput(option, text, "is no time", remedy=remedy) from None
+    return (found if found.tzinfo else found.replace(tzinfo=datetime.UTC)).timestamp()
+
+
+@audit_app.command("search")
+def audit_search(
+    event_name: EventName = "",
+    since: Since = "",
+    until: Until = "",
+    user: User = "",
+    resource: About = "",
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="At most so many.")] = 50,
+    as_json: AsJson = False,
+) -> None:
+    """Who called what, newest first."""
+    filters = _filters(event_name, since, until, user, resource)
+    with _server.client() as client:
+        found = client.audit(**filters, limit=limit)["records"]
+    rows = map(_audit_row, found)
+    _show([each["record"] for each in found], as_json, lambda: _table(rows, _AUDIT_COLUMNS))
+
+
+def _audit_row(entry: Json) -> Json:
+    record = entry["record"]
+    who = record["userIdentity"]
+    return {
+        "seq": entry["seq"],
+        "time": record["eventTime"],
+        "event": record["eventName"],
+        "user": who.get("userName") or who["principalId"],
+        "from": record["sourceIPAddress"],
+        "error": record.get("errorCode", ""),
+        "about": " ".join(each["ARN"].rpartition(":")[2] for each in record["resources"]),
+    }
+
+
+@audit_app.command("export")
+def audit_export(
+    file: Annotated[Path, typer.Argument(help="A new file to write.")],
+    format: Annotated[str, typer.Option("--format", help="json or parquet.")] = "json",
+    event_name: EventName = "",
+    since: Since = "",
+    until: Until = "",
+    user: User = "",
+    resource: About = "",
+    as_json: AsJson = False,
+) -> None:
+    """Write records, oldest first: CloudTrail's JSON, or Parquet for SQL over them."""
+    filters = _filters(event_name, since, until, user, resource)
+    with _server.client() as client:
+        count = export(client.audit_records(**filters), format, file)
+    _show({"file": str(file), "records": count}, as_json, lambda: f"wrote {count} records: {file}")
+
+
+@audit_app.command("verify")
+def audit_verify(as_json: AsJson = False) -> None:
+    """Read the whole trail and check that nothing was altered, removed or inserted."""
+    with _server.client() as client:
+        verdict = client.verify_audit()
+    _show(verdict, as_json, lambda: _verdict_text(verdict))
+    if not verdict["is_intact"]:
+        raise typer.Exit(1)
+
+
+def _verdict_text(verdict: Json) -> str:
+    if verdict["is_intact"]:
+        lines = [f"intact: {verdict['records']} records, from {verdict['first_seq']} on"]
+    else:
+        lines = [f"record {each['seq']}: {each['what']}" for each in verdict["flaws"]]
+    return "\n".join([*lines, f"the chain ends at {verdict['last_seq']}: {verdict['digest']}"])
+
+
+TrailName = Annotated[str, typer.Argument(help="The trail's name.")]
+_TRAIL_COLUMNS = ("name", "bucket", "folder", "is_logging", "files", "error")
+
+
+def _show_trail(trail: Json, as_json: bool) -> None:
+    _show(trail, as_json, lambda: _table([trail], _TRAIL_COLUMNS))
+
+
+@trails_app.command("create")
+def trails_create(
+    name: TrailName,
+    folder: Annotated[str, typer.Option(help="Absolute path on the server's machine.")] = "",
+    bucket: Annotated[str, typer.Option(help="A bucket of the account.")] = "",
+    prefix: Annotated[str, typer.Option(help="Before AWSLogs/ in the names of its files.")] = "",
+    data_events: Annotated[
+        bool, typer.Option(help="Also what agents call: samples, completions, rewards.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Deliver the account's records as they come, as CloudTrail's files."""
+    with _server.client() as client:
+        client.create_trail(name, folder=folder, bucket=bucket, prefix=prefix)
+        if data_events:
+            client.select_events(name, advanced=_ALL_EVENTS)
+        trail = client.start_trail(name)
+    _show_trail(trail, as_json)
+
+
+_ALL_EVENTS: list[Json] = [
+    {"FieldSelectors": [{"Field": "eventCategory", "Equals": ["Management"]}]},
+    {
+        "FieldSelectors": [
+            {"Field": "eventCategory", "Equals": ["Data"]},
+            {"Field": "resources.type", "Equals": ["AWS::SageMaker::Job"]},
+        ]
+    },
+]
+
+
+@trails_app.command("list")
+def trails_list(as_json: AsJson = False) -> None:
+    """Trails, and what keeps one from delivering."""
+    with _server.client() as client:
+        found = client.trails()
+    _show(found, as_json, lambda: _table(found, _TRAIL_COLUMNS))
+
+
+@trails_app.command("select")
+def trails_select(
+    name: TrailName,
+    selectors: Annotated[Path, typer.Argument(help="JSON: a list of advanced event selectors.")],
+    as_json: AsJson = False,
+) -> None:
+    """Choose what a trail delivers, by the selectors that `aws cloudtrail` takes."""
+    try:
+        chosen = json.loads(selectors.read_text())
+    except (OSError, ValueError) as error:
+        raise errors.InvalidInput("selectors", str(selectors), f"is no JSON: {error}") from None
+    with _server.client() as client:
+        trail = client.select_events(name, advanced=chosen)
+    _show_trail(trail, as_json)
+
+
+@trails_app.command("start")
+def trails_start(name: TrailName, as_json: AsJson = False) -> None:
+    """Deliver what happens from now on."""
+    with _server.client() as client:
+        _show_trail(client.start_trail(name), as_json)
+
+
+@trails_app.command("stop")
+def trails_stop(name: TrailName, as_json: AsJson = False) -> None:
+    """Deliver nothing that happens after."""
+    with _server.client() as client:
+        _show_trail(client.stop_trail(name), as_json)
+
+
+@trails_app.command("delete")
+def trails_delete(name: TrailName, as_json: AsJson = False) -> None:
+    """Forget a trail; the files that it has delivered stay."""
+    with _server.client() as client:
+        trail = client.delete_trail(name)
+    _show(trail, as_json, lambda: f"deleted {trail['name']}")
 
 
 # ── agents ────────────────────────────────────────────────────────────────────────────────────

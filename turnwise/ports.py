@@ -9,6 +9,14 @@ from typing import Any, Protocol
 
 from turnwise.domain.access import Account, Key
 from turnwise.domain.agent import AgentLogEntry, AgentLogKind
+from turnwise.domain.audit import (
+    AuditDraft,
+    AuditHead,
+    AuditQuery,
+    AuditRecord,
+    AuditSegment,
+    Sealer,
+)
 from turnwise.domain.evaluation import Finished, Score
 from turnwise.domain.event import Event, EventDraft
 from turnwise.domain.job import CHECKPOINTS, Inputs, Job, JobSpec, JobStatus
@@ -810,6 +818,32 @@ class Resources(Protocol):
 
     async def delete_resource(self, account_id: str, kind: str, name: str) -> Resource:
         """The record as it was. Raises `NotFound`."""
+        ...
+
+
+class AuditStore(Protocol):
+    """The records of the audit trail (`domain.audit`): appended, read, and dropped by segments."""
+
+    async def append_audit(
+        self, account_id: str, drafts: Sequence[AuditDraft], sealer: Sealer
+    ) -> int:
+        """Add records to the account's chain, all or none; the number of the last one."""
+        ...
+
+    async def audit_records(self, account_id: str, query: AuditQuery) -> list[AuditRecord]:
+        """A page of records, in the query's order."""
+        ...
+
+    async def audit_head(self, account_id: str) -> AuditHead:
+        """Where the account's chain ends; that of an empty chain if there is none."""
+        ...
+
+    async def audit_segments(self, account_id: str) -> list[AuditSegment]:
+        """The account's sealed segments in order, dropped ones included."""
+        ...
+
+    async def drop_audit(self, account_id: str, before: float) -> int:
+        """Remove the records of the segments that ended before a time; how many segments."""
         ...
 
 

@@ -121,6 +121,13 @@ class Settings(BaseSettings):
         "its last user's leaving until an engine ends.",
     )
 
+    audit_retention_days: int = Field(
+        90,
+        ge=90,
+        description="Days that records of the audit trail are kept; older ones are dropped by the "
+        "segment, up to a day later.",
+    )
+
     @property
     def models_folder(self) -> Path:
         """Where the base models are."""

@@ -6,6 +6,7 @@ what is sealed is authenticated with it, so that no sealed secret can be put in 
 
 from __future__ import annotations
 
+import hmac
 import os
 import stat
 from pathlib import Path
@@ -25,6 +26,7 @@ class Vault:
 
     def __init__(self, master_key: bytes) -> None:
         self._cipher = AESGCM(master_key)
+        self._master_key = master_key
 
     @classmethod
     def open(cls, path: Path) -> Vault:
@@ -47,6 +49,10 @@ class Vault:
                 f"does not hold {2 * _KEY_BYTES} hexadecimal digits",
                 remedy="put back the file that was there when the access keys were made",
             ) from None
+
+    def derived(self, purpose: str) -> bytes:
+        """A key of 32 bytes for one purpose, which tells nothing of the master key."""
+        return hmac.digest(self._master_key, purpose.encode(), "sha256")
 
     def seal(self, name: str, secret: str) -> bytes:
         """The secret, unreadable and unchangeable without the master key."""

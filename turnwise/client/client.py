@@ -256,6 +256,59 @@ class Client:
         """Delete one version, "group/version", and its files; as it was."""
         return self._call("DELETE", f"/api/v1/models/{quote(name)}")
 
+    def audit(self, **filters: Any) -> Json:
+        """A page of the account's audit trail: {records: [{seq, digest, record}], next}.
+
+        Filters: name, user, resource, resource_type, source, access_key_id, event_id, category,
+        read_only, since, until, before, after, oldest_first, limit.
+        """
+        return self._call("GET", "/api/v1/audit/records", params=filters)
+
+    def audit_records(self, **filters: Any) -> Iterator[Json]:
+        """Every record that the filters of `audit` find, oldest first."""
+        after = 0
+        while True:
+            page = self.audit(**filters, oldest_first=True, after=after, limit=1000)
+            yield from page["records"]
+            if page["next"] is None:
+                return
+            after = page["next"]
+
+    def verify_audit(self) -> Json:
+        """Whether the account's audit trail is as it was recorded, and where it is not."""
+        return self._send("GET", "/api/v1/audit/verification", timeout=EXPORT_WAIT_S).json()
+
+    def trails(self) -> list[Json]:
+        """Trails of the account, by name."""
+        found: list[Json] = self._call("GET", "/api/v1/audit/trails")["trails"]
+        return found
+
+    def create_trail(
+        self, name: str, *, bucket: str = "", prefix: str = "", folder: str = ""
+    ) -> Json:
+        """A trail that delivers to a bucket, or to a folder on the server; not yet logging."""
+        place = {"name": name, "bucket": bucket, "prefix": prefix, "folder": folder}
+        return self._call("POST", "/api/v1/audit/trails", json=place)
+
+    def start_trail(self, name: str) -> Json:
+        """Deliver what happens from now on."""
+        return self._call("POST", _trail(name, "/start"))
+
+    def stop_trail(self, name: str) -> Json:
+        """Deliver nothing that happens after."""
+        return self._call("POST", _trail(name, "/stop"))
+
+    def select_events(
+        self, name: str, *, classic: Sequence[Json] = (), advanced: Sequence[Json] = ()
+    ) -> Json:
+        """Replace what a trail selects, by CloudTrail's event selectors."""
+        selectors = {"classic": list(classic), "advanced": list(advanced)}
+        return self._call("PUT", _trail(name, "/selectors"), json=selectors)
+
+    def delete_trail(self, name: str) -> Json:
+        """Forget a trail; what it has delivered stays."""
+        return self._call("DELETE", _trail(name))
+
     def export_model(
         self,
         name: str,
@@ -338,6 +391,10 @@ class Client:
         if reply.is_error:
             raise _error(reply)
         return reply
+
+
+def _trail(name: str, part: str = "") -> str:
+    return f"/api/v1/audit/trails/{quote(name, safe='')}{part}"
 
 
 def _counted(

@@ -56,6 +56,12 @@ class Principal:
     access_key_id: str = ""
     is_operator: bool = False
 
+    @property
+    def user_name(self) -> str:
+        """Its name in the letters that IAM allows of a user's."""
+        kept = [c if c.isascii() and (c.isalnum() or c in "+=,.@_-") else "-" for c in self.name]
+        return "".join(kept)[:64] or "key"
+
     def allows(
         self, action: Action, *, job_id: str | None = None, rollout_id: str | None = None
     ) -> bool:

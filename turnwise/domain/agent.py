@@ -20,7 +20,8 @@ class AgentLogEntry:
     """One entry of a registered agent's log.
 
     `at` is in seconds since the epoch; `seq` counts over all agents, given by the store. What
-    belongs to no rollout has "" for both ids.
+    belongs to no rollout has "" for both ids. `stream` is "" but for what the agent itself has put
+    in a log stream of that name.
     """
 
     account_id: str
@@ -30,4 +31,5 @@ class AgentLogEntry:
     text: str
     rollout_id: str = ""
     job_id: str = ""
+    stream: str = ""  # of the agent's own making; "" for what the service notes
     seq: int = 0

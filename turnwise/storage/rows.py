@@ -10,6 +10,7 @@ from sqlalchemy import ColumnElement, Row, Select, Table, select
 
 from turnwise.domain.access import Account, Key
 from turnwise.domain.agent import AgentLogEntry
+from turnwise.domain.audit import AuditHead, AuditRecord, AuditSegment
 from turnwise.domain.event import Event
 from turnwise.domain.job import Job
 from turnwise.domain.resource import Resource
@@ -31,6 +32,9 @@ N = TypeVar(
     Checkpoint,
     ModelPackage,
     Resource,
+    AuditRecord,
+    AuditSegment,
+    AuditHead,
     AgentLogEntry,
 )
 
@@ -46,6 +50,9 @@ TABLES: dict[type[Any], Table] = {
     Checkpoint: tables.checkpoints,
     ModelPackage: tables.packages,
     Resource: tables.resources,
+    AuditRecord: tables.audit_records,
+    AuditSegment: tables.audit_segments,
+    AuditHead: tables.audit_heads,
     AgentLogEntry: tables.agent_logs,
 }
 

@@ -13,6 +13,14 @@ from sqlalchemy import Connection, Engine
 from turnwise import errors
 from turnwise.domain.access import Account, Key
 from turnwise.domain.agent import AgentLogEntry
+from turnwise.domain.audit import (
+    AuditDraft,
+    AuditHead,
+    AuditQuery,
+    AuditRecord,
+    AuditSegment,
+    Sealer,
+)
 from turnwise.domain.event import Event, EventDraft
 from turnwise.domain.job import Inputs, Job, JobSpec, JobStatus
 from turnwise.domain.ledger import TokenUsage
@@ -40,6 +48,7 @@ from turnwise.ports import (
 from turnwise.storage import (
     accounts,
     agent_logs,
+    audit,
     jobs,
     objects,
     packages,
@@ -426,6 +435,30 @@ class SqlStore:
     async def delete_resource(self, account_id: str, kind: str, name: str) -> Resource:
         """The record as it was. Raises `NotFound`."""
         return await self._write(resources.remove, account_id, kind, name)
+
+    # ── the audit trail ───────────────────────────────────────────────────────────────────────
+
+    async def append_audit(
+        self, account_id: str, drafts: Sequence[AuditDraft], sealer: Sealer
+    ) -> int:
+        """Add records to the account's chain; the number of the last one."""
+        return await self._write(audit.append, account_id, drafts, sealer)
+
+    async def audit_records(self, account_id: str, query: AuditQuery) -> list[AuditRecord]:
+        """A page of records."""
+        return await self._read(audit.find, account_id, query)
+
+    async def audit_head(self, account_id: str) -> AuditHead:
+        """Where the account's chain ends."""
+        return await self._read(audit.head, account_id)
+
+    async def audit_segments(self, account_id: str) -> list[AuditSegment]:
+        """The account's sealed segments in order, dropped ones included."""
+        return await self._read(audit.segments, account_id)
+
+    async def drop_audit(self, account_id: str, before: float) -> int:
+        """Remove the records of segments that ended before a time; how many segments."""
+        return await self._write(audit.drop, account_id, before, self._clock.now())
 
     # ── buckets and objects ───────────────────────────────────────────────────────────────────
 

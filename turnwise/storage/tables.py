@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     Column,
     Dialect,
     Double,
@@ -31,6 +32,7 @@ from sqlalchemy import (
 
 from turnwise.domain.access import Action
 from turnwise.domain.agent import AgentLogKind
+from turnwise.domain.audit import Category
 from turnwise.domain.event import EventKind, Level
 from turnwise.domain.job import Inputs, JobSpec, JobStatus, Secondary
 from turnwise.domain.rollout import (
@@ -391,6 +393,63 @@ resources = Table(
     sqlite_autoincrement=True,
 )
 
+
+def _digest(name: str) -> Column[Any]:
+    return Column(name, String(64), nullable=False)
+
+
+def _position(name: str, **options: Any) -> Column[Any]:
+    """A place in an account's audit trail."""
+    return Column(name, BigInteger, nullable=False, **options)
+
+
+audit_records = Table(
+    "audit_records",
+    metadata,
+    _id("account_id", primary_key=True),
+    _position("seq", primary_key=True, autoincrement=False),
+    _time("at"),
+    _word("category", Category),
+    Column("source", String(128), nullable=False),
+    Column("name", String(128), nullable=False),
+    _text("user_name"),
+    _id("access_key_id"),
+    _id("event_id"),
+    Column("read_only", Boolean, nullable=False),
+    _json("resources", tuple[str, ...]),
+    _json("resource_types", tuple[str, ...]),
+    _text("body"),
+    _digest("digest"),
+    Index(None, "account_id", "category", "seq"),
+    Index(None, "account_id", "name", "seq"),
+)
+
+audit_segments = Table(
+    "audit_segments",
+    metadata,
+    _id("account_id", primary_key=True),
+    _position("first_seq", primary_key=True, autoincrement=False),
+    _position("last_seq"),
+    _time("last_at"),
+    _digest("previous"),
+    _digest("digest"),
+    _digest("seal"),
+    _time("dropped_at", nullable=True),
+)
+
+audit_heads = Table(
+    "audit_heads",
+    metadata,
+    _id("account_id", primary_key=True),
+    _position("last_seq"),
+    _time("last_at"),
+    _digest("digest"),
+    _digest("seal"),
+    _position("open_seq"),
+    _time("open_at"),
+    _digest("open_digest"),
+)
+
 #: A key is kept as its bytes, which is the order of a listing. `blob` names the content's file.
 objects = Table(
     "objects",
@@ -443,6 +502,7 @@ agent_logs = Table(
     _text("text"),
     _id("rollout_id"),
     _id("job_id"),
+    Column("stream", Text, nullable=False, server_default=""),
     Index(None, "account_id", "agent", "seq"),
     sqlite_autoincrement=True,
 )

@@ -8,6 +8,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mutabl
 from typing import Any
 
 from turnwise import errors
+from turnwise.domain.access import Principal
+from turnwise.domain.rollout import Rollout
 
 Scope = MutableMapping[str, Any]
 ASGIMessage = MutableMapping[str, Any]
@@ -34,6 +36,9 @@ class HttpCall:
         self._send = send
         self._body: bytes | None = None
         self.has_started = False
+        #: Who calls and about which rollout, once that is verified; for the audit trail.
+        self.caller: Principal | None = None
+        self.rollout: Rollout | None = None
         self._is_refused = False  # what is left of the body is never read
 
     def header(self, name: str) -> str:

@@ -34,6 +34,7 @@ from turnwise.wire.aws import codec as aws_codec
 from turnwise.wire.aws import runtime as aws
 from turnwise.wire.aws.arns import CATEGORY, JobArn, ModelPackageArn
 from turnwise.wire.aws.signed import signed_request
+from turnwise.wire.data_events import NAMES, DataEvents
 from turnwise.wire.openai import routes as openai
 
 log = logging.getLogger(__name__)
@@ -101,13 +102,18 @@ class DataPlane:
         models: ServedModels,
         callers: Verifying,
         account_number: Callable[[str], Awaitable[str]],
+        events: DataEvents | None = None,
     ) -> None:
-        """`callers` verifies who calls; `account_number` gives an account's 12 digits."""
+        """`callers` verifies who calls; `account_number` gives an account's 12 digits.
+
+        `events`, where given, tells the audit trail of calls that a trail selects.
+        """
         self._gateway = gateway
         self._serving = serving
         self._models = models
         self._callers = callers
         self._account_number = account_number
+        self._events = events
         self._routes: Mapping[str, tuple[str, Handler, Fail]] = {
             "/v1/chat/completions": ("POST", self._chat, openai.fail),
             "/v1/models": ("GET", self._list_models, openai.fail),
@@ -131,15 +137,42 @@ class DataPlane:
         if method and http.method != method:
             await http.answer(405, b'{"message":"method not allowed"}', more=[("allow", method)])
             return
+        ended: Exception | None = None
         try:
             await handler(http, address)
-        except ClientGone:
+        except ClientGone as error:
+            ended = error
             log.debug("the client of %s has gone", address.path)
         except errors.TurnwiseError as error:
+            ended = error
             await fail(http, error)
         except Exception as error:
+            ended = error
             log.exception("%s failed", address.path)
             await fail(http, error)
+        if self._events is not None and self._events.is_on:
+            await self._record(self._events, http, address, ended)
+
+    async def _record(
+        self, events: DataEvents, http: HttpCall, address: Address, ended: Exception | None
+    ) -> None:
+        """Tell the audit trail of a call that is answered, if it is one about a rollout."""
+        named_arn, rollout_id = _named(http, address)
+        is_about_one = http.rollout is not None or rollout_id or named_arn
+        if http.caller is None or not is_about_one or address.path not in NAMES:
+            return
+        try:
+            await events.saw(
+                NAMES[address.path],
+                http.caller,
+                http.rollout,
+                ended,
+                named_arn=named_arn,
+                source_ip=http.client_ip,
+                user_agent=http.header("user-agent"),
+            )
+        except errors.TurnwiseError as error:
+            log.error("a call of %s is not in the audit trail: %s", address.path, error)
 
     # ── operations ────────────────────────────────────────────────────────────────────────────
 
@@ -241,6 +274,7 @@ class DataPlane:
                 raise errors.Unauthenticated("the secret in the path is not this rollout's")
         else:
             principal = await self._caller_by_key(http, rollout_id)
+        http.caller = principal
         if arn is not None and arn.number != await self._account_number(principal.account_id):
             raise errors.Denied(
                 f"this key is not of account {arn.number}, which the job's ARN names"
@@ -248,6 +282,7 @@ class DataPlane:
         rollout = await self._gateway.rollout(rollout_id)
         if rollout.account_id != principal.account_id:
             raise errors.NotFound("trajectory", rollout_id)
+        http.rollout = rollout
         if arn is not None:
             await self._check_job(rollout, arn)
         return principal, rollout

@@ -6,8 +6,10 @@ import re
 from dataclasses import dataclass
 
 from turnwise import errors
+from turnwise.domain.job import Job, JobKind
 
 CATEGORY = "AgentRFT"
+EVALUATION_CATEGORY = "AgentRFTEvaluation"
 _JOB = re.compile(
     r"arn:aws[a-z-]*:sagemaker:(?P<region>[a-z0-9-]*):(?P<number>[0-9]{12})"
     r":job/(?P<category>[a-zA-Z0-9_-]+)/(?P<name>[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62})"
@@ -31,6 +33,13 @@ class JobArn:
     number: str  # the account's, 12 digits
     name: str
     category: str = CATEGORY
+
+    @classmethod
+    def of(cls, job: Job, region: str, number: str) -> JobArn:
+        """The address of a job of the account with that number."""
+        is_evaluation = job.spec.kind is JobKind.EVALUATION
+        category = EVALUATION_CATEGORY if is_evaluation else CATEGORY
+        return cls(region=region, number=number, name=job.name, category=category)
 
     @classmethod
     def parse(cls, text: str) -> JobArn:

@@ -27,6 +27,8 @@ from turnwise.wire.aws.signed import signed_request
 
 log = logging.getLogger(__name__)
 
+_READ_ONLY = re.compile(r"(Describe|List|Get|Head|Lookup|Filter|Search|Query|Simulate|BatchGet)")
+
 #: Services without regions; clients sign for this one, or for their own at another endpoint.
 _GLOBAL = {"iam": "us-east-1"}
 
@@ -41,6 +43,11 @@ class Outcome:
     result: Json = field(default_factory=dict)
     error: str = ""
     message: str = ""
+
+    @property
+    def is_read_only(self) -> bool:
+        """Whether the operation changes nothing, by its name."""
+        return _READ_ONLY.match(self.operation) is not None
 
 
 class Answering(Protocol):
@@ -217,10 +224,16 @@ class AwsDoor:
                 user_agent=http.header("user-agent"),
             )
         except (errors.TurnwiseError, AwsError) as error:
+            _log_refusal(http, request, request_id, error)
             return service.fault(error, request_id)
         outcome = Outcome(service=service.name)
         reply = await service.answer(call, request, outcome)
-        await self._observe(call, outcome)
+        try:
+            await self._observe(call, outcome)
+        except errors.TurnwiseError as error:
+            log.error("%s of %s is not in the audit trail yet: %s", outcome.operation, call, error)
+            if not outcome.error and not outcome.is_read_only:
+                return service.fault(_unrecorded(error), request_id)
         return reply
 
     def _scoped(self, signature: sigv4.Signature, otherwise: Answering) -> Answering:
@@ -254,6 +267,30 @@ def _signed_for(authorization: str, query: str) -> str:
     is_signed = authorization.startswith(sigv4.ALGORITHM)
     found = _SCOPE.search(authorization if is_signed else unquote(query))
     return found[1] if found else ""
+
+
+def _log_refusal(http: HttpCall, request: Request, request_id: str, error: Exception) -> None:
+    """An access key's id is no secret, so whoever knows one could fill its account's audit trail.
+
+    So what could not be verified is in the server's own log alone.
+    """
+    authorization = request.headers.get("authorization", "")
+    claimed = re.search(r"Credential=([A-Za-z0-9]{1,64})/", authorization)
+    log.warning(
+        "refused %s %.200r from %s, access key %s, request %s: %s",
+        request.method,
+        request.headers.get("x-amz-target") or request.path,
+        http.client_ip or "an unknown address",
+        claimed[1] if claimed else "none",
+        request_id,
+        error,
+    )
+
+
+def _unrecorded(error: Exception) -> errors.Unavailable:
+    return errors.Unavailable(
+        f"the call was carried out, but its audit record could not be kept yet: {error}"
+    )
 
 
 async def _send(http: HttpCall, reply: Reply) -> None:

@@ -8,20 +8,25 @@ from functools import partial
 from turnwise.agents import AgentCalls
 from turnwise.control.agent_logs import AgentLogs
 from turnwise.control.agents import Agents
+from turnwise.control.audit import AuditTrail
 from turnwise.control.browse import Browse
 from turnwise.control.buckets import Buckets
 from turnwise.control.catalogue import Catalogue
 from turnwise.control.hubs import Hubs
 from turnwise.control.jobs import Jobs
+from turnwise.control.logs import Logs
 from turnwise.control.model_files import ModelFiles
 from turnwise.control.recipe_files import RecipeFiles
 from turnwise.control.registry import Registry
+from turnwise.control.trails import Trails
 from turnwise.ports import Clock, NewId, Resources
 from turnwise.wire.aws.agents import agent_services
+from turnwise.wire.aws.cloudtrail import cloudtrail
 from turnwise.wire.aws.door import Answering, Modelled
 from turnwise.wire.aws.hub import HubRooms, dataset_uri, hub_handlers
 from turnwise.wire.aws.iam import iam
 from turnwise.wire.aws.jobs import JobRooms, job_handlers
+from turnwise.wire.aws.logs import logs
 from turnwise.wire.aws.mlflow_apps import MlflowApps, mlflow_handlers
 from turnwise.wire.aws.model_packages import ModelPackageRooms, model_package_handlers
 from turnwise.wire.aws.s3.service import S3
@@ -36,6 +41,9 @@ class Rooms:
 
     url: str  # of this server, as clients reach it
     jobs: Jobs
+    audit: AuditTrail
+    trails: Trails
+    logs: Logs
     browse: Browse
     resources: Resources
     buckets: Buckets
@@ -88,6 +96,8 @@ def open_services(rooms: Rooms) -> list[Answering]:
         Modelled(sagemaker(rooms)),
         Modelled(sts()),
         Modelled(iam()),
+        Modelled(cloudtrail(rooms.audit, rooms.trails, rooms.clock)),
+        Modelled(logs(rooms.logs)),
         S3(rooms.buckets),
         *agent_services(rooms.agents, rooms.agent_logs, rooms.agent_calls, rooms.new_id),
     ]

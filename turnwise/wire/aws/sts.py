@@ -35,7 +35,4 @@ def user_name(call: Call) -> str:
 
     A user rather than a role: of a role, the sagemaker SDK would check the policies.
     """
-    kept = [
-        c if c.isascii() and (c.isalnum() or c in "+=,.@_-") else "-" for c in call.principal.name
-    ]
-    return "".join(kept)[:64] or "key"
+    return call.principal.user_name

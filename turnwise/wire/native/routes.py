@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Depends, FastAPI, Query, Request, Response
@@ -43,8 +43,12 @@ def native_app(
     registry: Registry,
     *,
     agents: AgentRooms,
+    more: Sequence[Callable[[Caller], APIRouter]] = (),
 ) -> FastAPI:
-    """The whole native API as one ASGI app."""
+    """The whole native API as one ASGI app; `more` makes further routes, given the caller's check.
+
+    Whoever calls is left in the request's state as `principal`.
+    """
     app = FastAPI(
         title="Turnwise", version=__version__, docs_url=None, redoc_url=None, openapi_url=None
     )
@@ -53,7 +57,8 @@ def native_app(
         scheme, _, key = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not key:
             raise errors.Unauthenticated("no key was sent; send 'Authorization: Bearer <key>'")
-        return await accounts.authenticate(key)
+        request.state.principal = found = await accounts.authenticate(key)
+        return found
 
     def answer(error: errors.TurnwiseError) -> Response:
         status, body, headers = fault(error)
@@ -88,6 +93,8 @@ def native_app(
     app.include_router(_reading_routes(browse, principal))
     app.include_router(_result_routes(results, principal))
     app.include_router(_model_routes(browse, archives, registry, principal))
+    for routes in more:
+        app.include_router(routes(principal))
     return app
 
 
