@@ -21,6 +21,8 @@ import uvloop
 
 from turnwise import errors
 from turnwise.access import sigv4
+from turnwise.access.accounts import Accounts
+from turnwise.access.callers import Callers
 from turnwise.access.keys import Keyring
 from turnwise.access.links import Links
 from turnwise.access.vault import Vault
@@ -28,9 +30,9 @@ from turnwise.agents import open_runner, open_scorers
 from turnwise.channel import Connection
 from turnwise.control.browse import Browse
 from turnwise.control.jobs import Jobs, load_job_rows
+from turnwise.control.queue import Limits
 from turnwise.control.results import StoredResults
 from turnwise.control.served import ServedModels, adapter_id, verified_base, verified_folder
-from turnwise.domain.access import Account
 from turnwise.domain.job import History, Job, JobKind, JobSpec
 from turnwise.domain.training import LearnerSpec
 from turnwise.exporting.archives import Archives
@@ -91,7 +93,7 @@ class Service:
 
     settings: Settings
     url: str
-    account: Account
+    account_number: Callable[[str], Awaitable[str]]  # by the account's id
     folder: DataFolder
     store: SqlStore
     gateway: Gateway
@@ -123,6 +125,7 @@ class Service:
             spec = replace(spec, input_adapter=None)
         learner = LazyLearner(lambda: self.launcher.learner(spec))
         opened.push_async_callback(learner.close)
+        number = await self.account_number(job.account_id)
         self.gateway.attach(job, engine, renderer)
         opened.callback(self.gateway.detach, job.job_id)
         return Sockets(
@@ -135,9 +138,7 @@ class Service:
             clock=SYSTEM_CLOCK,
             new_id=new_id,
             endpoint=self._endpoint,
-            job_arn=str(
-                JobArn(region=self.settings.region, number=self.account.number, name=job.name)
-            ),
+            job_arn=str(JobArn(region=self.settings.region, number=number, name=job.name)),
             model_folder=lambda name: self._model_folder(job, name),
             scorers=scorers,
         )
@@ -161,12 +162,6 @@ class Service:
         return OpenModel(
             sampler=engine, renderer=renderer, adapter_id=loaded_id, max_length=info.max_length
         )
-
-    def account_number(self, account_id: str) -> str:
-        """The 12 digits of an account. Raises `NotFound`."""
-        if account_id != self.account.account_id:
-            raise errors.NotFound("account", account_id)
-        return self.account.number
 
     async def _model_folder(self, job: Job, name: str) -> str:
         """The PEFT folder of a model to evaluate; a registered one's files are verified."""
@@ -264,6 +259,7 @@ async def open_service(settings: Settings, url: str) -> AsyncIterator[tuple[Serv
             is_on=not mlflow.missing,
         )
         opened.push_async_callback(tracker.close)
+        accounts = Accounts(store, keyring, find_job=store.job, region=settings.region)
         launcher = LocalLauncher(
             sampler=_remote_sampler, learner=_remote_learner, archive=_remote_archive
         )
@@ -277,7 +273,7 @@ async def open_service(settings: Settings, url: str) -> AsyncIterator[tuple[Serv
         service = Service(
             settings=settings,
             url=settings.public_url or url,
-            account=await store.default_account(),
+            account_number=accounts.number,
             folder=folder,
             store=store,
             gateway=gateway,
@@ -290,7 +286,12 @@ async def open_service(settings: Settings, url: str) -> AsyncIterator[tuple[Serv
             clock=SYSTEM_CLOCK,
             new_id=new_id,
             start=service.start_job,
-            max_running=settings.max_running_jobs,
+            limits=Limits(
+                running=settings.max_running_jobs,
+                account_running=settings.account_running_jobs,
+                training_quota=settings.quota_training_jobs,
+                evaluation_quota=settings.quota_evaluation_jobs,
+            ),
         )
         opened.push_async_callback(jobs.close)
         await tracker.recover()
@@ -305,10 +306,9 @@ async def open_service(settings: Settings, url: str) -> AsyncIterator[tuple[Serv
         opened.push_async_callback(serving.close)
         archives = Archives(verified_folder, verified_base, launcher.merge)
         results = StoredResults(store, FolderBlobs(folder.blobs))
-        native = native_app(jobs, Browse(store), archives, results, keyring.authenticate)
-        data_plane = DataPlane(
-            gateway, serving, ServedModels(store), keyring.authenticate, service.account_number
-        )
+        native = native_app(jobs, Browse(store), archives, results, accounts)
+        callers = Callers(keyring, settings.region)
+        data_plane = DataPlane(gateway, serving, ServedModels(store), callers, accounts.number)
         browse = Browse(store)
         rooms = Rooms(
             url=service.url,

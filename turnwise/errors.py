@@ -9,11 +9,14 @@
     │   └── OverBudget        a rollout that has sampled all the tokens it may
     ├── AccessError
     │   ├── Unauthenticated   no valid key
+    │   │   ├── BadSignature  a signature or a signed token that is not valid (any more)
+    │   │   └── UnknownKey    a signature by an access key that does not exist
     │   └── Denied            a valid key without the right
     ├── LimitExceeded         a quota or a full queue; `retry_after_s` when waiting helps
     ├── Unavailable           a part of the service is down; `retry_after_s` when waiting helps
     │   ├── ProcessDied       the engine's or the learner's process ended
     │   └── TooSlow           an answer did not come within its time limit
+    ├── AgentDenied           the agent refuses to be called by the service
     ├── FolderLocked          another server holds the data folder
     ├── StorageFull           the disk is full; nothing half-written stays
     ├── Corrupted             a file does not match its hash
@@ -87,6 +90,14 @@ class Unauthenticated(AccessError):
     """No key, or a key that does not exist or has been revoked."""
 
 
+class BadSignature(Unauthenticated):
+    """A signed request, URL or token whose signature is wrong, expired or for another place."""
+
+
+class UnknownKey(Unauthenticated):
+    """A signature by an access key that does not exist or has been revoked."""
+
+
 class Denied(AccessError):
     """A valid key that does not carry this right."""
 
@@ -117,6 +128,10 @@ class TooSlow(Unavailable):
 
 class FolderLocked(TurnwiseError):
     """Another server process uses the same data folder."""
+
+
+class AgentDenied(TurnwiseError):
+    """The agent refuses the service's calls, so that no rollout of the job can do better."""
 
 
 class StorageFull(TurnwiseError, OSError):

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from turnwise.domain.access import Account, Key
+from turnwise.domain.agent import AgentLogEntry, AgentLogKind
 from turnwise.domain.evaluation import Finished, Score
 from turnwise.domain.event import Event, EventDraft
-from turnwise.domain.job import Inputs, Job, JobSpec, JobStatus
+from turnwise.domain.job import CHECKPOINTS, Inputs, Job, JobSpec, JobStatus
 from turnwise.domain.ledger import TokenUsage
+from turnwise.domain.objects import Listing, Part, StoredObject, Upload
 from turnwise.domain.resource import Resource
 from turnwise.domain.rollout import (
     Fault,
@@ -223,7 +225,7 @@ class AgentRequest:
 
     rollout_id: str
     job_id: str
-    job_arn: str
+    job_arn: str  # arn:aws:sagemaker:<region>:...
     endpoint: str
     prompt: str
     fields: Mapping[str, Any]
@@ -270,6 +272,16 @@ class AgentRunner(Protocol):
 
     async def close(self) -> None:
         """Free connections."""
+        ...
+
+
+class AgentLog(Protocol):
+    """Where what happens with one agent is noted."""
+
+    def note(
+        self, kind: AgentLogKind, text: str, *, rollout_id: str = "", job_id: str = ""
+    ) -> None:
+        """Keep an entry soon. Neither waits nor raises."""
         ...
 
 
@@ -473,13 +485,12 @@ class ModelPackage:
     @property
     def twin(self) -> str:
         """The name of the same step's package of the other kind."""
-        group = self.group.removesuffix(CHECKPOINTS)
-        group = group if self.kind == "checkpoint" else group + CHECKPOINTS
+        other = "adapter" if self.kind == "checkpoint" else "checkpoint"
+        group = self.metadata.get("groups", {}).get(other)
+        if group is None:  # registered before a job could name its groups
+            group = self.group.removesuffix(CHECKPOINTS)
+            group = group if other == "adapter" else group + CHECKPOINTS
         return f"{group}/{self.version}"
-
-
-#: A job's adapters are registered in the group of its name, its checkpoints in that with this.
-CHECKPOINTS = "-checkpoints"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -496,6 +507,7 @@ class FinishedStep:
 
     `bins` maps rollout_id -> {bin: tokens} for every rollout of the groups it took; `groups` are
     their ids. They must be CLOSED, and `step` the job's next: else `Conflict`, and nothing is kept.
+    If the version of its packages is taken, by another job of the group, they get the next free.
     """
 
     step: int
@@ -512,7 +524,7 @@ class Store(Protocol):
 
     # jobs and events
     async def create_job(self, job: Job) -> Job:
-        """Raises `Conflict` if its name is taken, or a model that it needs was pruned."""
+        """Raises `Conflict` if its name is taken, or a model that it needs is gone."""
         ...
 
     async def job(self, account_id: str, id_or_name: str) -> Job:
@@ -699,8 +711,33 @@ class Store(Protocol):
         """Oldest first."""
         ...
 
+    async def newest_packages(self, account_id: str, job_id: str) -> list[ModelPackage]:
+        """The newest adapter and the newest checkpoint that a job registered, if it did."""
+        ...
+
     async def package(self, account_id: str, id_or_name: str) -> ModelPackage:
         """By package id, "group/version", or "group" for the newest version."""
+        ...
+
+    async def next_version(self, account_id: str, groups: Collection[str]) -> int:
+        """The lowest number that these groups never had, nor any above it."""
+        ...
+
+    async def register(self, made: Sequence[ModelPackage]) -> list[ModelPackage]:
+        """Keep packages that no job's step makes, all or none; as they are kept.
+
+        Where a number is taken, all of them get the next that is free.
+        """
+        ...
+
+    async def delete_package(
+        self, account_id: str, id_or_name: str
+    ) -> tuple[ModelPackage, list[str]]:
+        """Delete one; the package, and the files and folders that nothing needs any more.
+
+        Whoever called removes these. Its number is never given again. Raises `NotFound`, and
+        `Conflict` while a job that has not ended makes it, starts from it or evaluates it.
+        """
         ...
 
     async def close(self) -> None:
@@ -773,6 +810,105 @@ class Resources(Protocol):
 
     async def delete_resource(self, account_id: str, kind: str, name: str) -> Resource:
         """The record as it was. Raises `NotFound`."""
+        ...
+
+
+class Objects(Protocol):
+    """The buckets of an account and what is in them. Content lies elsewhere, under `blob` names."""
+
+    async def create_bucket(self, account_id: str, bucket: str) -> None:
+        """Raises `Conflict` if the account has it."""
+        ...
+
+    async def buckets(self, account_id: str) -> list[Resource]:
+        """By name."""
+        ...
+
+    async def delete_bucket(self, account_id: str, bucket: str) -> None:
+        """Raises `NotFound`, and `Conflict` while something is in it or being uploaded to it."""
+        ...
+
+    async def put_object(self, account_id: str, stored: StoredObject, blob: str) -> list[str]:
+        """Keep an object in place of the one of its key; the blobs that are no longer used.
+
+        Raises `NotFound` without the bucket.
+        """
+        ...
+
+    async def object(self, account_id: str, bucket: str, key: str) -> tuple[StoredObject, str]:
+        """An object and its blob. Raises `NotFound` of kind "bucket" or "object"."""
+        ...
+
+    async def list_objects(
+        self, account_id: str, bucket: str, *, prefix: str, delimiter: str, after: str, limit: int
+    ) -> Listing:
+        """A page, in the order of keys as bytes. Raises `NotFound`."""
+        ...
+
+    async def delete_objects(self, account_id: str, bucket: str, keys: Sequence[str]) -> list[str]:
+        """Remove those that are there; their blobs. Raises `NotFound` without the bucket."""
+        ...
+
+    async def start_upload(self, account_id: str, upload: Upload) -> None:
+        """Raises `NotFound` without the bucket."""
+        ...
+
+    async def upload(self, account_id: str, upload_id: str) -> Upload:
+        """Raises `NotFound`."""
+        ...
+
+    async def uploads(self, account_id: str, bucket: str, prefix: str = "") -> list[Upload]:
+        """Those under way, by key and age. Raises `NotFound` without the bucket."""
+        ...
+
+    async def put_part(self, account_id: str, upload_id: str, part: Part) -> list[str]:
+        """Keep a part in place of the one of its number; blobs no longer used. `NotFound`."""
+        ...
+
+    async def parts(self, account_id: str, upload_id: str) -> list[Part]:
+        """By number. Raises `NotFound`."""
+        ...
+
+    async def end_upload(
+        self, account_id: str, upload_id: str, stored: StoredObject | None = None, blob: str = ""
+    ) -> list[str]:
+        """Forget an upload; with `stored`, it has become this object. Blobs no longer used.
+
+        Raises `NotFound` if the upload has ended or the bucket is gone.
+        """
+        ...
+
+    async def blobs_in_use(self) -> set[str]:
+        """Of all accounts' objects and parts."""
+        ...
+
+    async def end_uploads_before(self, before: float) -> list[str]:
+        """Forget all accounts' uploads that are older than that; their blobs."""
+        ...
+
+
+class AgentLogStore(Protocol):
+    """The logs of registered agents. Implemented by the store."""
+
+    async def append_agent_log(self, entries: Sequence[AgentLogEntry]) -> None:
+        """Keep entries, in this order; their `seq` is given here."""
+        ...
+
+    async def agent_log(
+        self,
+        account_id: str,
+        agent: str,
+        *,
+        after: int = 0,
+        limit: int = 1000,
+        since: float | None = None,
+        until: float | None = None,
+    ) -> list[AgentLogEntry]:
+        """Entries with seq > `after`, in order; of times from `since` and before `until`."""
+        ...
+
+    async def trim_agent_log(self, account_id: str, agent: str, *, keep: int) -> None:
+        """Remove all but the newest `keep` entries of an agent."""
         ...
 
 

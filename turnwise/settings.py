@@ -73,6 +73,24 @@ class Settings(BaseSettings):
         "sample of that size is traced, and every rollout that failed.",
     )
     max_running_jobs: int = Field(4, ge=1, description="Jobs that run at once; others wait.")
+    account_running_jobs: int = Field(
+        0,
+        ge=0,
+        description="Jobs of one account that run at once; others wait. 0: max_running_jobs.",
+    )
+    quota_training_jobs: int = Field(
+        0,
+        ge=0,
+        description="Unfinished training jobs of one account, waiting ones included, past which "
+        "the AWS door refuses another with ResourceLimitExceeded (AWS's own default is 1); "
+        "the native API lets them wait. 0: max_running_jobs.",
+    )
+    quota_evaluation_jobs: int = Field(
+        0,
+        ge=0,
+        description="The same of evaluation jobs; a pipeline's step waits for room. "
+        "0: max_running_jobs.",
+    )
     device: str = Field(
         "cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="Where engines and learners compute."
     )
@@ -90,6 +108,11 @@ class Settings(BaseSettings):
         description="Seconds after its last call until a registered model is unloaded, and from "
         "its last user's leaving until an engine ends.",
     )
+
+    @property
+    def models_folder(self) -> Path:
+        """Where the base models are."""
+        return Path(self.models_dir) if self.models_dir else self.data_dir / "models"
 
     @classmethod
     def settings_customise_sources(

@@ -16,16 +16,13 @@ from pathlib import Path
 from turnwise import errors
 from turnwise.access import sigv4
 from turnwise.access.vault import Vault
-from turnwise.domain.access import ALL_ACTIONS, Action, Key, Principal
+from turnwise.domain.access import ADMIN, ALL_ACTIONS, Action, Key, Principal
 from turnwise.ports import Clock, Keys, NewId
 from turnwise.system import SYSTEM_CLOCK, new_id, random_letters, write_private_file
 
 _PREFIX = "tw_"
 _LETTERS = 40  # 188 bits
 _SHAPE = re.compile(r"tw_[a-z]{40}")
-
-#: The name of the key in the data folder; nobody else's key may have it.
-ADMIN = "admin"
 
 # How long a revocation made by another server of the same database may go unnoticed.
 _CACHE_S = 30.0
@@ -78,7 +75,10 @@ class Keyring:
         return key.principal
 
     async def holder(self, access_key_id: str) -> Principal:
-        """Whose access key that is, by the word of a token of ours. Raises `Unauthenticated`."""
+        """The caller behind an access key whose signature was verified before.
+
+        Raises `UnknownKey` once it has been revoked.
+        """
         key, _ = await self._signer(access_key_id)
         return key.principal
 
@@ -177,7 +177,7 @@ class Keyring:
                 key = None
             if key is None or key.revoked_at is not None or key.sealed is None:
                 self._signers.pop(access_key_id, None)
-                raise errors.Unauthenticated(
+                raise errors.UnknownKey(
                     f"the access key {access_key_id!r} does not exist or has been revoked"
                 )
             secret = self._vault.unseal(access_key_id, key.sealed)

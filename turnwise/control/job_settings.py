@@ -70,6 +70,7 @@ _NOT_NEGATIVE = Range(0)
 _POSITIVE = Range(0, above=True)
 _SHARE = Range(0, 1)
 _BELOW_ONE = Range(0, 1, below=True)
+_PRIORITY = Range(-100, 100)
 _SEED = Range(0, 2**32 - 1)  # what every random generator takes
 
 SETTINGS: dict[type, dict[str, Setting]] = {
@@ -83,6 +84,11 @@ SETTINGS: dict[type, dict[str, Setting]] = {
         "prompt_column": Setting("The column that holds a row's prompt."),
         "label_column": Setting("The column that holds a row's label; empty: there is none."),
         "description": Setting("Words for whoever reads the list of jobs."),
+        "priority": Setting(
+            "Its place in the queue: the higher, the sooner; equals in order of creation, and "
+            "accounts take turns.",
+            _PRIORITY,
+        ),
         "seed": Setting("Of everything random in the job.", _SEED),
         "deterministic": Setting(
             "Make samples independent of what else is sampled at the time, so that a run can be "
@@ -100,6 +106,22 @@ SETTINGS: dict[type, dict[str, Setting]] = {
             "A registered checkpoint of another job to continue after its step, with its "
             "optimizer and its place in the data. Base model, rows and all settings that decide "
             "what is learned must be as they were."
+        ),
+        "output_group": Setting(
+            "The group that the adapters are registered in, on from its newest version; several "
+            "jobs may share one. Empty: the job's name."
+        ),
+        "checkpoint_group": Setting(
+            "The group that the resumable checkpoints are registered in; empty: the job's name "
+            "and `-checkpoints`."
+        ),
+        "output_path": Setting(
+            "Where to copy the job's output, as s3://bucket/prefix or file:///folder; empty: "
+            "nowhere."
+        ),
+        "max_runtime_s": Setting(
+            "Stop the job so many seconds after its start, or after its last resume; 0: never.",
+            _NOT_NEGATIVE,
         ),
         "batch": Setting("How much a step takes."),
         "algorithm": Setting("Advantage and loss."),
@@ -122,11 +144,20 @@ SETTINGS: dict[type, dict[str, Setting]] = {
     },
     AgentSpec: {
         "kind": Setting(
-            "An HTTP server (POST {url}/rollout, GET {url}/health), a Python callable in the "
-            "server's process, or the scripted fake."
+            "An HTTP server (POST {url}/rollout, GET {url}/health), one that speaks Bedrock "
+            "AgentCore's contract (POST {url}/invocations, GET {url}/ping) or that of the Lambda "
+            "runtime interface emulator, a Python callable in the server's process, or the "
+            "scripted fake."
         ),
-        "url": Setting("The agent's base URL, for http."),
+        "url": Setting(
+            "The agent's base URL, for http, agentcore and lambda; a lambda's with a path is "
+            "called as it is."
+        ),
         "target": Setting('"package.module:callable", for python.'),
+        "name": Setting(
+            "A registered agent (`turnwise agents register`); it says the kind and the URL, also "
+            "when the job is resumed."
+        ),
     },
     BatchSpec: {
         "global_batch_size": Setting("Groups (prompts) per step.", _COUNT),

@@ -5,7 +5,7 @@
                  +----------------------- resume --------------------+---------+
 
 A server that ends leaves its jobs as they are; `recover` continues them when it starts again.
-The queue is one for all accounts, in the order in which the jobs were created.
+The queue is one for all accounts; `control.queue` says who is next.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -20,7 +21,9 @@ from typing import Protocol
 from turnwise import errors
 from turnwise.control.datasets import load_rows
 from turnwise.control.evaluated import with_models
+from turnwise.control.groups import check_groups
 from turnwise.control.lineage import Beginning, Lineage
+from turnwise.control.queue import Limits, check_quota, in_order, startable
 from turnwise.domain.access import Action, Principal
 from turnwise.domain.data import Row
 from turnwise.domain.event import EventDraft, EventKind, Level
@@ -64,6 +67,7 @@ def status_event(
 class _Place:
     """A place of the server that a job holds; `loop` is None while it starts."""
 
+    account_id: str
     loop: Running | None = None
     is_stopping: bool = False
 
@@ -77,21 +81,26 @@ class Jobs:
     """The control plane's jobs. Every call requires a principal with the right."""
 
     def __init__(
-        self, *, store: Store, clock: Clock, new_id: NewId, start: Start, max_running: int
+        self, *, store: Store, clock: Clock, new_id: NewId, start: Start, limits: Limits
     ) -> None:
         self._store = store
         self._clock = clock
         self._new_id = new_id
         self._start = start
-        self._max_running = max_running
+        self._limits = limits
         self._lineage = Lineage(store)
         self._places: dict[str, _Place] = {}  # by job id
         self._tasks: set[asyncio.Task[None]] = set()
         self._moving = asyncio.Lock()  # held from a look at a job's status to the move it allows
         self._is_closed = False
 
-    async def create(self, principal: Principal, spec: JobSpec) -> Job:
+    async def create(
+        self, principal: Principal, spec: JobSpec, *, within_quota: bool = False
+    ) -> Job:
         """Check a spec, store the job and run it when there is a place.
+
+        `within_quota` refuses, as `check_quota` does, a job that the account has no room for; of
+        calls at the same moment, no more pass than there is room.
 
         Raises `InvalidInput` for a dataset, model, adapter or checkpoint that cannot be used,
         `Conflict` if the name is taken or what to start from was pruned.
@@ -100,21 +109,33 @@ class Jobs:
         if principal.job_ids is not None:
             raise errors.Denied("this key is for certain jobs; it may not create one")
         begin = await self._checked(principal, spec)
-        job = await self._store.create_job(
-            Job(
-                job_id=self._new_id("job"),
-                account_id=principal.account_id,
-                name=spec.name,
-                spec=begin.spec,
-                step=begin.step,
-                created_at=self._clock.now(),
-                inputs=begin.inputs,
-                parent=begin.parent,
-            )
+        job = Job(
+            job_id=self._new_id("job"),
+            account_id=principal.account_id,
+            name=spec.name,
+            spec=begin.spec,
+            step=begin.step,
+            created_at=self._clock.now(),
+            inputs=begin.inputs,
+            parent=begin.parent,
         )
-        await self._move(job, JobStatus.PENDING, Secondary.PENDING)
+        async with self._moving:
+            # A name that is taken is refused as that: whoever repeats a call must learn it.
+            if within_quota and not await self._exists(principal, spec.name):
+                await self._require_room(principal, spec.kind)
+            await self._store.create_job(job)
+            await self._move(job, JobStatus.PENDING, Secondary.PENDING)
         await self._fill_places()
         return await self.describe(principal, job.job_id)
+
+    async def check_quota(self, principal: Principal, kind: JobKind) -> None:
+        """Raise `LimitExceeded` where the account's quota has no room for one more job of `kind`.
+
+        For a look ahead; `create(within_quota=True)` looks and creates in one step.
+        """
+        principal.require(Action.MANAGE)
+        async with self._moving:
+            await self._require_room(principal, kind)
 
     async def describe(self, principal: Principal, id_or_name: str) -> Job:
         """One job; a waiting one says how many are ahead of it."""
@@ -201,21 +222,45 @@ class Jobs:
         principal.require(action, job_id=job.job_id)
         return job
 
+    async def _exists(self, principal: Principal, name: str) -> bool:
+        try:
+            await self._store.job(principal.account_id, name)
+        except errors.NotFound:
+            return False
+        return True
+
+    async def _require_room(self, principal: Principal, kind: JobKind) -> None:
+        unfinished = [
+            job
+            for status in JobStatus
+            if not status.is_final
+            for job in await self._store.jobs(principal.account_id, status=status, limit=MAX_JOBS)
+        ]
+        check_quota(unfinished, kind, self._limits)
+
     async def _all(self, status: JobStatus) -> Sequence[Job]:
         """All accounts' jobs of that status, oldest first."""
         return (await self._store.jobs(None, status=status, limit=MAX_JOBS))[::-1]
 
     async def _fill_places(self) -> None:
         async with self._moving:
-            for job in await self._all(JobStatus.PENDING):
-                if self._is_closed or len(self._places) >= self._max_running:
+            waiting = [
+                job
+                for job in await self._all(JobStatus.PENDING)
+                if job.job_id not in self._places  # resumed before its last run was cleaned up
+            ]
+            for job in startable(waiting, self._held(), self._limits):
+                if self._is_closed:
                     return
-                if job.job_id not in self._places:  # resumed before its last run was cleaned up
-                    await self._move(job, JobStatus.RUNNING, Secondary.STARTING)
-                    self._launch(job)
+                await self._move(job, JobStatus.RUNNING, Secondary.STARTING)
+                self._launch(job)
+
+    def _held(self) -> Counter[str]:
+        """Places in use, by account."""
+        return Counter(place.account_id for place in self._places.values())
 
     def _launch(self, job: Job) -> None:
-        place = self._places[job.job_id] = _Place()
+        place = self._places[job.job_id] = _Place(job.account_id)
         task = asyncio.create_task(self._run(job, place), name=f"job {job.name}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -266,13 +311,15 @@ class Jobs:
         """The jobs, waiting ones with a message that says what they wait for."""
         if all(job.status is not JobStatus.PENDING for job in jobs):
             return jobs
-        waiting = [job.job_id for job in await self._all(JobStatus.PENDING)]
-        running = len(self._places)
-        message = {
-            job_id: f"waiting for a place: {ahead} ahead of it, {running} running"
-            for ahead, job_id in enumerate(waiting)
-        }
-        return [dataclasses.replace(j, message=message.get(j.job_id, j.message)) for j in jobs]
+        waiting = in_order(await self._all(JobStatus.PENDING), self._held())
+        ahead = {job.job_id: number for number, job in enumerate(waiting)}
+        return [
+            self._waiting(job, ahead[job.job_id]) if job.job_id in ahead else job for job in jobs
+        ]
+
+    def _waiting(self, job: Job, ahead: int) -> Job:
+        message = f"waiting for a place: {ahead} ahead of it, {len(self._places)} running"
+        return dataclasses.replace(job, ahead=ahead, message=message)
 
     async def _checked(self, principal: Principal, spec: JobSpec) -> Beginning:
         """The spec with its model, its rows and what it starts from found."""
@@ -284,6 +331,7 @@ class Jobs:
                 remedy="give a Hugging Face folder with config.json and a tokenizer",
             )
         rows, _ = await asyncio.to_thread(load_job_rows, spec)
+        await check_groups(self._store, principal.account_id, spec)
         if spec.kind is JobKind.EVALUATION:
             spec = await with_models(self._store, principal.account_id, spec)
         return await self._lineage.beginning(principal.account_id, spec, len(rows))

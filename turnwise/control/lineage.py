@@ -29,8 +29,9 @@ from turnwise.ports import ModelPackage, Store
 #: where things are (files count by content), how rollouts are run and measured, and for how long.
 #: The rest decides what is learned from which rows in which order.
 _MAY_DIFFER = (
-    *("name", "description", "agent", "model", "dataset", "validation_dataset"),
+    *("name", "description", "priority", "agent", "model", "dataset", "validation_dataset"),
     *("input_adapter", "resume_from", "checkpoints", "parity", "tracking"),
+    *("output_group", "checkpoint_group", "output_path", "max_runtime_s"),
     *("validation", "val_sampling_params", "evaluation", "eval_sampling_params"),
     *("batch.tokens_per_micro_batch", "batch.share_prefixes"),
     *("schedule.max_epochs", "schedule.max_steps", "schedule.val_every"),

@@ -38,6 +38,7 @@ class Secondary(StrEnum):
     UPLOADING = "Uploading"
     STOPPING = "Stopping"
     STOPPED = "Stopped"
+    MAX_RUNTIME_EXCEEDED = "MaxRuntimeExceeded"
     RESTARTING = "Restarting"
     COMPLETED = "Completed"
     FAILED = "Failed"
@@ -81,22 +82,37 @@ class JobKind(StrEnum):
 #: The name of a job's base model among the models of an evaluation.
 BASE = "base"
 
+#: Where a job names no other groups, its adapters are registered in the group of its name, its
+#: checkpoints in that with this.
+CHECKPOINTS = "-checkpoints"
+
 
 class AgentKind(StrEnum):
     """How the agent is reached."""
 
     HTTP = "http"  # POST {url}/rollout, GET {url}/health
+    AGENTCORE = "agentcore"  # POST {url}/invocations, GET {url}/ping
+    LAMBDA = "lambda"  # the Lambda runtime interface emulator, or a handler's own server
     PYTHON = "python"  # "package.module:callable", in the server process
     SCRIPTED = "scripted"  # the shipped fake
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentSpec:
-    """Where the agent is. `url` for http, `target` for python."""
+    """Where the agent is. `url` for http, agentcore and lambda, `target` for python.
+
+    A `name` is a registered agent's, whose record then says the kind and the URL.
+    """
 
     kind: AgentKind = AgentKind.HTTP
     url: str = ""
     target: str = ""
+    name: str = ""
+
+    @property
+    def has_url(self) -> bool:
+        """Whether it is a server of its own."""
+        return self.kind in (AgentKind.HTTP, AgentKind.AGENTCORE, AgentKind.LAMBDA)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -251,6 +267,7 @@ class JobSpec:
     """Everything a job needs, as the job file says it. Paths are absolute once loaded.
 
     `model` is a Hugging Face folder; `dataset` and `validation_dataset` are .jsonl, .json or .csv.
+    Several jobs may register models in the same groups, also at once.
     """
 
     name: str
@@ -262,11 +279,16 @@ class JobSpec:
     prompt_column: str = "prompt"
     label_column: str = ""
     description: str = ""
+    priority: int = 0  # in the queue; the higher, the sooner
     seed: int = 0
     deterministic: bool = False
     history: History = History.TEMPLATE
     input_adapter: str = ""  # a PEFT folder or a registered model to start from (or to evaluate)
     resume_from: str = ""  # a registered checkpoint of another job, to continue after its step
+    output_group: str = ""  # of the registered adapters; empty: the job's name
+    checkpoint_group: str = ""  # of the resumable checkpoints; empty: that with "-checkpoints"
+    output_path: str = ""  # s3://bucket/prefix or file:///folder to copy the job's output to
+    max_runtime_s: int = 0  # of one start; 0: no limit
     batch: BatchSpec = field(default_factory=BatchSpec)
     algorithm: AlgorithmSpec = field(default_factory=AlgorithmSpec)
     sampling_params: SamplingParams = field(default_factory=SamplingParams)
@@ -284,6 +306,16 @@ class JobSpec:
     parity: ParitySpec = field(default_factory=ParitySpec)
     checkpoints: CheckpointSpec = field(default_factory=CheckpointSpec)
     tracking: TrackingSpec = field(default_factory=TrackingSpec)
+
+    @property
+    def adapters_in(self) -> str:
+        """The group that its adapters are registered in."""
+        return self.output_group or self.name
+
+    @property
+    def checkpoints_in(self) -> str:
+        """The group that its resumable checkpoints are registered in."""
+        return self.checkpoint_group or self.name + CHECKPOINTS
 
     @property
     def evaluated_models(self) -> tuple[str, ...]:
@@ -323,3 +355,5 @@ class Job:
     inputs: Inputs | None = None  # as its first start found them
     parent: str = ""  # the registered model that it started from, "group/version"
     output: str = ""  # its newest adapter when it last ended, "group/version"
+    #: Of a job that waits: how many get a place before it. Known to the queue, not stored.
+    ahead: int | None = field(default=None, metadata={"stored": False})

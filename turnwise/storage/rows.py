@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from sqlalchemy import ColumnElement, Row, Select, Table, select
 
 from turnwise.domain.access import Account, Key
+from turnwise.domain.agent import AgentLogEntry
 from turnwise.domain.event import Event
 from turnwise.domain.job import Job
 from turnwise.domain.resource import Resource
@@ -30,6 +31,7 @@ N = TypeVar(
     Checkpoint,
     ModelPackage,
     Resource,
+    AgentLogEntry,
 )
 
 TABLES: dict[type[Any], Table] = {
@@ -44,10 +46,13 @@ TABLES: dict[type[Any], Table] = {
     Checkpoint: tables.checkpoints,
     ModelPackage: tables.packages,
     Resource: tables.resources,
+    AgentLogEntry: tables.agent_logs,
 }
 
 
-_NAMES = {kind: tuple(f.name for f in fields(kind)) for kind in TABLES}
+_NAMES = {
+    kind: tuple(f.name for f in fields(kind) if f.metadata.get("stored", True)) for kind in TABLES
+}
 
 
 def to_row(noun: Any, **more: Any) -> dict[str, Any]:

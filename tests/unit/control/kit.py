@@ -10,6 +10,7 @@ from typing import Any
 from tests import builders
 from tests.builders import ACCOUNT, SetClock
 from turnwise.control.jobs import Jobs, status_event
+from turnwise.control.queue import Limits
 from turnwise.control.served import verified_base, verified_folder
 from turnwise.domain.access import Principal
 from turnwise.domain.job import Job, JobSpec, JobStatus, Secondary
@@ -58,7 +59,14 @@ class Loop:
 class World:
     """One server's control plane. `make` gives another one, as after a restart, on its store."""
 
-    def __init__(self, folder: Path, store: SqlStore, *, max_running: int = 1) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        store: SqlStore,
+        *,
+        max_running: int = 1,
+        limits: Limits | None = None,
+    ) -> None:
         self.folder = folder
         self.store = store
         self.blobs = FolderBlobs(folder / "blobs")
@@ -73,7 +81,7 @@ class World:
             clock=self.clock,
             new_id=lambda prefix: f"{prefix}_{next(self._names)}",
             start=self._start,
-            max_running=max_running,
+            limits=limits or Limits(running=max_running),
         )
         model = folder / "model"
         model.mkdir(exist_ok=True)

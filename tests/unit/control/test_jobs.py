@@ -12,9 +12,10 @@ from tests.builders import ACCOUNT
 from tests.unit.control.kit import ADMIN, World
 from turnwise import errors
 from turnwise.control.jobs import RECORD_AGAIN_S
+from turnwise.control.queue import Limits
 from turnwise.domain.access import Action, Principal
 from turnwise.domain.event import Event
-from turnwise.domain.job import EvaluationSpec, JobKind, JobStatus, Secondary
+from turnwise.domain.job import EvaluationSpec, Job, JobKind, JobStatus, Secondary
 from turnwise.domain.rollout import Policy
 from turnwise.ports import FinishedStep, ModelPackage
 from turnwise.storage.database import open_engine
@@ -377,3 +378,69 @@ async def test_a_key_does_only_what_it_allows(world: World):
 
     assert [job.name for job in await world.jobs.list(OF_FIRST)] == ["first"]
     assert list(await world.jobs.list(STRANGER)) == []
+
+
+async def test_a_higher_priority_runs_first_and_shows_how_many_are_ahead(world: World):
+    await world.create("first", "second", "third")
+    await world.jobs.create(ADMIN, world.spec("urgent", priority=10))
+
+    ahead = {job.name: job.ahead for job in await world.jobs.list(ADMIN)}
+    assert ahead == {"first": None, "urgent": 0, "second": 1, "third": 2}
+    assert (await world.jobs.describe(ADMIN, "third")).ahead == 2
+
+    (await world.running("first")).end()
+    await world.running("urgent")
+    assert (await world.statuses())["second"] == "PENDING"
+
+
+async def test_an_account_holds_no_more_places_than_its_limit(tmp_path: Path, store: SqlStore):
+    world = World(tmp_path, store, limits=Limits(running=3, account_running=1))
+    await world.create("first", "second")
+    assert await world.statuses() == {"first": "RUNNING", "second": "PENDING"}
+
+    (await world.running("first")).end()
+    await world.running("second")
+    await world.jobs.close()
+
+
+async def test_of_jobs_created_at_once_within_a_quota_no_more_pass_than_it_has_room(
+    tmp_path: Path, store: SqlStore
+):
+    limits = Limits(running=1, training_quota=2)
+    world = World(tmp_path, store, limits=limits)
+
+    async def create(name: str) -> Job | errors.LimitExceeded:
+        try:
+            return await world.jobs.create(ADMIN, world.spec(name), within_quota=True)
+        except errors.LimitExceeded as refused:
+            return refused
+
+    made = await asyncio.gather(*(create(f"job{number}") for number in range(6)))
+
+    assert sum(isinstance(one, Job) for one in made) == 2
+    assert len(await world.jobs.list(ADMIN)) == 2
+    with pytest.raises(errors.LimitExceeded, match="may have 2 unfinished training jobs"):
+        await world.jobs.check_quota(ADMIN, JobKind.TRAIN)
+    await world.jobs.check_quota(ADMIN, EVALUATION)
+    await world.jobs.create(ADMIN, world.spec("waits"))  # this door lets it wait
+    await world.jobs.close()
+
+
+async def test_a_taken_name_is_a_conflict_even_where_the_quota_is_full(
+    tmp_path: Path, store: SqlStore
+):
+    world = World(tmp_path, store, limits=Limits(running=1, training_quota=1))
+    await world.jobs.create(ADMIN, world.spec("walk"), within_quota=True)
+    with pytest.raises(errors.Conflict, match="'walk' exists already"):
+        await world.jobs.create(ADMIN, world.spec("walk"), within_quota=True)
+    await world.jobs.close()
+
+
+async def test_jobs_that_have_ended_leave_room_in_the_quota(tmp_path: Path, store: SqlStore):
+    world = World(tmp_path, store, limits=Limits(running=1, training_quota=1))
+    await world.jobs.create(ADMIN, world.spec("walk"), within_quota=True)
+    (await world.running("walk")).end()
+    await world.until("walk", JobStatus.COMPLETED)
+
+    await world.jobs.create(ADMIN, world.spec("run"), within_quota=True)
+    await world.jobs.close()

@@ -8,9 +8,11 @@ from turnwise.control.browse import Browse
 from turnwise.control.jobs import Jobs
 from turnwise.ports import Clock, NewId, Resources
 from turnwise.wire.aws.door import Answering, Modelled
+from turnwise.wire.aws.iam import iam
 from turnwise.wire.aws.mlflow_apps import MlflowApps, mlflow_handlers
 from turnwise.wire.aws.service import AwsService
 from turnwise.wire.aws.sts import sts
+from turnwise.wire.aws.tags import Tags, tag_handlers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,9 +30,12 @@ class Rooms:
 
 def sagemaker(rooms: Rooms) -> AwsService:
     """SageMaker's control plane: each noun brings its operations."""
-    return AwsService(name="sagemaker", handlers={**mlflow_handlers(rooms.mlflow)})
+    tags = Tags(rooms.resources, rooms.clock)
+    return AwsService(
+        name="sagemaker", handlers={**tag_handlers(tags), **mlflow_handlers(rooms.mlflow)}
+    )
 
 
 def open_services(rooms: Rooms) -> list[Answering]:
     """All services, by the names that their clients sign for."""
-    return [Modelled(sagemaker(rooms)), Modelled(sts())]
+    return [Modelled(sagemaker(rooms)), Modelled(sts()), Modelled(iam())]
