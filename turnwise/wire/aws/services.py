@@ -32,7 +32,7 @@ def sagemaker(rooms: Rooms) -> AwsService:
     """SageMaker's control plane: each noun brings its operations."""
     tags = Tags(rooms.resources, rooms.clock)
     return AwsService(
-        name="sagemaker", handlers={**tag_handlers(tags), **mlflow_handlers(rooms.mlflow)}
+        name="sagemaker", handlers={**tag_handlers(tags), **mlflow_handlers(rooms.mlflow, tags)}
     )
 
 
