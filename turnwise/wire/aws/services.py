@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from turnwise import errors
+from turnwise.control.agents import Agents
 from turnwise.control.browse import Browse
+from turnwise.control.catalogue import Catalogue
 from turnwise.control.jobs import Jobs
+from turnwise.domain.access import Principal
 from turnwise.ports import Clock, NewId, Resources
 from turnwise.wire.aws.door import Answering, Modelled
 from turnwise.wire.aws.iam import iam
+from turnwise.wire.aws.jobs import JobRooms, job_handlers
 from turnwise.wire.aws.mlflow_apps import MlflowApps, mlflow_handlers
 from turnwise.wire.aws.service import AwsService
 from turnwise.wire.aws.sts import sts
@@ -26,14 +31,38 @@ class Rooms:
     clock: Clock
     new_id: NewId
     mlflow: MlflowApps
+    agents: Agents
+    catalogue: Catalogue
 
 
 def sagemaker(rooms: Rooms) -> AwsService:
     """SageMaker's control plane: each noun brings its operations."""
     tags = Tags(rooms.resources, rooms.clock)
-    return AwsService(
-        name="sagemaker", handlers={**tag_handlers(tags), **mlflow_handlers(rooms.mlflow, tags)}
+    jobs = JobRooms(
+        jobs=rooms.jobs,
+        browse=rooms.browse,
+        resources=rooms.resources,
+        catalogue=rooms.catalogue,
+        agents=rooms.agents,
+        tags=tags,
+        clock=rooms.clock,
+        dataset_uri=_no_data_sets,
+        check_group=_any_group,
     )
+    handlers = {
+        **tag_handlers(tags),
+        **mlflow_handlers(rooms.mlflow, tags),
+        **job_handlers(jobs),
+    }
+    return AwsService(name="sagemaker", handlers=handlers)
+
+
+async def _no_data_sets(principal: Principal, arn: str) -> str:
+    raise errors.NotFound("data set", arn)
+
+
+async def _any_group(principal: Principal, name: str) -> None:
+    """A job makes the groups that it registers models in."""
 
 
 def open_services(rooms: Rooms) -> list[Answering]:
