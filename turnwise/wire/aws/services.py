@@ -82,7 +82,7 @@ def sagemaker(rooms: Rooms) -> AwsService:
     )
     handlers = {
         **tag_handlers(tags),
-        **mlflow_handlers(rooms.mlflow),
+        **mlflow_handlers(rooms.mlflow, tags),
         **job_handlers(jobs),
         **model_package_handlers(models),
         **hub_handlers(hub),
