@@ -21,6 +21,7 @@ import uvloop
 
 from turnwise import errors
 from turnwise.access import sigv4
+from turnwise.access.accounts import Accounts
 from turnwise.access.keys import Keyring
 from turnwise.access.vault import Vault
 from turnwise.agents import open_runner, open_scorers
@@ -30,7 +31,6 @@ from turnwise.control.jobs import Jobs, load_job_rows
 from turnwise.control.queue import Limits
 from turnwise.control.results import StoredResults
 from turnwise.control.served import ServedModels, adapter_id, verified_base, verified_folder
-from turnwise.domain.access import Account
 from turnwise.domain.job import History, Job, JobKind, JobSpec
 from turnwise.domain.training import LearnerSpec
 from turnwise.exporting.archives import Archives
@@ -87,7 +87,7 @@ class Service:
 
     settings: Settings
     url: str
-    account: Account
+    account_number: Callable[[str], Awaitable[str]]  # by the account's id
     folder: DataFolder
     store: SqlStore
     gateway: Gateway
@@ -117,6 +117,7 @@ class Service:
             spec = replace(spec, input_adapter=None)
         learner = LazyLearner(lambda: self.launcher.learner(spec))
         opened.push_async_callback(learner.close)
+        number = await self.account_number(job.account_id)
         self.gateway.attach(job, engine, renderer)
         opened.callback(self.gateway.detach, job.job_id)
         return Sockets(
@@ -129,9 +130,7 @@ class Service:
             clock=SYSTEM_CLOCK,
             new_id=new_id,
             endpoint=self._endpoint,
-            job_arn=str(
-                JobArn(region=self.settings.region, number=self.account.number, name=job.name)
-            ),
+            job_arn=str(JobArn(region=self.settings.region, number=number, name=job.name)),
             model_folder=lambda name: self._model_folder(job, name),
             scorers=scorers,
         )
@@ -155,12 +154,6 @@ class Service:
         return OpenModel(
             sampler=engine, renderer=renderer, adapter_id=loaded_id, max_length=info.max_length
         )
-
-    def account_number(self, account_id: str) -> str:
-        """The 12 digits of an account. Raises `NotFound`."""
-        if account_id != self.account.account_id:
-            raise errors.NotFound("account", account_id)
-        return self.account.number
 
     async def _model_folder(self, job: Job, name: str) -> str:
         """The PEFT folder of a model to evaluate; a registered one's files are verified."""
@@ -224,6 +217,7 @@ async def open_service(settings: Settings, url: str) -> AsyncIterator[tuple[Serv
         master_key = Path(settings.master_key_file or folder.master_key)
         keyring = Keyring(store, await asyncio.to_thread(Vault.open, master_key))
         await keyring.admin_key(folder.admin_key)
+        accounts = Accounts(store, keyring, find_job=store.job, region=settings.region)
         launcher = LocalLauncher(
             sampler=_remote_sampler, learner=_remote_learner, archive=_remote_archive
         )
@@ -237,7 +231,7 @@ async def open_service(settings: Settings, url: str) -> AsyncIterator[tuple[Serv
         service = Service(
             settings=settings,
             url=settings.public_url or url,
-            account=await store.default_account(),
+            account_number=accounts.number,
             folder=folder,
             store=store,
             gateway=gateway,
@@ -268,9 +262,9 @@ async def open_service(settings: Settings, url: str) -> AsyncIterator[tuple[Serv
         opened.push_async_callback(serving.close)
         archives = Archives(verified_folder, verified_base, launcher.merge)
         results = StoredResults(store, FolderBlobs(folder.blobs))
-        native = native_app(jobs, Browse(store), archives, results, keyring.authenticate)
+        native = native_app(jobs, Browse(store), archives, results, accounts)
         data_plane = DataPlane(
-            gateway, serving, ServedModels(store), keyring.authenticate, service.account_number
+            gateway, serving, ServedModels(store), keyring.authenticate, accounts.number
         )
         browse = Browse(store)
         rooms = Rooms(

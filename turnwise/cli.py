@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import errno
 import json
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,6 +22,7 @@ from rich.table import Table
 from turnwise import __version__, errors
 from turnwise.client import Client, connect
 from turnwise.control.job_file import as_mapping, parse_job, read_job
+from turnwise.domain.access import Action
 from turnwise.domain.job import JobKind
 from turnwise.terminal import harmless, summary
 
@@ -34,10 +36,14 @@ app = typer.Typer(
 )
 jobs_app = typer.Typer(no_args_is_help=True, help="Jobs: list, describe, logs, metrics, stop ...")
 rollouts_app = typer.Typer(no_args_is_help=True, help="Rollouts: list, show.")
-models_app = typer.Typer(no_args_is_help=True, help="Models: list, describe, export.")
+models_app = typer.Typer(no_args_is_help=True, help="Models: list, describe, export, add-base.")
 app.add_typer(jobs_app, name="jobs")
 app.add_typer(rollouts_app, name="rollouts")
 app.add_typer(models_app, name="models")
+keys_app = typer.Typer(no_args_is_help=True, help="Access keys: create, list, revoke.")
+accounts_app = typer.Typer(no_args_is_help=True, help="Accounts: create, list. The operator's.")
+app.add_typer(keys_app, name="keys")
+app.add_typer(accounts_app, name="accounts")
 
 #: A terminal is as wide as it is; a pipe gets whole lines.
 _WIDTH = None if sys.stdout.isatty() else 200
@@ -497,6 +503,113 @@ def models_export(
         )
     facts = {"model": name, "folder": str(folder), "merged": merged}
     _show(facts, as_json, lambda: f"wrote {folder}")
+
+
+@models_app.command("add-base")
+def models_add_base(
+    folder: Annotated[Path, typer.Argument(help="A Hugging Face model folder on this machine.")],
+    name: Annotated[str, typer.Option(help="The name that AWS clients know it by.")],
+    as_json: AsJson = False,
+) -> None:
+    """Give a base model a name, on the server's own machine: a link in its folder of models.
+
+    The server need not be running, and sees the model at once if it is.
+    """
+    from turnwise.control.catalogue import Catalogue
+    from turnwise.settings import load_settings
+
+    given: Json = {} if _server.data_dir is None else {"data_dir": _server.data_dir}
+    catalogue = Catalogue(load_settings(**given).models_folder)
+    model = catalogue.add(folder, name)
+    facts = {"name": model.name, "folder": str(model.folder), "version": model.version}
+    text = f"{name} is {model.folder}, by a link in {catalogue.models_dir}"
+    _show(facts, as_json, lambda: text)
+
+
+@app.command()
+def env(as_json: AsJson = False) -> None:
+    """Print what brings AWS's clients to this server: eval "$(turnwise env)"."""
+    with _server.client() as client:
+        variables = client.aws_environment()
+    lines = [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
+    _show(variables, as_json, lambda: "\n".join(lines))
+
+
+_KEY_COLUMNS = ("key_id", "name", "access_key_id", "actions", "jobs", "created", "revoked")
+
+OfAccount = Annotated[
+    str, typer.Option("--account", help="Another account, by its slug; for the operator.")
+]
+
+
+@keys_app.command("create")
+def keys_create(
+    name: Annotated[str, typer.Argument(help="What the key is for, as logs will show it.")],
+    account: OfAccount = "",
+    job: Annotated[list[str] | None, typer.Option(help="Limit it to this job; repeatable.")] = None,
+    action: Annotated[
+        list[Action] | None, typer.Option(help="Limit it to this action; repeatable.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a key and print it, the only time that it is shown."""
+    with _server.client() as client:
+        key = client.create_key(name, account=account, jobs=job or (), actions=action or ())
+    lines = [
+        f"key (also the secret access key): {key['secret']}",
+        f"access key id: {key['access_key_id']}",
+        f"key id, to revoke it: {key['key_id']}",
+        "The key is not shown again.",
+    ]
+    _show(key, as_json, lambda: "\n".join(lines))
+
+
+@keys_app.command("list")
+def keys_list(account: OfAccount = "", as_json: AsJson = False) -> None:
+    """Keys, oldest first, revoked ones included; never their secrets."""
+    with _server.client() as client:
+        found = client.keys(account=account)
+    _show(found, as_json, lambda: _table(map(_key_row, found), _KEY_COLUMNS))
+
+
+def _key_row(key: Json) -> Json:
+    return key | {
+        "actions": " ".join(key["actions"]),
+        "jobs": "all" if key["job_ids"] is None else " ".join(key["job_ids"]),
+        "created": _clock(key["created_at"]),
+        "revoked": None if key["revoked_at"] is None else _clock(key["revoked_at"]),
+    }
+
+
+@keys_app.command("revoke")
+def keys_revoke(
+    key_id: Annotated[str, typer.Argument(help="The key's id, as `keys list` shows it.")],
+    account: OfAccount = "",
+    as_json: AsJson = False,
+) -> None:
+    """End a key, at once and for good."""
+    with _server.client() as client:
+        key = client.revoke_key(key_id, account=account)
+    _show(key, as_json, lambda: f"revoked {key['key_id']} ({key['name']})")
+
+
+@accounts_app.command("create")
+def accounts_create(
+    slug: Annotated[str, typer.Argument(help="Its name: a-z, 0-9 and hyphens.")],
+    as_json: AsJson = False,
+) -> None:
+    """Make an account; `turnwise keys create --account` gives it its first key."""
+    with _server.client() as client:
+        account = client.create_account(slug)
+    _show(account, as_json, lambda: f"account {account['slug']}, number {account['number']}")
+
+
+@accounts_app.command("list")
+def accounts_list(as_json: AsJson = False) -> None:
+    """All accounts."""
+    with _server.client() as client:
+        found = client.accounts()
+    _show(found, as_json, lambda: _table(found, ("slug", "number")))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@
     ├── Unavailable           a part of the service is down; `retry_after_s` when waiting helps
     │   ├── ProcessDied       the engine's or the learner's process ended
     │   └── TooSlow           an answer did not come within its time limit
+    ├── AgentDenied           the agent refuses to be called by the service
     ├── FolderLocked          another server holds the data folder
     ├── StorageFull           the disk is full; nothing half-written stays
     ├── Corrupted             a file does not match its hash
@@ -117,6 +118,10 @@ class TooSlow(Unavailable):
 
 class FolderLocked(TurnwiseError):
     """Another server process uses the same data folder."""
+
+
+class AgentDenied(TurnwiseError):
+    """The agent refuses the service's calls, so that no rollout of the job can do better."""
 
 
 class StorageFull(TurnwiseError, OSError):

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from turnwise.domain.access import Account, Key
+from turnwise.domain.agent import AgentLogEntry, AgentLogKind
 from turnwise.domain.evaluation import Finished, Score
 from turnwise.domain.event import Event, EventDraft
-from turnwise.domain.job import Inputs, Job, JobSpec, JobStatus
+from turnwise.domain.job import CHECKPOINTS, Inputs, Job, JobSpec, JobStatus
 from turnwise.domain.ledger import TokenUsage
 from turnwise.domain.resource import Resource
 from turnwise.domain.rollout import (
@@ -223,7 +224,7 @@ class AgentRequest:
 
     rollout_id: str
     job_id: str
-    job_arn: str
+    job_arn: str  # arn:aws:sagemaker:<region>:...
     endpoint: str
     prompt: str
     fields: Mapping[str, Any]
@@ -270,6 +271,16 @@ class AgentRunner(Protocol):
 
     async def close(self) -> None:
         """Free connections."""
+        ...
+
+
+class AgentLog(Protocol):
+    """Where what happens with one agent is noted."""
+
+    def note(
+        self, kind: AgentLogKind, text: str, *, rollout_id: str = "", job_id: str = ""
+    ) -> None:
+        """Keep an entry soon. Neither waits nor raises."""
         ...
 
 
@@ -473,13 +484,12 @@ class ModelPackage:
     @property
     def twin(self) -> str:
         """The name of the same step's package of the other kind."""
-        group = self.group.removesuffix(CHECKPOINTS)
-        group = group if self.kind == "checkpoint" else group + CHECKPOINTS
+        other = "adapter" if self.kind == "checkpoint" else "checkpoint"
+        group = self.metadata.get("groups", {}).get(other)
+        if group is None:  # registered before a job could name its groups
+            group = self.group.removesuffix(CHECKPOINTS)
+            group = group if other == "adapter" else group + CHECKPOINTS
         return f"{group}/{self.version}"
-
-
-#: A job's adapters are registered in the group of its name, its checkpoints in that with this.
-CHECKPOINTS = "-checkpoints"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -773,6 +783,31 @@ class Resources(Protocol):
 
     async def delete_resource(self, account_id: str, kind: str, name: str) -> Resource:
         """The record as it was. Raises `NotFound`."""
+        ...
+
+
+class AgentLogStore(Protocol):
+    """The logs of registered agents. Implemented by the store."""
+
+    async def append_agent_log(self, entries: Sequence[AgentLogEntry]) -> None:
+        """Keep entries, in this order; their `seq` is given here."""
+        ...
+
+    async def agent_log(
+        self,
+        account_id: str,
+        agent: str,
+        *,
+        after: int = 0,
+        limit: int = 1000,
+        since: float | None = None,
+        until: float | None = None,
+    ) -> list[AgentLogEntry]:
+        """Entries with seq > `after`, in order; of times from `since` and before `until`."""
+        ...
+
+    async def trim_agent_log(self, account_id: str, agent: str, *, keep: int) -> None:
+        """Remove all but the newest `keep` entries of an agent."""
         ...
 
 

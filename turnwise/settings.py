@@ -97,6 +97,11 @@ class Settings(BaseSettings):
         "its last user's leaving until an engine ends.",
     )
 
+    @property
+    def models_folder(self) -> Path:
+        """Where the base models are."""
+        return Path(self.models_dir) if self.models_dir else self.data_dir / "models"
+
     @classmethod
     def settings_customise_sources(
         cls,

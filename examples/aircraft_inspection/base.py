@@ -18,6 +18,7 @@ import argparse
 import math
 import random
 import re
+import shutil
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -45,6 +46,8 @@ from examples.aircraft_inspection.demonstrations import Turn, demonstrate, perfe
 from examples.aircraft_inspection.task import opening_messages
 from examples.aircraft_inspection.tokenizer import ID_CHUNK, VALUES, build_tokenizer
 from examples.aircraft_inspection.tools import Tools
+
+RECIPE = Path(__file__).with_name("turnwise-recipe.json")
 
 COPY_STEPS = 60
 COPY_BATCH = 48
@@ -105,9 +108,10 @@ def untrained(task: Task, *, seed: int) -> tuple[Qwen3ForCausalLM, PreTrainedTok
 
 
 def save(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Write an ordinary Hugging Face folder."""
+    """Write an ordinary Hugging Face folder, with the hyperparameters that AWS clients see."""
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    shutil.copyfile(RECIPE, folder / RECIPE.name)
 
 
 def _configuration(tokenizer: PreTrainedTokenizerFast) -> Qwen3Config:

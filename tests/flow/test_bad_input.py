@@ -551,7 +551,7 @@ def test_a_rollout_that_fails_says_why_and_harms_only_its_own_slot(world, mixed)
     assert faults == {
         "answers 500": ("agent", "http_error", said),
         "hangs": ("agent", "no_turns", no_turns),
-        "raises": ("agent", "agent_failed", "the agent said that the rollout failed"),
+        "raises": ("agent", "agent_failed", "The agent signaled that the trajectory failed"),
         "never completes": ("agent", "deadline", "not completed within 8 s"),
         "never reports a reward": ("reward", "no_reward", no_reward),
     }

@@ -52,6 +52,10 @@ def spec(folder: Path, **changes: Any) -> JobSpec:
     return builders.spec(model=model, dataset=str(rows), **changes)
 
 
+async def account_number(account_id: str) -> str:
+    return "000000000001"
+
+
 def service(engines: list[Engine], **rooms: Any) -> Service:
     """A service with these rooms and no others; its engines are kept in the list."""
 
@@ -81,7 +85,7 @@ async def test_a_job_with_a_checkpoint_needs_the_adapter_that_it_began_with_no_m
         [],
         settings=Settings(data_dir=tmp_path),
         url="http://here",
-        account=await store.default_account(),
+        account_number=account_number,
         folder=SimpleNamespace(blobs=tmp_path),
         store=store,
         gateway=gateway,

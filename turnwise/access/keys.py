@@ -16,16 +16,13 @@ from pathlib import Path
 from turnwise import errors
 from turnwise.access import sigv4
 from turnwise.access.vault import Vault
-from turnwise.domain.access import ALL_ACTIONS, Action, Key, Principal
+from turnwise.domain.access import ADMIN, ALL_ACTIONS, Action, Key, Principal
 from turnwise.ports import Clock, Keys, NewId
 from turnwise.system import SYSTEM_CLOCK, new_id, random_letters, write_private_file
 
 _PREFIX = "tw_"
 _LETTERS = 40  # 188 bits
 _SHAPE = re.compile(r"tw_[a-z]{40}")
-
-#: The name of the key in the data folder; nobody else's key may have it.
-ADMIN = "admin"
 
 # How long a revocation made by another server of the same database may go unnoticed.
 _CACHE_S = 30.0

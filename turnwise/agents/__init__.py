@@ -8,7 +8,7 @@ from turnwise.agents.python import PythonAgent, PythonRollout
 from turnwise.agents.scorers import open_scorers
 from turnwise.agents.scripted import HttpCall, ScriptedAgent
 from turnwise.domain.job import AgentKind, AgentSpec
-from turnwise.ports import AgentDoor, AgentRunner
+from turnwise.ports import AgentDoor, AgentLog, AgentRunner
 
 __all__ = [
     "HttpAgent",
@@ -20,18 +20,19 @@ __all__ = [
 ]
 
 
-def open_runner(spec: AgentSpec, door: AgentDoor) -> AgentRunner:
+def open_runner(spec: AgentSpec, door: AgentDoor, log: AgentLog | None = None) -> AgentRunner:
     """The runner that a job asks for. Call it inside a running event loop; `close` it after use.
 
-    `door` is what a Python agent calls. Raises `InvalidInput` when the spec names no agent, or one
+    `door` is what a Python agent calls; `log` is told what passes to and from one behind HTTP.
+    Raises `InvalidInput` when the spec names no agent, or one
     that cannot be imported.
     """
-    if spec.kind is AgentKind.HTTP:
+    if spec.has_url:
         if not spec.url.startswith(("http://", "https://")):
             raise errors.InvalidInput(
                 "agent.url", spec.url, "is no HTTP address", remedy="use http://host:port"
             )
-        return HttpAgent(spec.url)
+        return HttpAgent(spec, log)
     if spec.kind is AgentKind.PYTHON:
         return PythonAgent(spec.target, door)
     return ScriptedAgent(HttpCall())

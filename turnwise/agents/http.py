@@ -1,50 +1,38 @@
-"""An agent behind HTTP: `POST {url}/rollout` starts a rollout, `GET {url}/health` says it is up."""
+"""An agent behind HTTP, in one of the three contracts of `contracts`."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Sequence
-from typing import Any
-
-import aiohttp
 
 from turnwise import errors
-from turnwise.agents.outcomes import answered, as_they_finish, excerpt, failed
-from turnwise.ports import AgentOutcome, AgentRequest
-
-#: Long enough for an agent that is still importing its framework, short enough to wait for.
-HEALTH_TIMEOUT_S = 10.0
+from turnwise.agents.calling import Caller
+from turnwise.agents.contracts import Answer, invoke_url, payload, without_endpoint
+from turnwise.agents.outcomes import answered, as_they_finish, denied, excerpt, failed
+from turnwise.domain.agent import AgentLogKind
+from turnwise.domain.job import AgentSpec
+from turnwise.ports import AgentLog, AgentOutcome, AgentRequest
 
 #: Statuses below 500 that a later attempt may get past.
 _TRANSIENT = frozenset({408, 425, 429})
+
+_DENIED = frozenset({401, 403})
 
 
 class HttpAgent:
     """Reaches one agent over HTTP. Made inside a running event loop, for it holds a session.
 
-    The loop limits how many rollouts run at once, so connections are not limited here.
+    `log`, where given, is told what the agent gets and answers.
     """
 
-    def __init__(self, url: str) -> None:
-        self._url = url.rstrip("/")
-        self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
+    def __init__(self, spec: AgentSpec, log: AgentLog | None = None) -> None:
+        self._spec = spec
+        self._log = log
+        self._caller = Caller()
 
     async def check(self) -> None:
-        """Raise `Unavailable` unless `GET {url}/health` answers 200."""
-        url = f"{self._url}/health"
-        timeout = aiohttp.ClientTimeout(total=HEALTH_TIMEOUT_S)
-        try:
-            async with self._session.get(url, timeout=timeout) as response:
-                if response.status != 200:
-                    raise errors.Unavailable(
-                        f"the agent is not healthy: GET {url} answered {response.status}; "
-                        "it must answer 200"
-                    )
-        except (aiohttp.ClientError, TimeoutError) as error:
-            raise errors.Unavailable(
-                f"the agent cannot be reached: GET {url}: {_reason(error)}; "
-                "start it, or correct agent.url"
-            ) from error
+        """Raise `Unavailable` unless the agent says that it is up."""
+        await self._caller.check(self._spec)
 
     def run(self, requests: Sequence[AgentRequest]) -> AsyncIterator[AgentOutcome]:
         """Post every request and yield each outcome as its response comes."""
@@ -52,66 +40,53 @@ class HttpAgent:
 
     async def close(self) -> None:
         """Close the connections."""
-        await self._session.close()
+        await self._caller.close()
 
     async def _post(self, request: AgentRequest) -> AgentOutcome:
-        url = f"{self._url}/rollout"
-        timeout = aiohttp.ClientTimeout(total=request.timeout_s)
+        body = payload(request)
+        self._note_received(request, body)
         try:
-            async with self._session.post(url, json=payload(request), timeout=timeout) as response:
-                return read_response(request, url, response.status, await response.read())
-        except TimeoutError:
-            return failed(
-                request, "deadline", f"POST {url} did not answer in {request.timeout_s:g} s"
+            answer = await self._caller.invoke(
+                self._spec,
+                json.dumps(body).encode(),
+                session=request.rollout_id,
+                timeout_s=request.timeout_s,
             )
-        except aiohttp.ClientError as error:
-            return failed(request, "unreachable", f"POST {url}: {_reason(error)}")
+        except errors.TooSlow as error:
+            outcome = failed(request, "deadline", str(error))
+        except errors.Unavailable as error:
+            outcome = failed(request, "unreachable", str(error))
+        else:
+            outcome = read_answer(request, self._spec, answer)
+            self._note_answered(request, answer)
+        if outcome.fault is not None:
+            self._note(AgentLogKind.FAILED, outcome.fault.message, request)
+        return outcome
+
+    def _note_received(self, request: AgentRequest, body: object) -> None:
+        if self._log is not None:
+            text = json.dumps(without_endpoint(body), ensure_ascii=False)
+            self._note(AgentLogKind.RECEIVED, text, request)
+
+    def _note_answered(self, request: AgentRequest, answer: Answer) -> None:
+        for line in answer.printed.splitlines():
+            self._note(AgentLogKind.PRINTED, line, request)
+        self._note(AgentLogKind.ANSWERED, f"{answer.status} {answer.text}", request)
+
+    def _note(self, kind: AgentLogKind, text: str, request: AgentRequest) -> None:
+        if self._log is not None:
+            self._log.note(kind, text, rollout_id=request.rollout_id, job_id=request.job_id)
 
 
-def payload(request: AgentRequest) -> dict[str, Any]:
-    """The body of a dispatch: the union of both spellings in use (contract §4)."""
-    sampling = request.sampling
-    return {
-        "prompt": request.prompt,
-        "instance": {**request.fields, "prompt": request.prompt},
-        "metadata": {
-            "jobArn": request.job_arn,
-            "job_arn": request.job_arn,
-            "rolloutId": request.rollout_id,
-            "rollout_id": request.rollout_id,
-            "trajectoryId": request.rollout_id,
-            "trajectory_id": request.rollout_id,
-            "endpoint": request.endpoint,
-            "region": "us-west-2",
-        },
-        "inferenceParams": {
-            "temperature": sampling.temperature,
-            "topP": sampling.top_p,
-            "maxTokens": sampling.max_tokens,
-        },
-        "inference_params": {
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "max_tokens": sampling.max_tokens,
-        },
-    }
-
-
-def read_response(request: AgentRequest, url: str, status: int, body: bytes) -> AgentOutcome:
-    """The outcome that a response says. A body that is no JSON is a plain acceptance."""
-    text = body.decode(errors="replace")
-    if status >= 400:
-        return failed(
-            request,
-            "http_error",
-            f"POST {url} answered {status}: {excerpt(text)}",
-            retryable=status >= 500 or status in _TRANSIENT,
-        )
-    try:
-        return answered(request, json.loads(text))
-    except (ValueError, RecursionError):
-        return answered(request, None)
-
-
-def _reason(error: BaseException) -> str:
-    return str(error) or type(error).__name__
+def read_answer(request: AgentRequest, spec: AgentSpec, answer: Answer) -> AgentOutcome:
+    """The outcome that an answer says. A body that is no JSON is a plain acceptance."""
+    said = f"POST {invoke_url(spec)} answered {answer.status}: {excerpt(answer.text)}"
+    if answer.status in _DENIED:
+        return denied(request, said)
+    if answer.status >= 400:
+        is_passing = answer.status >= 500 or answer.status in _TRANSIENT
+        return failed(request, "http_error", said, retryable=is_passing)
+    outcome = answered(request, answer.value)
+    if outcome.fault is None and answer.function_error:
+        return failed(request, "agent_error", f"{answer.function_error} error: {said}")
+    return outcome

@@ -8,11 +8,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from typing import Any, SupportsFloat
 
 from turnwise import errors
-from turnwise.domain.rollout import Blame, Fault
+from turnwise.domain.rollout import ACCESS_DENIED, Blame, Fault
 from turnwise.ports import AgentOutcome, AgentRequest
 
 #: Error types of a Lambda-style answer that come back however often one asks.
-_PERMANENT_ERRORS = frozenset({"ValidationError", "AccessDenied"})
+_PERMANENT_ERRORS = frozenset({"ValidationError"})
+
+#: Those that refuse the service itself.
+_DENIALS = frozenset({"AccessDenied", "AccessDeniedException"})
 
 #: How much of an agent's answer a fault quotes: enough for the last line of a traceback.
 EXCERPT_CHARS = 200
@@ -40,6 +43,12 @@ def failed(
     return AgentOutcome(rollout_id=request.rollout_id, fault=fault)
 
 
+def denied(request: AgentRequest, said: str) -> AgentOutcome:
+    """An outcome that ends the job: the agent would refuse every other rollout too."""
+    message = f"the agent refuses to be called: {said}; let it accept this service's calls"
+    return failed(request, ACCESS_DENIED, message, retryable=False)
+
+
 def answered(request: AgentRequest, answer: Any) -> AgentOutcome:
     """Read what the agent gave back: `errorType` is a failure, numbers in `metrics` are kept.
 
@@ -50,6 +59,8 @@ def answered(request: AgentRequest, answer: Any) -> AgentOutcome:
         return AgentOutcome(rollout_id=request.rollout_id)
     if kind := answer.get("errorType"):
         said = f"{kind}: {answer.get('errorMessage', '')}"
+        if str(kind) in _DENIALS:
+            return denied(request, excerpt(said))
         return failed(
             request, "agent_error", excerpt(said), retryable=str(kind) not in _PERMANENT_ERRORS
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -72,6 +72,7 @@ class Client:
 
     def __init__(self, url: str, key: str) -> None:
         self.url = url.rstrip("/")
+        self._key = key
         self._http = httpx.Client(
             base_url=self.url,
             headers={"Authorization": f"Bearer {key}"},
@@ -93,6 +94,64 @@ class Client:
     def close(self) -> None:
         """Free connections."""
         self._http.close()
+
+    def whoami(self) -> Json:
+        """The caller's account and rights: name, account, account_number, region, access_key_id,
+        actions, job_ids, is_operator.
+        """
+        return self._call("GET", "/api/v1/whoami")
+
+    def aws_environment(self) -> dict[str, str]:
+        """The variables that bring AWS's own clients to this server, with this client's key.
+
+        Raises `Conflict` for a key of an earlier version, which cannot sign requests.
+        """
+        who = self.whoami()
+        if not who["access_key_id"]:
+            raise errors.Conflict(
+                f"the key {who['name']!r} was made by an earlier version and cannot sign requests; "
+                "make a new one with `turnwise keys create`"
+            )
+        return {
+            "AWS_ENDPOINT_URL": self.url,
+            "AWS_REGION": who["region"],  # for the sagemaker SDK
+            "AWS_DEFAULT_REGION": who["region"],  # for boto3
+            "AWS_ACCESS_KEY_ID": who["access_key_id"],
+            "AWS_SECRET_ACCESS_KEY": self._key,
+            "SAGEMAKER_MLFLOW_CUSTOM_ENDPOINT": self.url,
+            "RFT_RUNTIME_ENDPOINT": self.url,
+            "SAGEMAKER_VALIDATE_ROLE": "false",
+        }
+
+    def create_account(self, slug: str) -> Json:
+        """A new account: slug and number. For the operator."""
+        return self._call("POST", "/api/v1/accounts", json={"slug": slug})
+
+    def accounts(self) -> list[Json]:
+        """All accounts. For the operator."""
+        found: list[Json] = self._call("GET", "/api/v1/accounts")["accounts"]
+        return found
+
+    def create_key(
+        self, name: str, *, account: str = "", jobs: Sequence[str] = (), actions: Sequence[str] = ()
+    ) -> Json:
+        """A new key with its `secret`, which is not shown again.
+
+        `jobs` and `actions` limit it; `account` is another than the caller's, for the operator.
+        """
+        wanted = {"name": name, "account": account, "jobs": [*jobs], "actions": [*actions]}
+        return self._call("POST", "/api/v1/keys", json=wanted)
+
+    def keys(self, *, account: str = "") -> list[Json]:
+        """Keys, oldest first, revoked ones included."""
+        params = {"account": account}
+        found: list[Json] = self._call("GET", "/api/v1/keys", params=params)["keys"]
+        return found
+
+    def revoke_key(self, key_id: str, *, account: str = "") -> Json:
+        """End a key, at once."""
+        path = f"/api/v1/keys/{quote(key_id, safe='')}"
+        return self._call("DELETE", path, params={"account": account})
 
     def create_job(self, job_file: Mapping[str, Any]) -> Json:
         """Validate and start a job; the job."""

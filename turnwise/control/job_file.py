@@ -21,6 +21,7 @@ from turnwise.control.job_settings import SETTINGS, Setting, default_of, entry, 
 from turnwise.domain.algorithm import AlgorithmName, AlgorithmSpec
 from turnwise.domain.job import (
     BASE,
+    CHECKPOINTS,
     AgentKind,
     AgentSpec,
     EvaluationSpec,
@@ -29,7 +30,6 @@ from turnwise.domain.job import (
     RolloutSpec,
     TruncatedTurns,
 )
-from turnwise.ports import CHECKPOINTS
 
 _NAME = re.compile(r"[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62}")
 
@@ -246,6 +246,7 @@ def _check_sense(spec: JobSpec) -> None:
         )
     _check_given(spec)
     _check_beginning(spec)
+    _check_groups(spec)
     _check_agent(spec.agent)
     check_evaluation(spec.evaluation)
     if spec.kind is JobKind.TRAIN:
@@ -290,10 +291,34 @@ def _check_beginning(spec: JobSpec) -> None:
         )
 
 
-def _check_agent(agent: AgentSpec) -> None:
-    if agent.kind is AgentKind.HTTP and not agent.url.startswith(("http://", "https://")):
+def _check_groups(spec: JobSpec) -> None:
+    for field in ("output_group", "checkpoint_group"):
+        group = getattr(spec, field)
+        if group and not _NAME.fullmatch(group):
+            raise errors.InvalidInput(
+                field,
+                group,
+                "is not a group's name",
+                remedy="use 1 to 63 letters, digits and, between them, hyphens",
+            )
+    if spec.adapters_in == spec.checkpoints_in:
         raise errors.InvalidInput(
-            "agent.url", agent.url, "is no HTTP address", remedy="use http://host:port"
+            "checkpoint_group",
+            spec.checkpoints_in,
+            "is the group of the adapters too",
+            remedy="name another group, or leave both out",
+        )
+
+
+def _check_agent(agent: AgentSpec) -> None:
+    if agent.name:
+        return  # its record says the rest
+    if agent.has_url and not agent.url.startswith(("http://", "https://")):
+        raise errors.InvalidInput(
+            "agent.url",
+            agent.url,
+            "is no HTTP address",
+            remedy="use http://host:port, or agent.name",
         )
     if agent.kind is AgentKind.PYTHON and not all(agent.target.partition(":")):
         raise errors.InvalidInput(

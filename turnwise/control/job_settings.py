@@ -26,6 +26,7 @@ from turnwise.domain.job import (
     RolloutSpec,
     ScheduleSpec,
     ScorerSpec,
+    TrackingSpec,
     ValidationSpec,
 )
 from turnwise.domain.rollout import SamplingParams
@@ -106,6 +107,14 @@ SETTINGS: dict[type, dict[str, Setting]] = {
             "optimizer and its place in the data. Base model, rows and all settings that decide "
             "what is learned must be as they were."
         ),
+        "output_group": Setting(
+            "The group that the adapters are registered in, on from its newest version; several "
+            "jobs may share one. Empty: the job's name."
+        ),
+        "checkpoint_group": Setting(
+            "The group that the resumable checkpoints are registered in; empty: the job's name "
+            "and `-checkpoints`."
+        ),
         "batch": Setting("How much a step takes."),
         "algorithm": Setting("Advantage and loss."),
         "sampling_params": Setting("How training rollouts are sampled; what a request says wins."),
@@ -123,14 +132,24 @@ SETTINGS: dict[type, dict[str, Setting]] = {
             "Which steps' files stay; the rest stays listed, as a record. The newest two "
             "checkpoints always stay, and what other jobs started from."
         ),
+        "tracking": Setting("Whether the job is shown in MLflow, and under which names."),
     },
     AgentSpec: {
         "kind": Setting(
-            "An HTTP server (POST {url}/rollout, GET {url}/health), a Python callable in the "
-            "server's process, or the scripted fake."
+            "An HTTP server (POST {url}/rollout, GET {url}/health), one that speaks Bedrock "
+            "AgentCore's contract (POST {url}/invocations, GET {url}/ping) or that of the Lambda "
+            "runtime interface emulator, a Python callable in the server's process, or the "
+            "scripted fake."
         ),
-        "url": Setting("The agent's base URL, for http."),
+        "url": Setting(
+            "The agent's base URL, for http, agentcore and lambda; a lambda's with a path is "
+            "called as it is."
+        ),
         "target": Setting('"package.module:callable", for python.'),
+        "name": Setting(
+            "A registered agent (`turnwise agents register`); it says the kind and the URL, also "
+            "when the job is resumed."
+        ),
     },
     BatchSpec: {
         "global_batch_size": Setting("Groups (prompts) per step.", _COUNT),
@@ -284,6 +303,14 @@ SETTINGS: dict[type, dict[str, Setting]] = {
             "With keep_last, remove a step's adapter together with its checkpoint; it cannot be "
             "served or exported any more."
         ),
+    },
+    TrackingSpec: {
+        "mlflow": Setting(
+            "Feed a run in the account's MLflow: metrics, parameters, a trace per rollout, and "
+            "the adapter. Jobs that come by AWS's API have it on."
+        ),
+        "experiment": Setting("The MLflow experiment; empty: the base model's name and `-mtrl`."),
+        "run_name": Setting("The name of the MLflow run; empty: the job's name."),
     },
     ParitySpec: {
         "max_mean_difference": Setting(

@@ -21,6 +21,7 @@ from typing import Protocol
 from turnwise import errors
 from turnwise.control.datasets import load_rows
 from turnwise.control.evaluated import with_models
+from turnwise.control.groups import check_groups
 from turnwise.control.lineage import Beginning, Lineage
 from turnwise.control.queue import Limits, check_quota, in_order, startable
 from turnwise.domain.access import Action, Principal
@@ -330,6 +331,7 @@ class Jobs:
                 remedy="give a Hugging Face folder with config.json and a tokenizer",
             )
         rows, _ = await asyncio.to_thread(load_job_rows, spec)
+        await check_groups(self._store, principal.account_id, spec)
         if spec.kind is JobKind.EVALUATION:
             spec = await with_models(self._store, principal.account_id, spec)
         return await self._lineage.beginning(principal.account_id, spec, len(rows))

@@ -19,6 +19,9 @@ class Action(StrEnum):
 
 ALL_ACTIONS: frozenset[Action] = frozenset(Action)
 
+#: The name of the key in the data folder, the operator's; nobody else's key may have it.
+ADMIN = "admin"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Account:
@@ -37,7 +40,8 @@ class Account:
 class Principal:
     """A verified caller. Made by a door, required by control and gateway.
 
-    `job_ids` and `rollout_id`, where set, narrow the key to these jobs or to one rollout.
+    `job_ids` and `rollout_id`, where set, narrow the key to these jobs or to one rollout. The
+    operator, who holds the data folder, also makes accounts and keys for them.
 
     >>> agent = Principal(account_id="a", actions=frozenset({Action.SAMPLE}), rollout_id="r1")
     >>> agent.allows(Action.SAMPLE, rollout_id="r1"), agent.allows(Action.SAMPLE, rollout_id="r2")
@@ -49,6 +53,8 @@ class Principal:
     job_ids: frozenset[str] | None = None
     rollout_id: str | None = None
     name: str = ""
+    access_key_id: str = ""
+    is_operator: bool = False
 
     def allows(
         self, action: Action, *, job_id: str | None = None, rollout_id: str | None = None
@@ -95,5 +101,10 @@ class Key:
     def principal(self) -> Principal:
         """The caller that presents it."""
         return Principal(
-            account_id=self.account_id, actions=self.actions, job_ids=self.job_ids, name=self.name
+            account_id=self.account_id,
+            actions=self.actions,
+            job_ids=self.job_ids,
+            name=self.name,
+            access_key_id=self.access_key_id,
+            is_operator=self.name == ADMIN,
         )

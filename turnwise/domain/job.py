@@ -81,22 +81,37 @@ class JobKind(StrEnum):
 #: The name of a job's base model among the models of an evaluation.
 BASE = "base"
 
+#: Where a job names no other groups, its adapters are registered in the group of its name, its
+#: checkpoints in that with this.
+CHECKPOINTS = "-checkpoints"
+
 
 class AgentKind(StrEnum):
     """How the agent is reached."""
 
     HTTP = "http"  # POST {url}/rollout, GET {url}/health
+    AGENTCORE = "agentcore"  # POST {url}/invocations, GET {url}/ping
+    LAMBDA = "lambda"  # the Lambda runtime interface emulator, or a handler's own server
     PYTHON = "python"  # "package.module:callable", in the server process
     SCRIPTED = "scripted"  # the shipped fake
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentSpec:
-    """Where the agent is. `url` for http, `target` for python."""
+    """Where the agent is. `url` for http, agentcore and lambda, `target` for python.
+
+    A `name` is a registered agent's, whose record then says the kind and the URL.
+    """
 
     kind: AgentKind = AgentKind.HTTP
     url: str = ""
     target: str = ""
+    name: str = ""
+
+    @property
+    def has_url(self) -> bool:
+        """Whether it is a server of its own."""
+        return self.kind in (AgentKind.HTTP, AgentKind.AGENTCORE, AgentKind.LAMBDA)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -235,10 +250,23 @@ class CheckpointSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TrackingSpec:
+    """Whether a job is shown in its account's MLflow, and under which names.
+
+    An empty `experiment` means the base model's; an empty `run_name`, the job's own name.
+    """
+
+    mlflow: bool = False
+    experiment: str = ""
+    run_name: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class JobSpec:
     """Everything a job needs, as the job file says it. Paths are absolute once loaded.
 
     `model` is a Hugging Face folder; `dataset` and `validation_dataset` are .jsonl, .json or .csv.
+    Several jobs may register models in the same groups, also at once.
     """
 
     name: str
@@ -256,6 +284,8 @@ class JobSpec:
     history: History = History.TEMPLATE
     input_adapter: str = ""  # a PEFT folder or a registered model to start from (or to evaluate)
     resume_from: str = ""  # a registered checkpoint of another job, to continue after its step
+    output_group: str = ""  # of the registered adapters; empty: the job's name
+    checkpoint_group: str = ""  # of the resumable checkpoints; empty: that with "-checkpoints"
     batch: BatchSpec = field(default_factory=BatchSpec)
     algorithm: AlgorithmSpec = field(default_factory=AlgorithmSpec)
     sampling_params: SamplingParams = field(default_factory=SamplingParams)
@@ -272,6 +302,17 @@ class JobSpec:
     async_config: AsyncSpec = field(default_factory=AsyncSpec)
     parity: ParitySpec = field(default_factory=ParitySpec)
     checkpoints: CheckpointSpec = field(default_factory=CheckpointSpec)
+    tracking: TrackingSpec = field(default_factory=TrackingSpec)
+
+    @property
+    def adapters_in(self) -> str:
+        """The group that its adapters are registered in."""
+        return self.output_group or self.name
+
+    @property
+    def checkpoints_in(self) -> str:
+        """The group that its resumable checkpoints are registered in."""
+        return self.checkpoint_group or self.name + CHECKPOINTS
 
     @property
     def evaluated_models(self) -> tuple[str, ...]:

@@ -47,12 +47,17 @@ class Blame(StrEnum):
     SERVICE = "service"
 
 
+#: The code of a fault that ends the job.
+ACCESS_DENIED = "access_denied"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
     """Why a rollout failed: data, not an exception.
 
     `code` is stable and short ("unreachable", "http_error", "deadline", "no_reward", "no_turns",
-    "agent_failed", "sampler_error", "superseded", "cancelled"); `message` says it to a person.
+    "agent_failed", "access_denied", "sampler_error", "superseded", "cancelled"); `message` says it
+    to a person.
     """
 
     blame: Blame
@@ -64,6 +69,11 @@ class Fault:
     def is_late(self) -> bool:
         """Whether a deadline passed; the code says what the rollout lacked then."""
         return self.code in ("deadline", "no_reward", "no_turns")
+
+    @property
+    def is_fatal(self) -> bool:
+        """Whether it ends the job: the agent refuses the service, and so it will every time."""
+        return self.code == ACCESS_DENIED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -419,7 +419,7 @@ _COMPLETED = {
 }
 
 _AGENT_FAILED = Fault(
-    blame=Blame.AGENT, code="agent_failed", message="the agent said that the rollout failed"
+    blame=Blame.AGENT, code="agent_failed", message="The agent signaled that the trajectory failed"
 )
 
 

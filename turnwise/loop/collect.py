@@ -9,7 +9,8 @@ For each slot of a group, under one of `rollout_max_concurrency` permits:
 
 A slot ends with a scored rollout or with its last failure, a group when all its slots have ended.
 The group's own deadline counts from its first dispatch and bounds every attempt's, so a group
-costs at most one `group_timeout`. Faults are data: nothing here raises because an agent failed.
+costs at most one `group_timeout`. Faults are data: nothing here raises because an agent failed,
+but `AgentDenied` when it refuses to be called, which ends the job.
 """
 
 from __future__ import annotations
@@ -121,6 +122,9 @@ class Collector:
                     break
                 await self._clock.sleep(pause)
                 attempts.append(await self._attempt(assignment, slot, attempt, until))
+                fault = attempts[-1].rollout.fault
+                if fault is not None and fault.is_fatal:
+                    raise errors.AgentDenied(fault.message)
                 # One that used up its tokens would have no more of them the next time.
                 is_spent = is_over_budget(attempts[-1], self._limits)
                 if is_spent or not is_worth_another(attempts[-1]):

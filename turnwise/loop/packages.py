@@ -13,7 +13,7 @@ from turnwise.domain.job import Inputs, Job
 from turnwise.domain.training import ADAPTER_FOLDER, Adapter, Checkpoint
 from turnwise.loop.sockets import Sockets
 from turnwise.modeling.fingerprint import fingerprint
-from turnwise.ports import CHECKPOINTS, ModelPackage, NewId
+from turnwise.ports import ModelPackage, NewId
 
 #: `Checkpoint.step` of the state before any training.
 BEFORE_TRAINING = -1
@@ -56,8 +56,8 @@ def packages_of(
 
     adapter = checkpoint.adapter
     return (
-        package(job.name, "adapter", adapter.path, adapter.adapter_id),
-        package(checkpoint_group(job.name), "checkpoint", checkpoint.path, checkpoint.sha256),
+        package(job.spec.adapters_in, "adapter", adapter.path, adapter.adapter_id),
+        package(job.spec.checkpoints_in, "checkpoint", checkpoint.path, checkpoint.sha256),
     )
 
 
@@ -73,6 +73,7 @@ def lineage(job: Job, step: int, values: Mapping[str, float]) -> dict[str, Any]:
         "job": {"id": job.job_id, "name": job.name, "incarnation": job.incarnation},
         "policy_step": step + 1,
         "parent": job.parent,
+        "groups": {"adapter": spec.adapters_in, "checkpoint": spec.checkpoints_in},
         "base_model": {"path": spec.model, "sha256": inputs.base_sha256},
         "dataset": {"path": spec.dataset, "sha256": inputs.dataset_sha256},
         "validation_dataset": {
@@ -107,14 +108,9 @@ def checkpoint_of(package: ModelPackage) -> Checkpoint:
     return Checkpoint(step=package.step, path=package.path, sha256=package.sha256, adapter=adapter)
 
 
-def checkpoint_group(name: str) -> str:
-    """The model group that a job's resumable checkpoints are registered in."""
-    return name + CHECKPOINTS
-
-
 async def next_version(job: Job, sockets: Sockets) -> int:
     """The version that the job's next pair of packages gets."""
-    names = (job.name, checkpoint_group(job.name))
+    names = (job.spec.adapters_in, job.spec.checkpoints_in)
     taken = [
         package.version
         for name in names

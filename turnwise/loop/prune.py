@@ -9,7 +9,7 @@ from pathlib import Path
 from turnwise.domain.event import EventDraft, EventKind, Level
 from turnwise.domain.job import CheckpointSpec, Job
 from turnwise.domain.training import ADAPTER_FOLDER, META_FILE, STATE_FILE
-from turnwise.loop.packages import checkpoint_blob, checkpoint_group, checkpoint_key
+from turnwise.loop.packages import checkpoint_blob, checkpoint_key
 from turnwise.loop.sockets import Sockets
 from turnwise.ports import Pruned
 
@@ -55,8 +55,8 @@ async def sweep(job: Job, step: int, sockets: Sockets) -> None:
 
     `step` is the one to be trained next.
     """
-    registered = await sockets.store.packages(job.account_id, group=checkpoint_group(job.name))
-    adapters = await sockets.store.packages(job.account_id, group=job.name)
+    registered = await sockets.store.packages(job.account_id, group=job.spec.checkpoints_in)
+    adapters = await sockets.store.packages(job.account_id, group=job.spec.adapters_in)
     named = {package.path for package in registered}
     gone = {package.path for package in adapters if package.pruned_at is not None}
     left = [

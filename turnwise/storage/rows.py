@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from sqlalchemy import ColumnElement, Row, Select, Table, select
 
 from turnwise.domain.access import Account, Key
+from turnwise.domain.agent import AgentLogEntry
 from turnwise.domain.event import Event
 from turnwise.domain.job import Job
 from turnwise.domain.resource import Resource
@@ -30,6 +31,7 @@ N = TypeVar(
     Checkpoint,
     ModelPackage,
     Resource,
+    AgentLogEntry,
 )
 
 TABLES: dict[type[Any], Table] = {
@@ -44,6 +46,7 @@ TABLES: dict[type[Any], Table] = {
     Checkpoint: tables.checkpoints,
     ModelPackage: tables.packages,
     Resource: tables.resources,
+    AgentLogEntry: tables.agent_logs,
 }
 
 

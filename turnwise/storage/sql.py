@@ -12,6 +12,7 @@ from sqlalchemy import Connection, Engine
 
 from turnwise import errors
 from turnwise.domain.access import Account, Key
+from turnwise.domain.agent import AgentLogEntry
 from turnwise.domain.event import Event, EventDraft
 from turnwise.domain.job import Inputs, Job, JobSpec, JobStatus
 from turnwise.domain.ledger import TokenUsage
@@ -35,7 +36,7 @@ from turnwise.ports import (
     RolloutQuery,
     RolloutSummary,
 )
-from turnwise.storage import accounts, jobs, resources, rollouts, steps, turns
+from turnwise.storage import accounts, agent_logs, jobs, resources, rollouts, steps, turns
 from turnwise.storage.database import (
     is_sqlite_file,
     memory_engine,
@@ -396,3 +397,26 @@ class SqlStore:
     async def delete_resource(self, account_id: str, kind: str, name: str) -> Resource:
         """The record as it was. Raises `NotFound`."""
         return await self._write(resources.remove, account_id, kind, name)
+
+    # ── logs of agents ────────────────────────────────────────────────────────────────────────
+
+    async def append_agent_log(self, entries: Sequence[AgentLogEntry]) -> None:
+        """Keep entries, in this order; their `seq` is given here."""
+        await self._write(agent_logs.append, entries)
+
+    async def agent_log(
+        self,
+        account_id: str,
+        agent: str,
+        *,
+        after: int = 0,
+        limit: int = 1000,
+        since: float | None = None,
+        until: float | None = None,
+    ) -> list[AgentLogEntry]:
+        """Entries with seq > `after`, in order; of times from `since` and before `until`."""
+        return await self._read(agent_logs.page, account_id, agent, after, limit, since, until)
+
+    async def trim_agent_log(self, account_id: str, agent: str, *, keep: int) -> None:
+        """Remove all but the newest `keep` entries of an agent."""
+        await self._write(agent_logs.trim, account_id, agent, keep)

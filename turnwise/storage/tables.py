@@ -30,6 +30,7 @@ from sqlalchemy import (
 )
 
 from turnwise.domain.access import Action
+from turnwise.domain.agent import AgentLogKind
 from turnwise.domain.event import EventKind, Level
 from turnwise.domain.job import Inputs, JobSpec, JobStatus, Secondary
 from turnwise.domain.rollout import (
@@ -386,5 +387,20 @@ resources = Table(
     _time("created_at"),
     _time("updated_at"),
     UniqueConstraint("account_id", "kind", "name"),
+    sqlite_autoincrement=True,
+)
+
+agent_logs = Table(
+    "agent_logs",
+    metadata,
+    _seq(),
+    _id("account_id"),
+    _id("agent"),
+    _time("at"),
+    _word("kind", AgentLogKind),
+    _text("text"),
+    _id("rollout_id"),
+    _id("job_id"),
+    Index(None, "account_id", "agent", "seq"),
     sqlite_autoincrement=True,
 )

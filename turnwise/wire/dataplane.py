@@ -83,7 +83,7 @@ class DataPlane:
         serving: Serving,
         models: ServedModels,
         authenticate: Callable[[str], Awaitable[Principal]],
-        account_number: Callable[[str], str],
+        account_number: Callable[[str], Awaitable[str]],
     ) -> None:
         """`authenticate` verifies a bearer key; `account_number` gives an account's 12 digits."""
         self._gateway = gateway
@@ -182,7 +182,7 @@ class DataPlane:
         name = model
         if model.startswith("arn:"):
             arn = ModelPackageArn.parse(model)
-            is_ours = arn.number == self._account_number(principal.account_id)
+            is_ours = arn.number == await self._account_number(principal.account_id)
             name = f"{arn.group}/{arn.version}" if is_ours else ""
         try:
             return await self._models.package(principal, name)
@@ -243,7 +243,7 @@ class DataPlane:
     async def _check_job(self, rollout: Rollout, job_arn: str) -> None:
         """Raise unless the ARN names the rollout's job. Its region is not ours to judge."""
         arn = JobArn.parse(job_arn)
-        if arn.number != self._account_number(rollout.account_id):
+        if arn.number != await self._account_number(rollout.account_id):
             raise errors.Denied(f"account {arn.number} has no rollout {rollout.rollout_id}")
         job = await self._gateway.job_of(rollout)
         if (arn.category, arn.name) != (CATEGORY, job.name):

@@ -12,7 +12,7 @@ from aiohttp.test_utils import TestServer, unused_port
 from tests.unit.agents.door import Door
 from turnwise import errors
 from turnwise.agents import HttpAgent, open_runner
-from turnwise.agents.http import payload
+from turnwise.agents.contracts import payload
 from turnwise.domain.job import AgentKind, AgentSpec
 from turnwise.domain.rollout import SamplingParams
 from turnwise.ports import AgentOutcome, AgentRequest
@@ -45,7 +45,7 @@ async def agent(rollout: Handler, health: int = 200) -> AsyncIterator[HttpAgent]
     app.add_routes([web.post("/rollout", rollout), web.get("/health", healthy)])
     server = TestServer(app)
     await server.start_server()
-    runner = HttpAgent(str(server.make_url("/")))
+    runner = HttpAgent(AgentSpec(url=str(server.make_url("/"))))
     try:
         yield runner
     finally:
@@ -131,7 +131,7 @@ async def test_any_other_answer_is_an_acceptance(text: str) -> None:
         (500, "Traceback:\n  KeyError: 'x'", "http_error", "500: Traceback: KeyError: 'x'", True),
         (429, "slow down", "http_error", "429: slow down", True),
         (404, "no such route", "http_error", "404: no such route", False),
-        (403, "x" * 500, "http_error", f"403: {'x' * 197}...", False),
+        (400, "x" * 500, "http_error", f"400: {'x' * 197}...", False),
         (
             200,
             '{"errorType": "InternalServerError", "errorMessage": "boom"}',
@@ -188,7 +188,7 @@ async def test_closing_the_outcomes_cancels_what_runs() -> None:
 
 async def test_nobody_listening_is_unreachable() -> None:
     url = f"http://127.0.0.1:{unused_port()}"
-    runner = HttpAgent(url)
+    runner = HttpAgent(AgentSpec(url=url))
     fault = (await outcome(runner, request())).fault
     with pytest.raises(errors.Unavailable, match=r"start it, or correct agent\.url") as raised:
         await runner.check()

@@ -13,6 +13,7 @@ import uvicorn
 
 from tests.builders import ACCOUNT
 from tests.unit.control.kit import Loop, World, archives
+from turnwise.access.accounts import Accounts
 from turnwise.access.keys import Keyring
 from turnwise.access.vault import Vault
 from turnwise.control.browse import Browse
@@ -76,7 +77,7 @@ class Serving:
             Browse(self._store),
             archives(),
             StoredResults(self._store, self.world.blobs),
-            keyring.authenticate,
+            Accounts(self._store, keyring, find_job=self._store.job, region="us-west-2"),
         )
         config = uvicorn.Config(
             app, lifespan="off", ws="none", log_config=None, timeout_graceful_shutdown=1

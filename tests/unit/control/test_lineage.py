@@ -101,6 +101,7 @@ async def test_a_package_tells_where_it_comes_from(world: World, trained: Job):
         "job": {"id": "job_a", "name": "walk", "incarnation": 0},
         "policy_step": 1,
         "parent": "",
+        "groups": {"adapter": "walk", "checkpoint": "walk-checkpoints"},
         "base_model": {
             "path": trained.spec.model,
             "sha256": base_sha256(trained.spec.model),

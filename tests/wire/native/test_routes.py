@@ -13,6 +13,7 @@ from tests import builders
 from tests.builders import ACCOUNT
 from tests.unit.control.kit import World, archives
 from tests.unit.control.test_jobs import package, register
+from turnwise.access.accounts import Accounts
 from turnwise.access.keys import Keyring
 from turnwise.access.vault import Vault
 from turnwise.control.browse import Browse
@@ -41,7 +42,7 @@ class Door:
             Browse(world.store),
             archives(),
             StoredResults(world.store, world.blobs),
-            self._keyring.authenticate,
+            Accounts(world.store, self._keyring, find_job=world.store.job, region="us-west-2"),
         )
 
     async def key(

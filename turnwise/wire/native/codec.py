@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from turnwise.access.accounts import Identity
 from turnwise.control.browse import Point
 from turnwise.control.job_file import as_mapping
+from turnwise.domain.access import Account, Key
 from turnwise.domain.event import Event
 from turnwise.domain.job import Job, JobKind
 from turnwise.domain.ledger import TokenUsage
@@ -14,6 +16,39 @@ from turnwise.domain.rollout import Node, Rollout, Trajectory, Turn
 from turnwise.ports import ModelPackage, RolloutSummary
 
 Json = dict[str, Any]
+
+
+def identity_body(identity: Identity) -> Json:
+    """What a caller is told of itself; never a secret."""
+    who = identity.principal
+    return {
+        "name": who.name,
+        "account": identity.account.slug,
+        "account_number": identity.account.number,
+        "region": identity.region,
+        "access_key_id": who.access_key_id,
+        "actions": sorted(who.actions),
+        "job_ids": None if who.job_ids is None else sorted(who.job_ids),
+        "is_operator": who.is_operator,
+    }
+
+
+def account_body(account: Account) -> Json:
+    """An account."""
+    return {"slug": account.slug, "number": account.number}
+
+
+def key_body(key: Key) -> Json:
+    """A key without its secret, or anything that was made from it."""
+    return {
+        "key_id": key.key_id,
+        "name": key.name,
+        "access_key_id": key.access_key_id,
+        "actions": sorted(key.actions),
+        "job_ids": None if key.job_ids is None else sorted(key.job_ids),
+        "created_at": key.created_at,
+        "revoked_at": key.revoked_at,
+    }
 
 
 def job_body(job: Job) -> Json:

@@ -12,11 +12,12 @@ from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
 from turnwise import __version__, errors
+from turnwise.access.accounts import Accounts
 from turnwise.control.browse import PAGE, Browse
 from turnwise.control.job_file import as_mapping, parse_job
 from turnwise.control.jobs import Jobs
 from turnwise.control.results import StoredResults
-from turnwise.domain.access import Principal
+from turnwise.domain.access import Action, Principal
 from turnwise.domain.event import EventKind
 from turnwise.domain.job import JobStatus
 from turnwise.domain.rollout import Purpose, RolloutStatus
@@ -26,7 +27,6 @@ from turnwise.wire.native import codec
 from turnwise.wire.native.faults import fault
 
 Json = dict[str, Any]
-Authenticate = Callable[[str], Awaitable[Principal]]
 Caller = Callable[[Request], Awaitable[Principal]]
 #: Longest wait of one event request; readers ask again.
 MAX_WAIT_S = 25.0
@@ -37,16 +37,18 @@ def native_app(
     browse: Browse,
     archives: Archives,
     results: StoredResults,
-    authenticate: Authenticate,
+    accounts: Accounts,
 ) -> FastAPI:
-    """The whole native API as one ASGI app. `authenticate` turns a bearer key into a Principal."""
-    app = FastAPI(title="Turnwise", version=__version__, docs_url=None, redoc_url=None)
+    """The whole native API as one ASGI app."""
+    app = FastAPI(
+        title="Turnwise", version=__version__, docs_url=None, redoc_url=None, openapi_url=None
+    )
 
     async def principal(request: Request) -> Principal:
         scheme, _, key = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not key:
             raise errors.Unauthenticated("no key was sent; send 'Authorization: Bearer <key>'")
-        return await authenticate(key)
+        return await accounts.authenticate(key)
 
     def answer(error: errors.TurnwiseError) -> Response:
         status, body, headers = fault(error)
@@ -71,6 +73,11 @@ def native_app(
         """Whether the server answers; needs no key."""
         return {"status": "ok", "version": __version__}
 
+    @app.get("/openapi.json", include_in_schema=False, dependencies=[Depends(principal)])
+    async def description() -> Json:
+        return app.openapi()
+
+    app.include_router(_access_routes(accounts, principal))
     app.include_router(_job_routes(jobs, principal))
     app.include_router(_reading_routes(browse, principal))
     app.include_router(_result_routes(results, principal))
@@ -85,6 +92,50 @@ def _refusal(problem: Mapping[str, Any]) -> errors.InvalidInput:
         return errors.InvalidInput("body", "the request", reason)
     field = ".".join(str(part) for part in problem["loc"][1:]) or "body"
     return errors.InvalidInput(field, problem.get("input"), f"is wrong: {problem['msg']}")
+
+
+def _access_routes(accounts: Accounts, principal: Caller) -> APIRouter:
+    routes = APIRouter(prefix="/api/v1")
+    caller = Depends(principal)
+
+    @routes.get("/whoami")
+    async def whoami(who: Principal = caller) -> Json:
+        """The caller's account, rights and access key id; any key may ask."""
+        return codec.identity_body(await accounts.identity(who))
+
+    @routes.post("/accounts", status_code=201)
+    async def create_account(
+        slug: Annotated[str, Body(embed=True)], who: Principal = caller
+    ) -> Json:
+        return codec.account_body(await accounts.create(who, slug))
+
+    @routes.get("/accounts")
+    async def list_accounts(who: Principal = caller) -> Json:
+        return {"accounts": [codec.account_body(each) for each in await accounts.accounts(who)]}
+
+    @routes.post("/keys", status_code=201)
+    async def create_key(
+        name: Annotated[str, Body()],
+        account: Annotated[str, Body()] = "",
+        jobs: Annotated[list[str], Body()] = [],  # noqa: B006  FastAPI copies it
+        actions: Annotated[list[Action], Body()] = [],  # noqa: B006
+        who: Principal = caller,
+    ) -> Json:
+        """A key, with its secret: the only time that it is shown."""
+        secret, key = await accounts.create_key(
+            who, name, account=account, jobs=jobs, actions=actions
+        )
+        return codec.key_body(key) | {"secret": secret}
+
+    @routes.get("/keys")
+    async def list_keys(account: str = "", who: Principal = caller) -> Json:
+        return {"keys": [codec.key_body(key) for key in await accounts.keys(who, account=account)]}
+
+    @routes.delete("/keys/{key_id}")
+    async def revoke_key(key_id: str, account: str = "", who: Principal = caller) -> Json:
+        return codec.key_body(await accounts.revoke(who, key_id, account=account))
+
+    return routes
 
 
 def _job_routes(jobs: Jobs, principal: Caller) -> APIRouter:
