@@ -28,6 +28,7 @@ from turnwise.agents import open_runner, open_scorers
 from turnwise.channel import Connection
 from turnwise.control.browse import Browse
 from turnwise.control.jobs import Jobs, load_job_rows
+from turnwise.control.pipelines import Pipelines
 from turnwise.control.queue import Limits
 from turnwise.control.results import StoredResults
 from turnwise.control.served import ServedModels, adapter_id, verified_base, verified_folder
@@ -267,6 +268,10 @@ async def open_service(settings: Settings, url: str) -> AsyncIterator[tuple[Serv
             gateway, serving, ServedModels(store), keyring.authenticate, accounts.number
         )
         browse = Browse(store)
+        pipelines = Pipelines(
+            resources=store, accounts=store.accounts, clock=SYSTEM_CLOCK, new_id=new_id
+        )
+        opened.push_async_callback(pipelines.close)
         rooms = Rooms(
             url=service.url,
             jobs=jobs,
@@ -274,9 +279,14 @@ async def open_service(settings: Settings, url: str) -> AsyncIterator[tuple[Serv
             resources=store,
             clock=SYSTEM_CLOCK,
             new_id=new_id,
+            region=settings.region,
+            account=store.account,
+            pipelines=pipelines,
         )
+        services = open_services(rooms)
+        await pipelines.recover()
         aws = AwsDoor(
-            open_services(rooms),
+            services,
             verify=lambda request, signature: keyring.verify(
                 request, signature, max_expires_s=sigv4.MAX_EXPIRES_S
             ),

@@ -135,7 +135,7 @@ def job_name(execution_id: str, step: str) -> str:
 def ready(execution: Execution, definition: Definition) -> list[Step]:
     """The steps that may begin now, in the definition's order."""
     states = execution.steps
-    if execution.status is not ExecutionStatus.EXECUTING or _went_wrong(execution):
+    if execution.status is not ExecutionStatus.EXECUTING or went_wrong(execution):
         return []
     active = sum(state.status.is_active for state in states.values())
     may = [
@@ -187,7 +187,7 @@ def settle(execution: Execution) -> Execution:
         return dataclasses.replace(execution, status=ExecutionStatus.SUCCEEDED)
     if execution.status is ExecutionStatus.STOPPING:
         return dataclasses.replace(execution, status=ExecutionStatus.STOPPED)
-    if wrong := _went_wrong(execution):
+    if wrong := went_wrong(execution):
         failure = "; ".join(f"step {name}: {execution.steps[name].failure}" for name in wrong)
         return dataclasses.replace(
             execution, status=ExecutionStatus.FAILED, failure=failure[:MAX_REASON]
@@ -195,7 +195,8 @@ def settle(execution: Execution) -> Execution:
     return execution
 
 
-def _went_wrong(execution: Execution) -> list[str]:
+def went_wrong(execution: Execution) -> list[str]:
+    """The steps that have ended without success, in the order in which they began."""
     ends = (StepStatus.FAILED, StepStatus.STOPPED)
     return [name for name, state in execution.begun if state.status in ends]
 

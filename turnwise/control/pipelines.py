@@ -290,9 +290,12 @@ class Pipelines:
 
     # ── driving ───────────────────────────────────────────────────────────────────────────────
 
-    async def open(self, jobs: StepJobs) -> None:
-        """Begin to drive executions, first those that a former server process left under way."""
+    def plug(self, jobs: StepJobs) -> None:
+        """Say how the jobs of steps are made; once, before `recover`."""
         self._jobs = jobs
+
+    async def recover(self) -> None:
+        """Continue the executions that a former server process left under way."""
         for account in await self._accounts():
             for found in await self._resources.resources(account.account_id, EXECUTION):
                 execution = machine.from_body(found.body)
@@ -403,7 +406,10 @@ class Pipelines:
             given = resolve(step.arguments, get) | {"JobName": state.job}
             await self._open_jobs.create(account_id, given)
         except errors.LimitExceeded:
-            return execution
+            if not machine.went_wrong(execution):
+                return execution  # until there is room
+            reason = "another step failed before there was room for its job"
+            return self._ended(execution, step.name, StepStatus.STOPPED, reason)
         except errors.Unavailable:
             raise
         except Exception as error:  # supervision: a job that cannot be created fails its step
@@ -489,7 +495,7 @@ class Pipelines:
     @property
     def _open_jobs(self) -> StepJobs:
         if self._jobs is None:
-            raise errors.Unavailable("the server has not opened yet")
+            raise errors.Unavailable("the server is starting")
         return self._jobs
 
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from turnwise.control.browse import Browse
 from turnwise.control.jobs import Jobs
+from turnwise.control.pipelines import Pipelines
+from turnwise.domain.access import Account
 from turnwise.ports import Clock, NewId, Resources
+from turnwise.wire.aws.artifacts import artifact_handlers
 from turnwise.wire.aws.door import Answering, Modelled
+from turnwise.wire.aws.pipelines import InsideJobs, describe_training_job, pipeline_handlers
 from turnwise.wire.aws.service import AwsService
 from turnwise.wire.aws.sts import sts
 from turnwise.wire.aws.tags import Tags, tag_handlers
@@ -23,12 +28,29 @@ class Rooms:
     resources: Resources
     clock: Clock
     new_id: NewId
+    region: str
+    account: Callable[[str], Awaitable[Account]]  # by its id
+    pipelines: Pipelines
 
 
 def sagemaker(rooms: Rooms) -> AwsService:
     """SageMaker's control plane: each noun brings its operations."""
     tags = Tags(rooms.resources, rooms.clock)
-    return AwsService(name="sagemaker", handlers={**tag_handlers(tags)})
+    service = AwsService(
+        name="sagemaker",
+        handlers={
+            **tag_handlers(tags),
+            **pipeline_handlers(rooms.pipelines, tags),
+            **artifact_handlers(rooms.resources, tags, rooms.clock),
+            "DescribeTrainingJob": describe_training_job,
+        },
+    )
+    rooms.pipelines.plug(
+        InsideJobs(
+            service, rooms.jobs, account=rooms.account, region=rooms.region, new_id=rooms.new_id
+        )
+    )
+    return service
 
 
 def open_services(rooms: Rooms) -> list[Answering]:
