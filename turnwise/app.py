@@ -22,6 +22,7 @@ import uvloop
 from turnwise import errors
 from turnwise.access import sigv4
 from turnwise.access.accounts import Accounts
+from turnwise.access.callers import Callers
 from turnwise.access.keys import Keyring
 from turnwise.access.vault import Vault
 from turnwise.agents import open_runner, open_scorers
@@ -264,9 +265,8 @@ async def open_service(settings: Settings, url: str) -> AsyncIterator[tuple[Serv
         archives = Archives(verified_folder, verified_base, launcher.merge)
         results = StoredResults(store, FolderBlobs(folder.blobs))
         native = native_app(jobs, Browse(store), archives, results, accounts)
-        data_plane = DataPlane(
-            gateway, serving, ServedModels(store), keyring.authenticate, accounts.number
-        )
+        callers = Callers(keyring, settings.region)
+        data_plane = DataPlane(gateway, serving, ServedModels(store), callers, accounts.number)
         browse = Browse(store)
         pipelines = Pipelines(
             resources=store, accounts=store.accounts, clock=SYSTEM_CLOCK, new_id=new_id

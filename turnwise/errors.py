@@ -9,6 +9,8 @@
     │   └── OverBudget        a rollout that has sampled all the tokens it may
     ├── AccessError
     │   ├── Unauthenticated   no valid key
+    │   │   ├── BadSignature  a signature or a signed token that is not valid (any more)
+    │   │   └── UnknownKey    a signature by an access key that does not exist
     │   └── Denied            a valid key without the right
     ├── LimitExceeded         a quota or a full queue; `retry_after_s` when waiting helps
     ├── Unavailable           a part of the service is down; `retry_after_s` when waiting helps
@@ -86,6 +88,14 @@ class AccessError(TurnwiseError):
 
 class Unauthenticated(AccessError):
     """No key, or a key that does not exist or has been revoked."""
+
+
+class BadSignature(Unauthenticated):
+    """A signed request, URL or token whose signature is wrong, expired or for another place."""
+
+
+class UnknownKey(Unauthenticated):
+    """A signature by an access key that does not exist or has been revoked."""
 
 
 class Denied(AccessError):

@@ -13,6 +13,7 @@ from turnwise.domain.evaluation import Finished, Score
 from turnwise.domain.event import Event, EventDraft
 from turnwise.domain.job import CHECKPOINTS, Inputs, Job, JobSpec, JobStatus
 from turnwise.domain.ledger import TokenUsage
+from turnwise.domain.objects import Listing, Part, StoredObject, Upload
 from turnwise.domain.resource import Resource
 from turnwise.domain.rollout import (
     Fault,
@@ -506,6 +507,7 @@ class FinishedStep:
 
     `bins` maps rollout_id -> {bin: tokens} for every rollout of the groups it took; `groups` are
     their ids. They must be CLOSED, and `step` the job's next: else `Conflict`, and nothing is kept.
+    If the version of its packages is taken, by another job of the group, they get the next free.
     """
 
     step: int
@@ -522,7 +524,7 @@ class Store(Protocol):
 
     # jobs and events
     async def create_job(self, job: Job) -> Job:
-        """Raises `Conflict` if its name is taken, or a model that it needs was pruned."""
+        """Raises `Conflict` if its name is taken, or a model that it needs is gone."""
         ...
 
     async def job(self, account_id: str, id_or_name: str) -> Job:
@@ -709,8 +711,33 @@ class Store(Protocol):
         """Oldest first."""
         ...
 
+    async def newest_packages(self, account_id: str, job_id: str) -> list[ModelPackage]:
+        """The newest adapter and the newest checkpoint that a job registered, if it did."""
+        ...
+
     async def package(self, account_id: str, id_or_name: str) -> ModelPackage:
         """By package id, "group/version", or "group" for the newest version."""
+        ...
+
+    async def next_version(self, account_id: str, groups: Collection[str]) -> int:
+        """The lowest number that these groups never had, nor any above it."""
+        ...
+
+    async def register(self, made: Sequence[ModelPackage]) -> list[ModelPackage]:
+        """Keep packages that no job's step makes, all or none; as they are kept.
+
+        Where a number is taken, all of them get the next that is free.
+        """
+        ...
+
+    async def delete_package(
+        self, account_id: str, id_or_name: str
+    ) -> tuple[ModelPackage, list[str]]:
+        """Delete one; the package, and the files and folders that nothing needs any more.
+
+        Whoever called removes these. Its number is never given again. Raises `NotFound`, and
+        `Conflict` while a job that has not ended makes it, starts from it or evaluates it.
+        """
         ...
 
     async def close(self) -> None:
@@ -783,6 +810,80 @@ class Resources(Protocol):
 
     async def delete_resource(self, account_id: str, kind: str, name: str) -> Resource:
         """The record as it was. Raises `NotFound`."""
+        ...
+
+
+class Objects(Protocol):
+    """The buckets of an account and what is in them. Content lies elsewhere, under `blob` names."""
+
+    async def create_bucket(self, account_id: str, bucket: str) -> None:
+        """Raises `Conflict` if the account has it."""
+        ...
+
+    async def buckets(self, account_id: str) -> list[Resource]:
+        """By name."""
+        ...
+
+    async def delete_bucket(self, account_id: str, bucket: str) -> None:
+        """Raises `NotFound`, and `Conflict` while something is in it or being uploaded to it."""
+        ...
+
+    async def put_object(self, account_id: str, stored: StoredObject, blob: str) -> list[str]:
+        """Keep an object in place of the one of its key; the blobs that are no longer used.
+
+        Raises `NotFound` without the bucket.
+        """
+        ...
+
+    async def object(self, account_id: str, bucket: str, key: str) -> tuple[StoredObject, str]:
+        """An object and its blob. Raises `NotFound` of kind "bucket" or "object"."""
+        ...
+
+    async def list_objects(
+        self, account_id: str, bucket: str, *, prefix: str, delimiter: str, after: str, limit: int
+    ) -> Listing:
+        """A page, in the order of keys as bytes. Raises `NotFound`."""
+        ...
+
+    async def delete_objects(self, account_id: str, bucket: str, keys: Sequence[str]) -> list[str]:
+        """Remove those that are there; their blobs. Raises `NotFound` without the bucket."""
+        ...
+
+    async def start_upload(self, account_id: str, upload: Upload) -> None:
+        """Raises `NotFound` without the bucket."""
+        ...
+
+    async def upload(self, account_id: str, upload_id: str) -> Upload:
+        """Raises `NotFound`."""
+        ...
+
+    async def uploads(self, account_id: str, bucket: str, prefix: str = "") -> list[Upload]:
+        """Those under way, by key and age. Raises `NotFound` without the bucket."""
+        ...
+
+    async def put_part(self, account_id: str, upload_id: str, part: Part) -> list[str]:
+        """Keep a part in place of the one of its number; blobs no longer used. `NotFound`."""
+        ...
+
+    async def parts(self, account_id: str, upload_id: str) -> list[Part]:
+        """By number. Raises `NotFound`."""
+        ...
+
+    async def end_upload(
+        self, account_id: str, upload_id: str, stored: StoredObject | None = None, blob: str = ""
+    ) -> list[str]:
+        """Forget an upload; with `stored`, it has become this object. Blobs no longer used.
+
+        Raises `NotFound` if the upload has ended or the bucket is gone.
+        """
+        ...
+
+    async def blobs_in_use(self) -> set[str]:
+        """Of all accounts' objects and parts."""
+        ...
+
+    async def end_uploads_before(self, before: float) -> list[str]:
+        """Forget all accounts' uploads that are older than that; their blobs."""
         ...
 
 

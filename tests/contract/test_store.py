@@ -13,10 +13,11 @@ import pytest
 from tests import builders
 from tests.builders import ACCOUNT, SetClock, group, job, plain, rollout, spec, turn_with_nodes
 from turnwise import errors
-from turnwise.domain.access import Action, Key
+from turnwise.domain.access import Account, Action, Key
 from turnwise.domain.event import Event, EventDraft, EventKind, Level
 from turnwise.domain.job import EvaluationSpec, Inputs, Job, JobKind, JobStatus, Secondary
 from turnwise.domain.ledger import TokenUsage
+from turnwise.domain.resource import Resource
 from turnwise.domain.rollout import (
     Blame,
     Delivery,
@@ -901,6 +902,105 @@ async def test_keys_are_found_listed_and_revoked(store: SqlStore, clock: SetCloc
 # ── durability ────────────────────────────────────────────────────────────────────────────────
 
 
+async def test_a_key_is_found_by_its_access_key_id_once_it_is_sealed(store: SqlStore) -> None:
+    old = Key(key_id="key_a", account_id=ACCOUNT, name="old", sha256="a" * 64, created_at=1.0)
+    new = replace(old, key_id="key_b", sha256="b" * 64, access_key_id="TWAKB", sealed=b"\x00b")
+    for key in (old, new):
+        await store.add_key(key)
+    assert await store.key_by_access_key_id("TWAKB") == new
+    for unknown in ("TWAKA", ""):  # "" is what all unsealed keys have
+        with pytest.raises(errors.NotFound):
+            await store.key_by_access_key_id(unknown)
+    sealed = replace(old, access_key_id="TWAKA", sealed=b"\x00a")
+    await store.seal_key(sealed)
+    assert await store.key_by_access_key_id("TWAKA") == sealed
+    revoked = await store.revoke_key(ACCOUNT, "key_b")
+    assert await store.key_by_access_key_id("TWAKB") == revoked
+
+
+async def test_accounts_are_listed_by_number_and_each_slug_and_number_is_taken_once(
+    store: SqlStore,
+) -> None:
+    default = await store.default_account()
+    lab = Account(account_id="acc_lab", slug="lab", number="000000000003")
+    team = Account(account_id="acc_team", slug="team", number="000000000002")
+    for account in (lab, team):
+        assert await store.create_account(account) == account
+    assert await store.accounts() == [default, team, lab]
+    assert await store.account("acc_lab") == lab
+    with pytest.raises(errors.NotFound, match="account 'acc_x'"):
+        await store.account("acc_x")
+    for taken in (
+        replace(lab, account_id="acc_b", number="000000000009"),
+        replace(lab, account_id="acc_b", slug="b"),
+    ):
+        with pytest.raises(errors.Conflict, match="exists already"):
+            await store.create_account(taken)
+    assert await store.accounts() == [default, team, lab]
+
+
+def resource(kind: str, name: str, **body: object) -> Resource:
+    return Resource(account_id=ACCOUNT, kind=kind, name=name, body=body, created_at=1.0)
+
+
+async def test_a_resource_is_one_of_its_kind_and_name(store: SqlStore, clock: SetClock) -> None:
+    made = await store.create_resource(resource("agent", "walker", url="http://a", n=[1, {"a": 2}]))
+    assert (made.body, made.created_at, made.updated_at) == (
+        {"url": "http://a", "n": [1, {"a": 2}]},
+        1.0,
+        1.0,
+    )
+    assert await store.resource(ACCOUNT, "agent", "walker") == made
+    with pytest.raises(errors.Conflict, match="agent 'walker' exists already"):
+        await store.create_resource(resource("agent", "walker"))
+    other = await store.create_resource(resource("pipeline", "walker"))
+    assert other.seq > made.seq
+    clock.at = 7000.0
+    changed = await store.change_resource(resource("agent", "walker", url="http://b"))
+    assert changed == replace(made, body={"url": "http://b"}, updated_at=7000.0)
+    assert await store.resource(ACCOUNT, "pipeline", "walker") == other
+    assert await store.delete_resource(ACCOUNT, "agent", "walker") == changed
+    for gone in (
+        store.resource(ACCOUNT, "agent", "walker"),
+        store.change_resource(resource("agent", "walker")),
+        store.delete_resource(ACCOUNT, "agent", "walker"),
+    ):
+        with pytest.raises(errors.NotFound, match="agent 'walker'"):
+            await gone
+    again = await store.create_resource(resource("agent", "walker"))
+    assert again.seq > other.seq
+
+
+async def test_resources_are_listed_by_prefix_as_they_were_made(store: SqlStore) -> None:
+    names = ["b_2", "a_1", "B_1", "b%x", "b_1"]
+    for name in names:
+        await store.create_resource(resource("tag", name))
+    await store.create_resource(resource("trail", "b_3"))
+
+    async def listed(prefix: str) -> list[str]:
+        return [found.name for found in await store.resources(ACCOUNT, "tag", prefix=prefix)]
+
+    assert await listed("") == names
+    assert await listed("b_") == ["b_2", "b_1"]
+    assert await listed("b%") == ["b%x"]
+    assert await listed("x") == []
+
+
+async def test_another_accounts_resources_are_not_seen_or_changed(store: SqlStore) -> None:
+    made = await store.create_resource(resource("agent", "walker", url="http://a"))
+    theirs = replace(resource("agent", "walker", url="http://b"), account_id=OTHER)
+    for refused in (
+        store.resource(OTHER, "agent", "walker"),
+        store.change_resource(theirs),
+        store.delete_resource(OTHER, "agent", "walker"),
+    ):
+        with pytest.raises(errors.NotFound):
+            await refused
+    assert await store.resources(OTHER, "agent") == []
+    await store.create_resource(theirs)  # the same name is free there
+    assert await store.resources(ACCOUNT, "agent") == [made]
+
+
 async def test_a_closed_store_says_so(store: SqlStore) -> None:
     await with_job(store)
     waiting = asyncio.create_task(store.wait_for(ACCOUNT, "job_walk", after=0))
@@ -969,3 +1069,120 @@ async def test_every_acknowledged_turn_survives_kill_nine(tmp_path: Path) -> Non
         assert kept[: len(indices)] == indices
         assert len(read.nodes) == 2 * len(kept)
     await store.close()
+
+
+# ── deleting models ───────────────────────────────────────────────────────────────────────────
+
+
+async def with_ended_steps(store: SqlStore, count: int, status: JobStatus) -> None:
+    """job_walk, ended after so many steps."""
+    await with_steps(store, count)
+    await store.append(ACCOUNT, "job_walk", [status_event(status)])
+
+
+async def test_a_deleted_model_is_gone_and_its_number_is_never_given_again(
+    store: SqlStore,
+) -> None:
+    await with_ended_steps(store, 2, JobStatus.COMPLETED)
+    deleted, _ = await store.delete_package(ACCOUNT, "walk/2")
+    assert deleted == step_packages(1)[0]
+    with pytest.raises(errors.NotFound, match="model package 'walk/2'"):
+        await store.package(ACCOUNT, "walk/2")
+    with pytest.raises(errors.NotFound, match="model package 'walk/2'"):
+        await store.delete_package(ACCOUNT, "walk/2")
+    assert [p.name for p in await store.packages(ACCOUNT, group="walk")] == ["walk/1"]
+    assert (await store.package(ACCOUNT, "walk")).name == "walk/1"
+    assert await store.next_version(ACCOUNT, ["walk"]) == 3
+    again = await store.register([package(2, package_id="pkg_again", path="/blobs/own")])
+    assert [p.name for p in again] == ["walk/3"]
+
+
+async def test_another_account_can_neither_see_nor_delete_a_model(store: SqlStore) -> None:
+    await with_ended_steps(store, 1, JobStatus.COMPLETED)
+    with pytest.raises(errors.NotFound):
+        await store.delete_package(OTHER, "walk/1")
+    assert await store.next_version(OTHER, ["walk"]) == 1
+    assert (await store.package(ACCOUNT, "walk/1")).version == 1
+
+
+async def test_only_files_that_nothing_else_is_made_of_are_left_to_remove(
+    store: SqlStore,
+) -> None:
+    await with_ended_steps(store, 2, JobStatus.COMPLETED)
+    folder = "/blobs/job_walk/step_0"
+    assert (await store.delete_package(ACCOUNT, "walk/1"))[1] == []  # in its checkpoint's folder
+    assert (await store.delete_package(ACCOUNT, "walk-checkpoints/1"))[1] == [folder]
+    state = ["/blobs/job_walk/step_1/state.safetensors", "/blobs/job_walk/step_1/meta.json"]
+    assert (await store.delete_package(ACCOUNT, "walk-checkpoints/2"))[1] == state
+    assert (await store.delete_package(ACCOUNT, "walk/2"))[1] == ["/blobs/job_walk/step_1"]
+    assert [c.step for c in await store.checkpoints(ACCOUNT, "job_walk")] == [-1]
+
+
+async def test_what_a_stopped_job_goes_on_from_stays(store: SqlStore) -> None:
+    await with_ended_steps(store, 2, JobStatus.STOPPED)
+    removed = {
+        each.name: (await store.delete_package(ACCOUNT, each.name))[1]
+        for step in (0, 1)
+        for each in step_packages(step)
+    }
+    assert removed == {
+        "walk/1": [],
+        "walk-checkpoints/1": ["/blobs/job_walk/step_0"],
+        "walk/2": [],
+        "walk-checkpoints/2": [],
+    }
+    assert [c.step for c in await store.checkpoints(ACCOUNT, "job_walk")] == [-1, 1]
+
+
+async def test_a_pruned_model_is_deleted_without_its_files(store: SqlStore) -> None:
+    await with_steps(store, 3)
+    await store.prune(ACCOUNT, "job_walk", [2], adapters=False)
+    await store.append(ACCOUNT, "job_walk", [status_event(JobStatus.COMPLETED)])
+    assert (await store.delete_package(ACCOUNT, "walk-checkpoints/1"))[1] == []
+    assert (await store.delete_package(ACCOUNT, "walk/1"))[1] == ["/blobs/job_walk/step_0"]
+
+
+async def test_a_model_is_not_deleted_under_a_job_that_has_not_ended(store: SqlStore) -> None:
+    await with_steps(store, 3)
+    with pytest.raises(errors.Conflict, match="walk/1 is needed by job 'walk', which has not"):
+        await store.delete_package(ACCOUNT, "walk/1")
+    await store.append(ACCOUNT, "job_walk", [status_event(JobStatus.COMPLETED)])
+    compared = EvaluationSpec(models=("base", "walk/2"))
+    test = builders.spec("test", kind=JobKind.EVALUATION, evaluation=compared)
+    folder = step_packages(2)[0].path
+    await store.create_job(job("on", parent="walk/1"))
+    await store.create_job(job("test", spec=test))
+    await store.create_job(job("from", spec=builders.spec("from", input_adapter=folder)))
+    for version, name in ((1, "on"), (2, "test"), (3, "from")):
+        with pytest.raises(errors.Conflict, match=f"needed by job '{name}'"):
+            await store.delete_package(ACCOUNT, f"walk/{version}")
+        await store.append(ACCOUNT, f"job_{name}", [status_event(JobStatus.STOPPED)])
+        assert (await store.delete_package(ACCOUNT, f"walk/{version}"))[0].version == version
+
+
+async def test_no_job_starts_from_what_has_been_deleted_meanwhile(store: SqlStore) -> None:
+    await with_ended_steps(store, 1, JobStatus.COMPLETED)
+    await store.delete_package(ACCOUNT, "walk/1")
+    with pytest.raises(errors.Conflict, match="model 'walk/1' has just been deleted"):
+        await store.create_job(job("on", parent="walk/1"))
+
+
+async def test_a_job_that_ends_promotes_no_deleted_adapter(store: SqlStore) -> None:
+    await with_ended_steps(store, 1, JobStatus.STOPPED)
+    await store.delete_package(ACCOUNT, "walk/1")
+    await store.append(ACCOUNT, "job_walk", [status_event(JobStatus.PENDING)])
+    await store.append(ACCOUNT, "job_walk", [status_event(JobStatus.STOPPED)])
+    promoted = await store.events(ACCOUNT, "job_walk", kinds=[EventKind.PROMOTION])
+    assert [event.body["model"] for event in promoted] == ["walk/1"]  # the first end's
+
+
+async def test_jobs_of_one_group_get_numbers_of_their_own(store: SqlStore) -> None:
+    await with_steps(store, 1)
+    await store.create_job(job("run"))
+    pair = step_packages(0)
+    theirs = tuple(replace(p, package_id=f"{p.package_id}_run", job_id="job_run") for p in pair)
+    saved = builders.checkpoint(0, path="/blobs/job_run/step_0")
+    done = replace(finished(groups=(), bins={}, packages=theirs), checkpoint=saved)
+    await store.finish_step(ACCOUNT, "job_run", done)
+    names = [package.name for package in await store.packages(ACCOUNT)]
+    assert names == ["walk/1", "walk-checkpoints/1", "walk/2", "walk-checkpoints/2"]

@@ -13,30 +13,41 @@ from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
 from tests.unit.gateway.kit import KEY, SECRET, PlainRenderer, World
 from turnwise import errors
+from turnwise.access.sigv4 import SignedRequest
 from turnwise.control.served import ServedModels
 from turnwise.domain.access import Principal
 from turnwise.gateway.serving import OpenModel, Serving
 from turnwise.ports import ModelPackage
 from turnwise.sampling.shared import SharedSampler
 from turnwise.system import new_id
-from turnwise.wire.dataplane import DataPlane
+from turnwise.wire.dataplane import DataPlane, Verifying
 
 NUMBER = "000000000001"
 ARN = f"arn:aws:sagemaker:us-west-2:{NUMBER}:job/AgentRFT/walk"
 HEADERS = {"X-Amzn-SageMaker-Job-Arn": ARN, "X-Amzn-SageMaker-Trajectory-Id": "rol_a"}
 
 
-def data_plane(world: World, serving: Serving) -> DataPlane:
-    async def authenticate(bearer: str) -> Principal:
+class OneKey:
+    """Callers who all hold the one key."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    async def bearer(self, bearer: str) -> Principal:
         if bearer != KEY:
             raise errors.Unauthenticated("this key does not exist")
-        return world.principal
+        return self._world.principal
 
+    async def signed(self, request: SignedRequest) -> Principal:
+        raise errors.UnknownKey("nobody signs here")
+
+
+def data_plane(world: World, serving: Serving, callers: Verifying | None = None) -> DataPlane:
     async def number(account_id: str) -> str:
         return NUMBER
 
     models = ServedModels(world.store)
-    return DataPlane(world.gateway, serving, models, authenticate, number)
+    return DataPlane(world.gateway, serving, models, callers or OneKey(world), number)
 
 
 def a_serving(world: World, *, idle_s: float = 600.0, max_models: int = 8) -> Serving:
@@ -58,7 +69,7 @@ def a_serving(world: World, *, idle_s: float = 600.0, max_models: int = 8) -> Se
 
 
 @contextlib.asynccontextmanager
-async def served(world: World) -> AsyncIterator[str]:
+async def served(world: World, callers: Verifying | None = None) -> AsyncIterator[str]:
     """The server's base URL."""
     serving = a_serving(world)
     # With the protocol named: asyncio sets TCP_NODELAY only then, and head and body of an answer
@@ -66,7 +77,7 @@ async def served(world: World) -> AsyncIterator[str]:
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.bind(("127.0.0.1", 0))
     config = uvicorn.Config(
-        data_plane(world, serving),
+        data_plane(world, serving, callers),
         lifespan="off",
         ws="none",
         http="httptools",

@@ -74,6 +74,14 @@ class Keyring:
         sigv4.check_signature(request, signature, secret)
         return key.principal
 
+    async def holder(self, access_key_id: str) -> Principal:
+        """The caller behind an access key whose signature was verified before.
+
+        Raises `UnknownKey` once it has been revoked.
+        """
+        key, _ = await self._signer(access_key_id)
+        return key.principal
+
     async def create(
         self,
         account_id: str,
@@ -169,7 +177,7 @@ class Keyring:
                 key = None
             if key is None or key.revoked_at is not None or key.sealed is None:
                 self._signers.pop(access_key_id, None)
-                raise errors.Unauthenticated(
+                raise errors.UnknownKey(
                     f"the access key {access_key_id!r} does not exist or has been revoked"
                 )
             secret = self._vault.unseal(access_key_id, key.sealed)

@@ -8,13 +8,12 @@ signer makes the one that it is compared with.
 
 from __future__ import annotations
 
-import calendar
 import hashlib
 import hmac
 import re
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from urllib.parse import parse_qsl
 
 from botocore.auth import S3SigV4Auth, SigV4Auth
@@ -31,7 +30,7 @@ MAX_SKEW_S = 15 * 60
 #: Longest life of a presigned URL, seconds; AWS allows as much.
 MAX_EXPIRES_S = 7 * 24 * 3600
 
-_SIGNED_AT = "%Y%m%dT%H%M%SZ"
+_SIGNED_AT = re.compile(r"[0-9]{8}T[0-9]{6}Z")
 _PART = re.compile(r"(Credential|SignedHeaders|Signature)=([^,\s]+)")
 
 
@@ -64,7 +63,7 @@ class Signature:
 
     @classmethod
     def of(cls, request: SignedRequest) -> Signature | None:
-        """The signature of a request; None if it has none. Raises `Unauthenticated`."""
+        """The signature of a request; None if it has none. Raises `BadSignature`."""
         header = request.headers.get("authorization", "")
         if header.startswith(ALGORITHM):
             given = dict(_PART.findall(header))
@@ -81,9 +80,9 @@ class Signature:
     def _read(cls, given: Mapping[str, str], signed_at: str, expires: str | None) -> Signature:
         scope = given.get("Credential", "").split("/")
         if len(scope) != 5 or scope[4] != "aws4_request" or not given.get("Signature"):
-            raise errors.Unauthenticated("the signature is incomplete")
+            raise errors.BadSignature("the signature is incomplete")
         if expires is not None and not expires.isdecimal():
-            raise errors.Unauthenticated("X-Amz-Expires must be a number of seconds")
+            raise errors.BadSignature("X-Amz-Expires must be a number of seconds")
         return cls(
             access_key_id=scope[0],
             date=scope[1],
@@ -97,32 +96,43 @@ class Signature:
 
 
 def check_time(signature: Signature, now: float, *, max_expires_s: int = MAX_EXPIRES_S) -> None:
-    """Raise `Unauthenticated` unless the signature is valid at `now` (seconds since the epoch)."""
-    try:
-        signed_at = calendar.timegm(time.strptime(signature.signed_at, _SIGNED_AT))
-    except ValueError:
-        raise errors.Unauthenticated("the request says no time in X-Amz-Date") from None
+    """Raise `BadSignature` unless the signature is valid at `now` (seconds since the epoch)."""
     if signature.signed_at[:8] != signature.date:
-        raise errors.Unauthenticated("the credential's date is not that of X-Amz-Date")
-    if signed_at > now + MAX_SKEW_S:
-        raise errors.Unauthenticated("the signature is not yet valid; set the client's clock")
-    if signature.expires_s is None:
-        expires_at = signed_at + MAX_SKEW_S
-    elif signature.expires_s > max_expires_s:
-        raise errors.Unauthenticated(f"X-Amz-Expires is over {max_expires_s} s")
-    else:
-        expires_at = signed_at + signature.expires_s
-    if now > expires_at:
-        raise errors.Unauthenticated("the signature has expired; sign again")
+        raise errors.BadSignature("the credential's date is not that of X-Amz-Date")
+    if signature.expires_s is not None and signature.expires_s > max_expires_s:
+        raise errors.BadSignature(f"X-Amz-Expires is over {max_expires_s} s")
+    if _signed_at(signature) > now + MAX_SKEW_S:
+        raise errors.BadSignature("the signature is not yet valid; set the client's clock")
+    if now > expires_at(signature):
+        raise errors.BadSignature("the signature has expired; sign again")
+
+
+def expires_at(signature: Signature) -> float:
+    """When the signature ends to be valid, seconds since the epoch. Raises `BadSignature`."""
+    life = MAX_SKEW_S if signature.expires_s is None else signature.expires_s
+    return _signed_at(signature) + life
+
+
+def _signed_at(signature: Signature) -> float:
+    try:
+        if _SIGNED_AT.fullmatch(signature.signed_at):
+            return datetime.fromisoformat(signature.signed_at).timestamp()
+    except ValueError:
+        pass
+    raise errors.BadSignature("the request says no time in X-Amz-Date")
 
 
 def check_signature(request: SignedRequest, signature: Signature, secret: str) -> None:
-    """Raise `Unauthenticated` unless the request was signed with this secret, as it arrived.
+    """Raise `BadSignature` unless the request was signed with this secret, as it arrived.
 
-    The host must be signed, and of a request with its signature in a header, the body too.
+    The host and every x-amz-* header must be signed, for they say what is asked; and so must the
+    body, but for S3, where a client may say that it is not.
     """
     if "host" not in signature.headers:
-        raise errors.Unauthenticated("the Host header must be signed")
+        raise errors.BadSignature("the Host header must be signed")
+    for name in request.headers:
+        if name.startswith("x-amz-") and name not in signature.headers:
+            raise errors.BadSignature(f"the header {name} must be signed")
     body = _body_digest(request, signature)
     signer = (S3SigV4Auth if signature.service == "s3" else SigV4Auth)(
         Credentials(signature.access_key_id, secret), signature.service, signature.region
@@ -142,22 +152,21 @@ def check_signature(request: SignedRequest, signature: Signature, secret: str) -
     signed.context["timestamp"] = signature.signed_at
     expected = signer.signature(signer.string_to_sign(signed, canonical), signed)
     if not hmac.compare_digest(expected.encode(), signature.digest.encode()):
-        raise errors.Unauthenticated(
+        raise errors.BadSignature(
             "the request signature does not match; check the secret access key and the signing"
         )
 
 
 def _body_digest(request: SignedRequest, signature: Signature) -> str:
     claimed = request.headers.get("x-amz-content-sha256", "")
-    if signature.expires_s is not None:
-        return claimed or (UNSIGNED if signature.service == "s3" else request.body_sha256)
     if not claimed:
-        return request.body_sha256
+        is_url = signature.expires_s is not None
+        return UNSIGNED if is_url and signature.service == "s3" else request.body_sha256
     # Of a body that is streamed in chunks or left unsigned, the client says so in a word.
     if re.fullmatch(r"[0-9a-f]{64}", claimed) and claimed != request.body_sha256:
-        raise errors.Unauthenticated("the body is not the one that was signed")
+        raise errors.BadSignature("the body is not the one that was signed")
     if signature.service != "s3" and claimed != request.body_sha256:
-        raise errors.Unauthenticated("the body must be signed")
+        raise errors.BadSignature("the body must be signed")
     return claimed
 
 

@@ -129,6 +129,11 @@ class Browse:
         principal.require(Action.READ, job_id=found.job_id)
         return found
 
+    async def newest_packages(self, principal: Principal, job: Job) -> list[ModelPackage]:
+        """The newest adapter and the newest checkpoint that a job registered, if it did."""
+        principal.require(Action.READ, job_id=job.job_id)
+        return await self._store.newest_packages(job.account_id, job.job_id)
+
     async def validation(self, package: ModelPackage) -> dict[str, float]:
         """What its job's validation measured of a package, which is after it was registered.
 

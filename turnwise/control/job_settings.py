@@ -115,6 +115,14 @@ SETTINGS: dict[type, dict[str, Setting]] = {
             "The group that the resumable checkpoints are registered in; empty: the job's name "
             "and `-checkpoints`."
         ),
+        "output_path": Setting(
+            "Where to copy the job's output, as s3://bucket/prefix or file:///folder; empty: "
+            "nowhere."
+        ),
+        "max_runtime_s": Setting(
+            "Stop the job so many seconds after its start, or after its last resume; 0: never.",
+            _NOT_NEGATIVE,
+        ),
         "batch": Setting("How much a step takes."),
         "algorithm": Setting("Advantage and loss."),
         "sampling_params": Setting("How training rollouts are sampled; what a request says wins."),

@@ -31,7 +31,7 @@ from turnwise.ports import ModelPackage, Store
 _MAY_DIFFER = (
     *("name", "description", "priority", "agent", "model", "dataset", "validation_dataset"),
     *("input_adapter", "resume_from", "checkpoints", "parity"),
-    *("output_group", "checkpoint_group", "output_path"),
+    *("output_group", "checkpoint_group", "output_path", "max_runtime_s"),
     *("validation", "val_sampling_params", "evaluation", "eval_sampling_params"),
     *("batch.tokens_per_micro_batch", "batch.share_prefixes"),
     *("schedule.max_epochs", "schedule.max_steps", "schedule.val_every"),

@@ -12,7 +12,7 @@ class EventKind(StrEnum):
     """What happened. The body's keys are listed beside each kind."""
 
     STATUS = "status"  # status, secondary, message
-    LOG = "log"  # message, rollout_id?, step?, completed?, total? (progress)
+    LOG = "log"  # message, rollout_id?, step?, completed?, total?, steps?, rollouts? (plan)
     METRICS = "metrics"  # step, values {name: number}; every metric name is in domain.metrics
     ROLLOUT = "rollout"  # rollout_id, group_id, status, reward?, fault?, turns, tokens
     STEP = "step"  # step, policy_step, adapter_id, groups [ids], trained_tokens

@@ -38,6 +38,7 @@ class Secondary(StrEnum):
     UPLOADING = "Uploading"
     STOPPING = "Stopping"
     STOPPED = "Stopped"
+    MAX_RUNTIME_EXCEEDED = "MaxRuntimeExceeded"
     RESTARTING = "Restarting"
     COMPLETED = "Completed"
     FAILED = "Failed"
@@ -286,6 +287,8 @@ class JobSpec:
     resume_from: str = ""  # a registered checkpoint of another job, to continue after its step
     output_group: str = ""  # of the registered adapters; empty: the job's name
     checkpoint_group: str = ""  # of the resumable checkpoints; empty: that with "-checkpoints"
+    output_path: str = ""  # s3://bucket/prefix or file:///folder to copy the job's output to
+    max_runtime_s: int = 0  # of one start; 0: no limit
     batch: BatchSpec = field(default_factory=BatchSpec)
     algorithm: AlgorithmSpec = field(default_factory=AlgorithmSpec)
     sampling_params: SamplingParams = field(default_factory=SamplingParams)

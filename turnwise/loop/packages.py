@@ -109,11 +109,6 @@ def checkpoint_of(package: ModelPackage) -> Checkpoint:
 
 
 async def next_version(job: Job, sockets: Sockets) -> int:
-    """The version that the job's next pair of packages gets."""
-    names = (job.spec.adapters_in, job.spec.checkpoints_in)
-    taken = [
-        package.version
-        for name in names
-        for package in await sockets.store.packages(job.account_id, group=name)
-    ]
-    return max(taken, default=0) + 1
+    """The version that the job's next pair of packages gets, unless another job takes it first."""
+    groups = (job.spec.adapters_in, job.spec.checkpoints_in)
+    return await sockets.store.next_version(job.account_id, groups)

@@ -69,7 +69,8 @@ class JobLoop:
         work = asyncio.create_task(self._work(), name=f"work {self._job.name}")
         stop = asyncio.create_task(self._stop.wait(), name=f"stop {self._job.name}")
         engine = asyncio.create_task(self._engine_ends(), name=f"engine {self._job.name}")
-        tasks = (work, stop, engine)
+        limit = asyncio.create_task(self._runs_out(), name=f"limit {self._job.name}")
+        tasks = (work, stop, engine, limit)
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -83,8 +84,18 @@ class JobLoop:
             await self._say(JobStatus.STOPPED, Secondary.STOPPED, message)
         elif failed:
             await self._say(JobStatus.FAILED, Secondary.FAILED, _reason(failed[0]), Level.ERROR)
+        elif work.cancelled():
+            message = f"stopped after max_runtime_s, {self._job.spec.max_runtime_s} s"
+            await self._say(JobStatus.STOPPED, Secondary.MAX_RUNTIME_EXCEEDED, message)
         else:
             await self._say(JobStatus.COMPLETED, Secondary.COMPLETED)
+
+    async def _runs_out(self) -> None:
+        """Return once the job has run for as long as it may."""
+        if seconds := self._job.spec.max_runtime_s:
+            await self.sockets.clock.sleep(seconds)
+        else:
+            await asyncio.Event().wait()
 
     async def _without_output(self) -> str:
         """What to say of a job that is stopped too early to leave an adapter; else nothing."""
@@ -108,16 +119,21 @@ class JobLoop:
         await sockets.runner.check()
         incarnation = await sockets.store.start_incarnation(job.account_id, job.job_id)
         job = replace(job, incarnation=incarnation)
+        await self._say(JobStatus.RUNNING, Secondary.DOWNLOADING)
         if job.spec.kind is JobKind.EVALUATION:
             await self._say(JobStatus.RUNNING, Secondary.EVALUATING)
+            await self._say_plan(job, rollouts=_planned_rollouts(job, len(self._rows)))
             await run_evaluation(job, self._rows, sockets)
         else:
             await self._check_sampler()
             await self._train(job)
+        await self._say(JobStatus.RUNNING, Secondary.UPLOADING)
 
     async def _train(self, job: Job) -> None:
         plan = Plan.of(job.spec, len(self._rows))
         start = await begin(job, plan, self.sockets)
+        steps = plan.steps_in_all(start.pace.step, len(start.trained))
+        await self._say_plan(job, steps=steps)
         version = await next_version(job, self.sockets)
         stepper = Stepper(job, start, plan, self.sockets, version)
         collector = Collector(job, self.sockets)
@@ -129,6 +145,13 @@ class JobLoop:
         finally:
             await collector.abandon()
             await stepper.retire_all()
+
+    async def _say_plan(self, job: Job, **planned: int) -> None:
+        """Tell how much there is to do, from which readers tell how far the job is."""
+        [(what, count)] = planned.items()
+        body = {"message": f"{count} {what} in all, on {len(self._rows)} rows", **planned}
+        draft = EventDraft(kind=EventKind.LOG, body=body)
+        await self.sockets.store.append(job.account_id, job.job_id, [draft])
 
     async def _check_sampler(self) -> None:
         info = await self.sockets.sampler.info()
@@ -288,6 +311,13 @@ class Training:
 
     async def _append(self, *drafts: EventDraft) -> None:
         await self._sockets.store.append(self._job.account_id, self._job.job_id, drafts)
+
+
+def _planned_rollouts(job: Job, num_rows: int) -> int:
+    """Rollouts of an evaluation, repeated attempts apart."""
+    spec = job.spec.evaluation
+    rows = min(num_rows, spec.max_rows or num_rows)
+    return rows * spec.group_size * len(job.spec.evaluated_models)
 
 
 def _reason(error: BaseException) -> str:

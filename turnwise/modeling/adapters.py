@@ -9,12 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -22,24 +19,12 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from turnwise import errors
-
-CONFIG_FILE = "adapter_config.json"
-TENSORS_FILE = "adapter_model.safetensors"
-
-_TENSOR_NAME = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
-
-# Settings that change the arithmetic, with the only value that plain LoRA has.
-_PLAIN: dict[str, tuple[Any, ...]] = {
-    "use_rslora": (None, False),
-    "use_dora": (None, False),
-    "rank_pattern": (None, {}),
-    "alpha_pattern": (None, {}),
-    "modules_to_save": (None, []),
-    "bias": (None, "none"),
-    "fan_in_fan_out": (None, False),
-    "trainable_token_indices": (None, [], {}),
-    "alora_invocation_tokens": (None, []),
-}
+from turnwise.modeling.adapter_config import (
+    CONFIG_FILE,
+    TENSORS_FILE,
+    read_config,
+    tensor_pairs,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,15 +68,11 @@ class AdapterFiles:
         Raises `InvalidInput` for a tensor that is no LoRA weight, lacks its partner, or has
         another rank.
         """
-        sides: dict[str, dict[str, Tensor]] = {}
-        for name, tensor in self.tensors.items():
-            match = _TENSOR_NAME.fullmatch(name)
-            if match is None:
-                raise errors.InvalidInput("adapter", name, "is not the name of a LoRA weight")
-            sides.setdefault(match["module"], {})[match["side"]] = tensor
-        for module, pair in sides.items():
-            _check_pair(module, pair, self.rank)
-        return {module: (pair["A"], pair["B"]) for module, pair in sorted(sides.items())}
+        shapes = {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
+        return {
+            module: (self.tensors[a], self.tensors[b])
+            for module, (a, b) in tensor_pairs(shapes, self.rank).items()
+        }
 
 
 def read_adapter(path: str | Path) -> AdapterFiles:
@@ -100,7 +81,7 @@ def read_adapter(path: str | Path) -> AdapterFiles:
     Raises `InvalidInput` when it is not a plain LoRA adapter, or is cut short.
     """
     folder = Path(path)
-    config = _read_config(folder)
+    config = read_config(folder)
     try:
         tensors = load_file(folder / TENSORS_FILE)
     except FileNotFoundError:
@@ -153,45 +134,3 @@ def adapter_id(path: str | Path) -> str:
 
 def _canonical(value: object) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":")).encode() + b"\n"
-
-
-def _check_pair(module: str, pair: Mapping[str, Tensor], rank: int) -> None:
-    if set(pair) != {"A", "B"}:
-        raise errors.InvalidInput("adapter", module, "has only one of lora_A and lora_B")
-    a, b = pair["A"], pair["B"]
-    if a.ndim != 2 or b.ndim != 2 or a.shape[0] != rank or b.shape[1] != rank:
-        shapes = (tuple(a.shape), tuple(b.shape))
-        raise errors.InvalidInput("adapter", shapes, f"does not fit rank {rank} at {module}")
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    try:
-        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise errors.InvalidInput(
-            "adapter", str(folder), f"has no {CONFIG_FILE}", remedy="give a PEFT adapter folder"
-        ) from None
-    except ValueError as error:
-        raise errors.InvalidInput(
-            "adapter", str(folder / CONFIG_FILE), f"is not JSON: {error}"
-        ) from error
-    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
-        raise errors.InvalidInput("adapter", str(folder), "is not a LoRA adapter")
-    for key, plain in _PLAIN.items():
-        if config.get(key) not in plain:
-            raise errors.InvalidInput(
-                f"adapter {key}", config[key], "is not supported", remedy="use plain LoRA"
-            )
-    _check_shape(config)
-    return config
-
-
-def _check_shape(config: Mapping[str, Any]) -> None:
-    rank, alpha = config.get("r"), config.get("lora_alpha")
-    targets = config.get("target_modules")
-    if not isinstance(rank, int) or rank < 1:
-        raise errors.InvalidInput("adapter r", rank, "must be a whole number of at least 1")
-    if not isinstance(alpha, int | float) or not math.isfinite(alpha):
-        raise errors.InvalidInput("adapter lora_alpha", alpha, "must be a number")
-    if not isinstance(targets, list) or not targets:
-        raise errors.InvalidInput("adapter target_modules", targets, "must be a list of names")

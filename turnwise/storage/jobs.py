@@ -14,6 +14,7 @@ from sqlalchemy import (
     and_,
     bindparam,
     delete,
+    func,
     or_,
     select,
     update,
@@ -30,6 +31,7 @@ from turnwise.domain.job import (
     Secondary,
     check_move,
 )
+from turnwise.ports import ModelPackage
 from turnwise.storage.rows import from_row, from_rows, select_nouns, to_row
 from turnwise.storage.tables import (
     checkpoints,
@@ -55,20 +57,20 @@ _COUNT = (
 
 
 def create(connection: Connection, job: Job) -> Job:
-    """Insert a job; `Conflict` if its name is taken, or a model that it needs was pruned."""
+    """Insert a job; `Conflict` if its name is taken, or a model that it needs is gone."""
     taken = select(jobs.c.job_id).where(
         jobs.c.account_id == job.account_id, or_(jobs.c.name == job.name, _is(job.job_id))
     )
     if connection.execute(taken).first() is not None:
         raise errors.Conflict(f"a job named {job.name!r} exists already; choose another name")
     for model in sorted(uses(job.parent, job.spec)):
-        gone = select(packages.c.package_id).where(
-            packages.c.account_id == job.account_id,
-            named(model),
-            packages.c.pruned_at.is_not(None),
+        times = select(packages.c.pruned_at, packages.c.deleted_at).where(
+            packages.c.account_id == job.account_id, named(model)
         )
-        if connection.execute(gone).first() is not None:
-            raise errors.Conflict(f"model {model!r} has just been pruned; choose another version")
+        pruned, deleted = connection.execute(times).first() or (None, None)
+        if pruned is not None or deleted is not None:
+            how = "pruned" if deleted is None else "deleted"
+            raise errors.Conflict(f"model {model!r} has just been {how}; choose another version")
     connection.execute(jobs.insert(), to_row(job))
     return job
 
@@ -236,9 +238,18 @@ def _newest_adapter(connection: Connection, job: Job) -> str:
         packages.c.job_id == job.job_id,
         packages.c.kind == "adapter",
         packages.c.step == job.step - 1,
+        packages.c.deleted_at.is_(None),
     )
     row = connection.execute(query.order_by(packages.c.seq.desc()).limit(1)).first()
     return "" if row is None else f"{row.group}/{row.version}"
+
+
+def newest_packages(connection: Connection, account_id: str, job_id: str) -> list[ModelPackage]:
+    """The newest package of each kind that a job registered."""
+    its = (packages.c.account_id == account_id, packages.c.job_id == job_id)
+    newest = select(func.max(packages.c.seq)).where(*its).group_by(packages.c.kind)
+    query = select_nouns(ModelPackage, packages.c.seq.in_(newest))
+    return from_rows(ModelPackage, connection.execute(query).all())
 
 
 def _promotion(job: Job) -> EventDraft:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import ColumnElement, Connection, delete, update
+from sqlalchemy import ColumnElement, Connection, delete, func, update
 from sqlalchemy.exc import IntegrityError
 
 from turnwise import errors
@@ -43,7 +43,8 @@ def listed(connection: Connection, account_id: str, kind: str, prefix: str) -> l
     """Oldest first, those whose names begin with `prefix`."""
     where = [resources.c.account_id == account_id, resources.c.kind == kind]
     if prefix:
-        where.append(resources.c.name.startswith(prefix, autoescape=True))
+        # Not LIKE, which takes no account of case in SQLite.
+        where.append(func.substr(resources.c.name, 1, len(prefix)) == prefix)
     query = select_nouns(Resource, *where).order_by(resources.c.seq)
     return from_rows(Resource, connection.execute(query).all())
 

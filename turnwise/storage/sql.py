@@ -16,6 +16,7 @@ from turnwise.domain.agent import AgentLogEntry
 from turnwise.domain.event import Event, EventDraft
 from turnwise.domain.job import Inputs, Job, JobSpec, JobStatus
 from turnwise.domain.ledger import TokenUsage
+from turnwise.domain.objects import Listing, Part, StoredObject, Upload
 from turnwise.domain.resource import Resource
 from turnwise.domain.rollout import (
     Fault,
@@ -36,7 +37,17 @@ from turnwise.ports import (
     RolloutQuery,
     RolloutSummary,
 )
-from turnwise.storage import accounts, agent_logs, jobs, resources, rollouts, steps, turns
+from turnwise.storage import (
+    accounts,
+    agent_logs,
+    jobs,
+    objects,
+    packages,
+    resources,
+    rollouts,
+    steps,
+    turns,
+)
 from turnwise.storage.database import (
     is_sqlite_file,
     memory_engine,
@@ -328,11 +339,29 @@ class SqlStore:
 
     async def packages(self, account_id: str, *, group: str | None = None) -> list[ModelPackage]:
         """Oldest first."""
-        return await self._read(steps.list_packages, account_id, group)
+        return await self._read(packages.listed, account_id, group)
+
+    async def newest_packages(self, account_id: str, job_id: str) -> list[ModelPackage]:
+        """The newest adapter and the newest checkpoint that a job registered, if it did."""
+        return await self._read(jobs.newest_packages, account_id, job_id)
 
     async def package(self, account_id: str, id_or_name: str) -> ModelPackage:
         """By package id, "group/version", or "group" for the newest version."""
-        return await self._read(steps.find_package, account_id, id_or_name)
+        return await self._read(packages.find, account_id, id_or_name)
+
+    async def next_version(self, account_id: str, groups: Collection[str]) -> int:
+        """The lowest number that none of these groups has had, nor any above it."""
+        return await self._read(packages.next_version, account_id, groups)
+
+    async def register(self, made: Sequence[ModelPackage]) -> list[ModelPackage]:
+        """Keep packages that no job's step makes; see `ports.Store.register`."""
+        return await self._write(packages.register, made)
+
+    async def delete_package(
+        self, account_id: str, id_or_name: str
+    ) -> tuple[ModelPackage, list[str]]:
+        """Delete one; see `ports.Store.delete_package`."""
+        return await self._write(packages.remove, account_id, id_or_name, self._clock.now())
 
     # ── accounts and keys ─────────────────────────────────────────────────────────────────────
 
@@ -397,6 +426,72 @@ class SqlStore:
     async def delete_resource(self, account_id: str, kind: str, name: str) -> Resource:
         """The record as it was. Raises `NotFound`."""
         return await self._write(resources.remove, account_id, kind, name)
+
+    # ── buckets and objects ───────────────────────────────────────────────────────────────────
+
+    async def create_bucket(self, account_id: str, bucket: str) -> None:
+        """Raises `Conflict` if the account has it."""
+        await self._write(objects.create_bucket, account_id, bucket, self._clock.now())
+
+    async def buckets(self, account_id: str) -> list[Resource]:
+        """By name."""
+        return await self._read(objects.buckets, account_id)
+
+    async def delete_bucket(self, account_id: str, bucket: str) -> None:
+        """Raises `NotFound`, and `Conflict` while something is in it or being uploaded to it."""
+        await self._write(objects.delete_bucket, account_id, bucket)
+
+    async def put_object(self, account_id: str, stored: StoredObject, blob: str) -> list[str]:
+        """Keep an object in place of the one of its key; the blobs that are no longer used."""
+        return await self._write(objects.put, account_id, stored, blob)
+
+    async def object(self, account_id: str, bucket: str, key: str) -> tuple[StoredObject, str]:
+        """An object and its blob. Raises `NotFound` of kind "bucket" or "object"."""
+        return await self._read(objects.find, account_id, bucket, key)
+
+    async def list_objects(
+        self, account_id: str, bucket: str, *, prefix: str, delimiter: str, after: str, limit: int
+    ) -> Listing:
+        """A page, in the order of keys as bytes. Raises `NotFound`."""
+        return await self._read(objects.listed, account_id, bucket, prefix, delimiter, after, limit)
+
+    async def delete_objects(self, account_id: str, bucket: str, keys: Sequence[str]) -> list[str]:
+        """Remove those that are there; their blobs. Raises `NotFound` without the bucket."""
+        return await self._write(objects.remove_from, account_id, bucket, keys)
+
+    async def start_upload(self, account_id: str, upload: Upload) -> None:
+        """Raises `NotFound` without the bucket."""
+        await self._write(objects.start_upload, account_id, upload)
+
+    async def upload(self, account_id: str, upload_id: str) -> Upload:
+        """Raises `NotFound`."""
+        return await self._read(objects.find_upload, account_id, upload_id)
+
+    async def uploads(self, account_id: str, bucket: str, prefix: str = "") -> list[Upload]:
+        """Those under way, by key and age. Raises `NotFound` without the bucket."""
+        return await self._read(objects.list_uploads, account_id, bucket, prefix)
+
+    async def put_part(self, account_id: str, upload_id: str, part: Part) -> list[str]:
+        """Keep a part in place of the one of its number; blobs no longer used. `NotFound`."""
+        return await self._write(objects.put_part, account_id, upload_id, part)
+
+    async def parts(self, account_id: str, upload_id: str) -> list[Part]:
+        """By number. Raises `NotFound`."""
+        return await self._read(objects.list_parts, account_id, upload_id)
+
+    async def end_upload(
+        self, account_id: str, upload_id: str, stored: StoredObject | None = None, blob: str = ""
+    ) -> list[str]:
+        """Forget an upload; with `stored`, it has become this object. Blobs no longer used."""
+        return await self._write(objects.end_upload, account_id, upload_id, stored, blob)
+
+    async def blobs_in_use(self) -> set[str]:
+        """Of all accounts' objects and parts."""
+        return await self._read(objects.blobs_in_use)
+
+    async def end_uploads_before(self, before: float) -> list[str]:
+        """Forget all accounts' uploads that are older than that; their blobs."""
+        return await self._write(objects.end_uploads_before, before)
 
     # ── logs of agents ────────────────────────────────────────────────────────────────────────
 

@@ -1,4 +1,4 @@
-"""Finished steps, checkpoints, model packages and the ledger: functions on an open connection."""
+"""Finished steps, checkpoints, their pruning and the ledger: functions on an open connection."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from turnwise.domain.job import Job, JobStatus
 from turnwise.domain.ledger import Bin, TokenUsage
 from turnwise.domain.rollout import GroupStatus, Policy, Purpose
 from turnwise.domain.training import ADAPTER_FOLDER, Checkpoint
-from turnwise.ports import FinishedStep, ModelPackage, Pruned
+from turnwise.ports import FinishedStep, Pruned
 from turnwise.storage import jobs as jobs_of
+from turnwise.storage import packages as packages_of
 from turnwise.storage.rollouts import OPEN, UNTRAINED
 from turnwise.storage.rows import from_rows, select_nouns, to_row
 from turnwise.storage.tables import checkpoints, groups, jobs, packages, rollouts, steps, turns
@@ -45,8 +46,7 @@ def finish(
     )
     if done.checkpoint is not None:
         save_checkpoint(connection, account_id, job_id, done.checkpoint)
-    for package in done.packages:
-        _register(connection, package)
+    packages_of.register(connection, done.packages)
     connection.execute(update(jobs).where(jobs.c.job_id == job_id).values(step=done.step + 1))
     return jobs_of.append(connection, account_id, job_id, done.events, now)
 
@@ -120,7 +120,7 @@ def prune(
     """
     jobs_of.lock(connection, account_id, job_id)
     recorded = list_checkpoints(connection, account_id, job_id)
-    its = (packages.c.job_id == job_id, packages.c.pruned_at.is_(None))
+    its = (packages.c.job_id == job_id, packages.c.pruned_at.is_(None), packages_of.KEPT)
     columns = (packages.c.kind, packages.c.path, packages.c.group, packages.c.version)
     needed = _needed(connection, account_id)
     registered = {
@@ -153,28 +153,6 @@ def _needed(connection: Connection, account_id: str) -> set[str]:
     found = set(connection.execute(parents).scalars())
     under_way = select(jobs.c.parent, jobs.c.spec).where(its, jobs.c.status.not_in(_FINAL))
     return found.union(*(jobs_of.uses(*row) for row in connection.execute(under_way)))
-
-
-def list_packages(connection: Connection, account_id: str, group: str | None) -> list[ModelPackage]:
-    """Oldest first."""
-    query = select_nouns(ModelPackage, packages.c.account_id == account_id)
-    if group is not None:
-        query = query.where(packages.c.group == group)
-    return from_rows(ModelPackage, connection.execute(query.order_by(packages.c.seq)).all())
-
-
-def find_package(connection: Connection, account_id: str, id_or_name: str) -> ModelPackage:
-    """By package id, "group/version", or "group" for the newest version; `NotFound`."""
-    group, _, version = id_or_name.rpartition("/")
-    matches = [packages.c.package_id == id_or_name, packages.c.group == id_or_name]
-    if group and version.isdecimal():
-        matches.append((packages.c.group == group) & (packages.c.version == int(version)))
-    for match in matches:
-        query = select_nouns(ModelPackage, packages.c.account_id == account_id, match)
-        rows = connection.execute(query.order_by(packages.c.version.desc()).limit(1)).all()
-        if rows:
-            return from_rows(ModelPackage, rows)[0]
-    raise errors.NotFound("model package", id_or_name)
 
 
 def ledger(connection: Connection, account_id: str, job_id: str) -> dict[int, dict[str, int]]:
@@ -268,14 +246,3 @@ def _keep_bins(
             raise errors.Conflict(
                 f"rollout {rollout_id!r} is not of this job, or was counted before"
             )
-
-
-def _register(connection: Connection, package: ModelPackage) -> None:
-    taken = select(packages.c.package_id).where(
-        packages.c.account_id == package.account_id,
-        packages.c.group == package.group,
-        packages.c.version == package.version,
-    )
-    if connection.execute(taken).first() is not None:
-        raise errors.Conflict(f"model package {package.group}/{package.version} exists already")
-    connection.execute(packages.insert(), to_row(package))

@@ -372,6 +372,7 @@ packages = Table(
     _time("created_at"),
     _json("metadata", dict[str, Any]),
     _time("pruned_at", nullable=True),
+    _time("deleted_at", nullable=True),
     UniqueConstraint("account_id", "group", "version"),
     sqlite_autoincrement=True,
 )
@@ -388,6 +389,47 @@ resources = Table(
     _time("updated_at"),
     UniqueConstraint("account_id", "kind", "name"),
     sqlite_autoincrement=True,
+)
+
+#: A key is kept as its bytes, which is the order of a listing. `blob` names the content's file.
+objects = Table(
+    "objects",
+    metadata,
+    _id("account_id", primary_key=True),
+    _id("bucket", primary_key=True),
+    Column("key", LargeBinary, primary_key=True),
+    _id("blob"),
+    Column("size", BigInteger, nullable=False),
+    Column("etag", String(64), nullable=False),
+    _time("modified"),
+    _text("content_type"),
+    _json("metadata", dict[str, str]),
+    _json("headers", dict[str, str]),
+)
+
+uploads = Table(
+    "uploads",
+    metadata,
+    _id("account_id", primary_key=True),
+    _id("upload_id", primary_key=True),
+    _id("bucket"),
+    Column("key", LargeBinary, nullable=False),
+    _time("started_at"),
+    _text("content_type"),
+    _json("metadata", dict[str, str]),
+    _json("headers", dict[str, str]),
+)
+
+upload_parts = Table(
+    "upload_parts",
+    metadata,
+    _id("account_id", primary_key=True),
+    _id("upload_id", primary_key=True),
+    _int("number", primary_key=True, autoincrement=False),
+    Column("size", BigInteger, nullable=False),
+    Column("etag", String(64), nullable=False),
+    _time("modified"),
+    _id("blob"),
 )
 
 agent_logs = Table(

@@ -32,6 +32,7 @@ class HttpCall:
         self._headers: dict[bytes, bytes] = dict(scope["headers"])
         self._receive = receive
         self._send = send
+        self._body: bytes | None = None
         self.has_started = False
 
     def header(self, name: str) -> str:
@@ -64,7 +65,12 @@ class HttpCall:
         return str(client[0]) if client else ""
 
     async def body(self) -> bytes:
-        """The whole request body. Raises `InvalidInput` if it is too large."""
+        """The whole request body, kept for who asks again. Raises `InvalidInput` if too large."""
+        if self._body is None:
+            self._body = await self._received()
+        return self._body
+
+    async def _received(self) -> bytes:
         message = await self._receive()
         body = bytearray(message.get("body", b""))
         while message.get("more_body"):

@@ -3,7 +3,8 @@
 A rollout is addressed in one of two ways:
 
     headers   X-Amzn-SageMaker-Job-Arn, X-Amzn-SageMaker-Trajectory-Id (or the body's JobArn,
-              TrajectoryId), with Authorization: Bearer <an access key, or the rollout's secret>
+              TrajectoryId), with Authorization: Bearer <an access key, the sagemaker SDK's token
+              or the rollout's secret>, or signed as AWS's clients sign
     base URL  {server}/r/{rollout id}.{rollout secret}/... for frameworks that cannot set headers;
               a key that the framework insists on sending is ignored
 
@@ -16,8 +17,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from turnwise import errors
+from turnwise.access import sigv4
 from turnwise.control.served import ServedModels
 from turnwise.domain.access import Principal
 from turnwise.domain.rollout import Rollout
@@ -30,12 +33,14 @@ from turnwise.wire.asgi import ClientGone, HttpCall, Receive, Scope, Send
 from turnwise.wire.aws import codec as aws_codec
 from turnwise.wire.aws import runtime as aws
 from turnwise.wire.aws.arns import CATEGORY, JobArn, ModelPackageArn
+from turnwise.wire.aws.signed import signed_request
 from turnwise.wire.openai import routes as openai
 
 log = logging.getLogger(__name__)
 
-JOB_ARN = "x-amzn-sagemaker-job-arn"
-TRAJECTORY_ID = "x-amzn-sagemaker-trajectory-id"
+# The names of today, and those of the first SDK (which also numbered calls, in X-Span-Id).
+JOB_ARN = ("x-amzn-sagemaker-job-arn", "x-rft-job-arn")
+TRAJECTORY_ID = ("x-amzn-sagemaker-trajectory-id", "x-trajectory-id")
 
 _HOW_TO_ADDRESS = (
     "send X-Amzn-SageMaker-Job-Arn and X-Amzn-SageMaker-Trajectory-Id, "
@@ -70,6 +75,18 @@ class Address:
         return cls(f"/{rest}", rollout_id, secret)
 
 
+class Verifying(Protocol):
+    """Verifies callers that are not a rollout's own. `access.callers` does."""
+
+    async def bearer(self, bearer: str) -> Principal:
+        """By an access key or the sagemaker SDK's token. Raises `Unauthenticated`."""
+        ...
+
+    async def signed(self, request: sigv4.SignedRequest) -> Principal:
+        """By the request's signature. Raises `Unauthenticated`."""
+        ...
+
+
 Handler = Callable[[HttpCall, Address], Awaitable[None]]
 Fail = Callable[[HttpCall, Exception], Awaitable[None]]
 
@@ -82,14 +99,14 @@ class DataPlane:
         gateway: Gateway,
         serving: Serving,
         models: ServedModels,
-        authenticate: Callable[[str], Awaitable[Principal]],
+        callers: Verifying,
         account_number: Callable[[str], Awaitable[str]],
     ) -> None:
-        """`authenticate` verifies a bearer key; `account_number` gives an account's 12 digits."""
+        """`callers` verifies who calls; `account_number` gives an account's 12 digits."""
         self._gateway = gateway
         self._serving = serving
         self._models = models
-        self._authenticate = authenticate
+        self._callers = callers
         self._account_number = account_number
         self._routes: Mapping[str, tuple[str, Handler, Fail]] = {
             "/v1/chat/completions": ("POST", self._chat, openai.fail),
@@ -98,6 +115,8 @@ class DataPlane:
             "/sample-with-response-stream": ("POST", self._sample_streamed, aws.fail),
             "/complete-rollout": ("POST", self._complete_rollout, aws.fail),
             "/update-reward": ("POST", self._update_reward, aws.fail),
+            "/CompleteTrajectory": ("POST", self._complete_rollout, aws.fail),
+            "/UpdateReward": ("POST", self._update_reward, aws.fail),
         }
 
     def owns(self, path: str) -> bool:
@@ -128,7 +147,7 @@ class DataPlane:
         if any(_named(http, address)):
             await self._chat_in_rollout(http, address, openai.retry_count(http))
             return
-        principal = await self._authenticate(_bearer(http))
+        principal = await self._key_holder(http)
 
         async def ask(request: ChatRequest, _: bytes) -> Exchange:
             package = await self._package(principal, request.model)
@@ -154,7 +173,7 @@ class DataPlane:
             principal, rollout = await self._caller_of_rollout(http, address)
             names = self._gateway.models(principal, rollout.job_id)
         else:
-            names = await self._models.names(await self._authenticate(_bearer(http)))
+            names = await self._models.names(await self._key_holder(http))
         await openai.models(names, http)
 
     async def _sample(self, http: HttpCall, address: Address) -> None:
@@ -215,36 +234,46 @@ class DataPlane:
     async def _caller(
         self, http: HttpCall, address: Address, rollout_id: str, job_arn: str
     ) -> tuple[Principal, Rollout]:
+        arn = JobArn.parse(job_arn) if job_arn else None
         if address.secret:
             principal = await self._gateway.agent(address.rollout_id, address.secret)
             if principal is None:
                 raise errors.Unauthenticated("the secret in the path is not this rollout's")
         else:
-            principal = await self._bearer_of_rollout(_bearer(http), rollout_id)
+            principal = await self._caller_by_key(http, rollout_id)
+        if arn is not None and arn.number != await self._account_number(principal.account_id):
+            raise errors.Denied(
+                f"this key is not of account {arn.number}, which the job's ARN names"
+            )
         rollout = await self._gateway.rollout(rollout_id)
         if rollout.account_id != principal.account_id:
             raise errors.NotFound("trajectory", rollout_id)
-        if job_arn:
-            await self._check_job(rollout, job_arn)
+        if arn is not None:
+            await self._check_job(rollout, arn)
         return principal, rollout
 
-    async def _bearer_of_rollout(self, bearer: str, rollout_id: str) -> Principal:
+    async def _caller_by_key(self, http: HttpCall, rollout_id: str) -> Principal:
         """The caller by the rollout's own secret or by an access key.
 
         Who has neither is not told whether the rollout exists.
         """
+        if _is_signed(http):
+            return await self._key_holder(http)
         try:
-            principal = await self._gateway.agent(rollout_id, bearer)
+            principal = await self._gateway.agent(rollout_id, _bearer(http))
         except errors.NotFound:
-            await self._authenticate(bearer)
+            await self._key_holder(http)
             raise
-        return principal or await self._authenticate(bearer)
+        return principal or await self._key_holder(http)
 
-    async def _check_job(self, rollout: Rollout, job_arn: str) -> None:
+    async def _key_holder(self, http: HttpCall) -> Principal:
+        """The caller by an access key: presented, signed with, or in a token."""
+        if _is_signed(http):
+            return await self._callers.signed(await signed_request(http))
+        return await self._callers.bearer(_bearer(http))
+
+    async def _check_job(self, rollout: Rollout, arn: JobArn) -> None:
         """Raise unless the ARN names the rollout's job. Its region is not ours to judge."""
-        arn = JobArn.parse(job_arn)
-        if arn.number != await self._account_number(rollout.account_id):
-            raise errors.Denied(f"account {arn.number} has no rollout {rollout.rollout_id}")
         job = await self._gateway.job_of(rollout)
         if (arn.category, arn.name) != (CATEGORY, job.name):
             raise errors.NotFound("trajectory", rollout.rollout_id, remedy=f"not in job {arn.name}")
@@ -252,7 +281,17 @@ class DataPlane:
 
 def _named(http: HttpCall, address: Address) -> tuple[str, str]:
     """Job ARN and rollout id by header; a rollout in the path goes before."""
-    return http.header(JOB_ARN), address.rollout_id or http.header(TRAJECTORY_ID)
+    rollout_id = address.rollout_id or _first(http, TRAJECTORY_ID)
+    return _first(http, JOB_ARN), rollout_id
+
+
+def _first(http: HttpCall, names: tuple[str, ...]) -> str:
+    """The first of these headers that is there."""
+    return next((value for name in names if (value := http.header(name))), "")
+
+
+def _is_signed(http: HttpCall) -> bool:
+    return http.header("authorization").startswith(sigv4.ALGORITHM)
 
 
 def _bearer(http: HttpCall) -> str:

@@ -153,7 +153,7 @@ REFUSED: list[tuple[str, dict[str, Any], int, str, str]] = [
         {"JobArn": ARN.replace(NUMBER, "000000000002")},
         403,
         "AccessDeniedException",
-        "account 000000000002 has no rollout rol_a",
+        "this key is not of account 000000000002",
     ),
     ("update-reward", {"Rewards": [1.0]}, 400, "ValidationException", "not in valid status"),
     ("update-reward", {"Rewards": 1.0}, 400, "ValidationException", "Rewards: 1.0 must be a list"),

@@ -507,7 +507,7 @@ ADDRESSES: list[tuple[str, dict[str, str], int, str]] = [
             "Authorization": f"Bearer {KEY}",
         },
         403,
-        "account 000000000002 has no rollout rol_a",
+        "this key is not of account 000000000002, which the job's ARN names",
     ),
     ("/r/rol_a.wrong/v1/chat/completions", {}, 401, "the secret in the path is not this rollout's"),
     (f"/r/rol_x.{SECRET}/v1/chat/completions", {}, 404, "trajectory 'rol_x' does not exist"),

@@ -1,4 +1,7 @@
-"""Bodies of CompleteRollout and UpdateReward. Pure."""
+"""Bodies of CompleteRollout and UpdateReward. Pure.
+
+Early SDKs wrote the members with a small first letter.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +50,7 @@ def decode_completed(body: bytes, job_arn: str, trajectory_id: str) -> Completed
 def decode_rewarded(body: bytes, job_arn: str, trajectory_id: str) -> Rewarded:
     """Read a body; header values, where given, stand in for its members."""
     fields = _members(body)
-    rewards = fields.get("Rewards")
+    rewards = fields.get("Rewards", fields.get("rewards"))
     if not isinstance(rewards, list):
         raise errors.InvalidInput("Rewards", rewards, "must be a list of numbers")
     metrics = fields.get("Metrics") or {}
@@ -78,7 +81,7 @@ def _members(body: bytes) -> dict[str, Any]:
 
 
 def _text(fields: Mapping[str, Any], name: str, otherwise: str) -> str:
-    value = fields.get(name)
+    value = fields.get(name, fields.get(name[0].lower() + name[1:]))
     if value is None:
         value = otherwise
     if not isinstance(value, str):

@@ -7,7 +7,6 @@ the signature, as `.../us-west-2/sagemaker/aws4_request`.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -21,10 +20,11 @@ from turnwise.wire.asgi import ClientGone, HttpCall, Receive, Scope, Send
 from turnwise.wire.aws import faults
 from turnwise.wire.aws.protocols import Reply, Request, WireFormat, unknown_operation, wire_format
 from turnwise.wire.aws.service import AwsError, AwsService, Call, Json
+from turnwise.wire.aws.signed import signed_request
 
 log = logging.getLogger(__name__)
 
-#: Services without regions; their clients sign for this one.
+#: Services without regions; clients sign for this one, or for their own at another endpoint.
 _GLOBAL = {"iam": "us-east-1"}
 
 
@@ -157,13 +157,7 @@ class AwsDoor:
         )
         service = self._unsigned(http)
         try:
-            signed = sigv4.SignedRequest(
-                method=request.method,
-                path=request.path,
-                query=request.query,
-                headers=request.headers,
-                body_sha256=hashlib.sha256(body).hexdigest(),
-            )
+            signed = await signed_request(http)
             signature = sigv4.Signature.of(signed)
             if signature is None:
                 raise AwsError(
@@ -194,11 +188,10 @@ class AwsDoor:
         service = self._services.get(signature.service)
         if service is None:
             raise unknown_operation(f"of service {signature.service}")
-        region = _GLOBAL.get(signature.service, self._region)
-        if signature.region != region:
-            raise errors.Unauthenticated(
-                f"the signature is for region {signature.region!r}; this server is {region}: "
-                f"set AWS_REGION and AWS_DEFAULT_REGION to {region}"
+        if signature.region not in (self._region, _GLOBAL.get(signature.service)):
+            raise errors.BadSignature(
+                f"the signature is for region {signature.region!r}; this server is in "
+                f"{self._region!r}: set AWS_REGION and AWS_DEFAULT_REGION to it"
             )
         return service
 

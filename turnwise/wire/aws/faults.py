@@ -45,6 +45,7 @@ CODES: dict[type[Exception], tuple[int, str]] = {
     errors.NotFound: (400, "ResourceNotFound"),
     errors.Conflict: (400, "ResourceInUse"),
     errors.Unauthenticated: (403, "InvalidSignatureException"),
+    errors.UnknownKey: (403, "UnrecognizedClientException"),
     errors.AccessError: (403, "AccessDeniedException"),
     errors.LimitExceeded: (400, "ResourceLimitExceeded"),
     errors.Unavailable: (503, "ServiceUnavailable"),

@@ -12,6 +12,7 @@ from turnwise.domain.access import Account
 from turnwise.ports import Clock, NewId, Resources
 from turnwise.wire.aws.artifacts import artifact_handlers
 from turnwise.wire.aws.door import Answering, Modelled
+from turnwise.wire.aws.iam import iam
 from turnwise.wire.aws.pipelines import InsideJobs, describe_training_job, pipeline_handlers
 from turnwise.wire.aws.service import AwsService
 from turnwise.wire.aws.sts import sts
@@ -55,4 +56,4 @@ def sagemaker(rooms: Rooms) -> AwsService:
 
 def open_services(rooms: Rooms) -> list[Answering]:
     """All services, by the names that their clients sign for."""
-    return [Modelled(sagemaker(rooms)), Modelled(sts())]
+    return [Modelled(sagemaker(rooms)), Modelled(sts()), Modelled(iam())]

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from turnwise import errors
 from turnwise.wire.aws.service import AwsService, Call, Json
+
+#: What the services with query requests call a signature that is not valid.
+SIGNATURE_CODES: dict[type[Exception], str] = {
+    errors.Unauthenticated: "SignatureDoesNotMatch",
+    errors.UnknownKey: "InvalidClientTokenId",
+    errors.Denied: "AccessDenied",
+    errors.InvalidInput: "ValidationError",
+}
 
 
 def sts() -> AwsService:
     """The operations that the SDKs ask for."""
-    return AwsService(name="sts", handlers={"GetCallerIdentity": get_caller_identity})
+    return AwsService(
+        name="sts", handlers={"GetCallerIdentity": get_caller_identity}, codes=SIGNATURE_CODES
+    )
 
 
 async def get_caller_identity(call: Call, given: Json) -> Json:

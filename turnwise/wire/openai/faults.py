@@ -28,6 +28,9 @@ TABLE: dict[type[Exception], Fault] = {
     errors.OverBudget: Fault(400, "invalid_request_error", "rollout_token_budget_exceeded"),
     errors.Conflict: Fault(409, "invalid_request_error", "conflict"),
     errors.Unauthenticated: Fault(401, "authentication_error", "invalid_api_key"),
+    # As SageMaker's job runtime answers a bad token.
+    errors.BadSignature: Fault(403, "permission_error", "invalid_api_key"),
+    errors.UnknownKey: Fault(403, "permission_error", "invalid_api_key"),
     errors.Denied: Fault(403, "permission_error", "permission_denied"),
     errors.AccessError: Fault(403, "permission_error", "permission_denied"),
     errors.LimitExceeded: Fault(429, "rate_limit_error", "rate_limit_exceeded"),

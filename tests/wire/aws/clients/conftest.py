@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.wire.aws.clients.running import RunningJob
 from tests.wire.aws.clients.service import Server
 
 
@@ -23,6 +24,14 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def env(server: Server) -> dict[str, str]:
     """What a user's shell has after `eval "$(turnwise env)"`."""
     return server.env()
+
+
+@pytest.fixture(scope="session")
+def running(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningJob]:
+    """A training job that lends open rollouts; started when a test first asks for it."""
+    job = RunningJob(server, tmp_path_factory.mktemp("running"))
+    yield job
+    job.close()
 
 
 @pytest.fixture(autouse=True)
