@@ -24,6 +24,7 @@ from turnwise.access import sigv4
 from turnwise.access.accounts import Accounts
 from turnwise.access.callers import Callers
 from turnwise.access.keys import Keyring
+from turnwise.access.links import Links
 from turnwise.access.vault import Vault
 from turnwise.agents import open_runner, open_scorers
 from turnwise.channel import Connection
@@ -41,6 +42,7 @@ from turnwise.gateway.gateway import Gateway
 from turnwise.gateway.serving import OpenModel, Serving
 from turnwise.launching.lazy import LazyLearner
 from turnwise.launching.local import LocalLauncher
+from turnwise.launching.mlflow import MlflowServers
 from turnwise.loop.run import JobLoop
 from turnwise.loop.sockets import Sockets
 from turnwise.ports import EngineSpec, ModelPackage, Renderer, Sampler, Scorer
@@ -53,14 +55,17 @@ from turnwise.storage.blobs import FolderBlobs
 from turnwise.storage.folder import DataFolder
 from turnwise.storage.sql import SqlStore
 from turnwise.system import SYSTEM_CLOCK, new_id
+from turnwise.tracking.tracker import Tracker
 from turnwise.training.handle import RemoteLearner
 from turnwise.wire.asgi import Receive, Scope, Send
 from turnwise.wire.aws.arns import JobArn
 from turnwise.wire.aws.door import AwsDoor, Outcome
+from turnwise.wire.aws.mlflow_apps import MlflowApps
 from turnwise.wire.aws.service import Call
 from turnwise.wire.aws.services import Rooms, open_services
 from turnwise.wire.dataplane import DataPlane
 from turnwise.wire.inside import InsideDoor
+from turnwise.wire.mlflow import PREFIX, MlflowDoor
 from turnwise.wire.native.routes import native_app
 
 log = logging.getLogger(__name__)
@@ -95,9 +100,11 @@ class Service:
     gateway: Gateway
     launcher: LocalLauncher
     engines: Engines
+    tracker: Tracker
 
     async def start_job(self, job: Job) -> _PluggedLoop:
         """Plug a job's loop together."""
+        self.tracker.follow(job)
         rows, validation_rows = await asyncio.to_thread(load_job_rows, job.spec)
         renderer = await asyncio.to_thread(load_renderer, Path(job.spec.model), job.spec.history)
         async with contextlib.AsyncExitStack() as opened:  # what is open when one is refused closes
@@ -203,6 +210,21 @@ def _engine_spec(settings: Settings, model: str, deterministic: bool) -> EngineS
     )
 
 
+async def _largest_step(job: Job) -> int:
+    """Rollouts in a job's largest pass over validation or evaluation rows; 0: not known any more.
+
+    What a training step makes is in the spec.
+    """
+    try:
+        rows, validation = await asyncio.to_thread(load_job_rows, job.spec)
+    except errors.TurnwiseError:
+        return 0
+    if job.spec.kind is JobKind.EVALUATION:
+        its, models = job.spec.evaluation, len(job.spec.evaluated_models)
+        return len(rows[: its.max_rows or None]) * its.group_size * models
+    return len(validation[: job.spec.validation.max_rows or None]) * job.spec.validation.group_size
+
+
 async def _give_up(engine: ClaimedSampler) -> None:
     with contextlib.suppress(errors.ProcessDied):
         await engine.close()
@@ -217,8 +239,27 @@ async def open_service(settings: Settings, url: str) -> AsyncIterator[tuple[Serv
         store = await asyncio.to_thread(SqlStore.open, settings.database_url or folder.database)
         opened.push_async_callback(store.close)
         master_key = Path(settings.master_key_file or folder.master_key)
-        keyring = Keyring(store, await asyncio.to_thread(Vault.open, master_key))
+        vault = await asyncio.to_thread(Vault.open, master_key)
+        keyring = Keyring(store, vault)
         await keyring.admin_key(folder.admin_key)
+        links = Links(vault, SYSTEM_CLOCK)
+        mlflow = MlflowServers(
+            folder.root / "mlflow",
+            run=folder.run,
+            logs=folder.logs,
+            is_on=settings.mlflow == "auto",
+        )
+        opened.push_async_callback(mlflow.close)
+        tracker = Tracker(
+            store=store,
+            resources=store,
+            address=mlflow.address,
+            clock=SYSTEM_CLOCK,
+            largest_step=_largest_step,
+            traces_per_step=settings.mlflow_traces_per_step,
+            is_on=not mlflow.missing,
+        )
+        opened.push_async_callback(tracker.close)
         accounts = Accounts(store, keyring, find_job=store.job, region=settings.region)
         launcher = LocalLauncher(
             sampler=_remote_sampler, learner=_remote_learner, archive=_remote_archive
@@ -239,6 +280,7 @@ async def open_service(settings: Settings, url: str) -> AsyncIterator[tuple[Serv
             gateway=gateway,
             launcher=launcher,
             engines=Engines(start_engine, idle_s=settings.serving_idle_s),
+            tracker=tracker,
         )
         jobs = Jobs(
             store=store,
@@ -253,6 +295,7 @@ async def open_service(settings: Settings, url: str) -> AsyncIterator[tuple[Serv
             ),
         )
         opened.push_async_callback(jobs.close)
+        await tracker.recover()
         await jobs.recover()
         serving = Serving(
             service.open_model,
@@ -282,9 +325,28 @@ async def open_service(settings: Settings, url: str) -> AsyncIterator[tuple[Serv
             region=settings.region,
             account=store.account,
             pipelines=pipelines,
+            mlflow=MlflowApps(
+                store,
+                links,
+                url=f"{service.url}{PREFIX}/auth",
+                clock=SYSTEM_CLOCK,
+                new_id=new_id,
+                missing=mlflow.missing,
+                start=mlflow.start,
+            ),
         )
         services = open_services(rooms)
         await pipelines.recover()
+        mlflow_door = MlflowDoor(
+            mlflow,
+            keyring,
+            links,
+            account=store.account,
+            region=settings.region,
+            settle=tracker.settle,
+            is_secure=service.url.startswith("https:"),
+        )
+        opened.push_async_callback(mlflow_door.close)
         aws = AwsDoor(
             services,
             verify=lambda request, signature: keyring.verify(
@@ -294,20 +356,22 @@ async def open_service(settings: Settings, url: str) -> AsyncIterator[tuple[Serv
             region=settings.region,
             observe=_observe,
         )
-        yield service, _doors(data_plane, aws, native)
+        yield service, _doors(data_plane, mlflow_door, aws, native)
 
 
 async def _observe(call: Call, outcome: Outcome) -> None:
     log.debug("%s %s by %s: %s", outcome.service, outcome.operation, call.principal.name, outcome)
 
 
-def _doors(data_plane: DataPlane, aws: AwsDoor, native: Asgi) -> Asgi:
+def _doors(data_plane: DataPlane, mlflow: MlflowDoor, aws: AwsDoor, native: Asgi) -> Asgi:
     """One ASGI app: model calls and rewards past any framework, the rest behind FastAPI."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         door: Asgi = native
         if data_plane.owns(scope["path"]):
             door = data_plane
+        elif mlflow.owns(scope["path"]):
+            door = mlflow
         elif aws.owns(scope):
             door = aws
         await door(scope, receive, send)

@@ -60,6 +60,18 @@ class Settings(BaseSettings):
         description="Folder of base models by name, each a Hugging Face folder or a link to one; "
         "default models/ in the data folder. AWS clients see them as hub content.",
     )
+    mlflow: str = Field(
+        "auto",
+        pattern=r"^(auto|off)$",
+        description="auto: an account's MLflow is started when it is first needed (250 MB each); "
+        "off: there is none. Needs the extra `mlflow`.",
+    )
+    mlflow_traces_per_step: int = Field(
+        512,
+        ge=0,
+        description="Rollouts per step that get a trace in MLflow. Of a job with more per step, a "
+        "sample of that size is traced, and every rollout that failed.",
+    )
     max_running_jobs: int = Field(4, ge=1, description="Jobs that run at once; others wait.")
     account_running_jobs: int = Field(
         0,
@@ -152,6 +164,8 @@ def _allowed(name: str) -> str:
     schema = Settings.model_json_schema()["properties"][name]
     if name == "device":
         return "cpu, cuda or cuda:N"
+    if name == "mlflow":
+        return "auto or off"
     if name == "region":
         return "a region's name"
     if schema["type"] != "integer":

@@ -30,7 +30,7 @@ from turnwise.ports import ModelPackage, Store
 #: The rest decides what is learned from which rows in which order.
 _MAY_DIFFER = (
     *("name", "description", "priority", "agent", "model", "dataset", "validation_dataset"),
-    *("input_adapter", "resume_from", "checkpoints", "parity"),
+    *("input_adapter", "resume_from", "checkpoints", "parity", "tracking"),
     *("output_group", "checkpoint_group", "output_path", "max_runtime_s"),
     *("validation", "val_sampling_params", "evaluation", "eval_sampling_params"),
     *("batch.tokens_per_micro_batch", "batch.share_prefixes"),

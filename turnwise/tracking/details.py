@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 from turnwise import errors
@@ -16,14 +17,17 @@ KIND = "mlflow-run"
 class RunState:
     """A job's run in MLflow, and how far the event log has been told there.
 
-    `cursor` is the `seq` of the last event whose effects are all in MLflow.
+    Everything up to event `told` is in the run, and every chosen rollout up to event `traced` has
+    its trace. `share` is that of the rollouts without a fault that are traced.
     """
 
     experiment: str
     experiment_id: str
     run_name: str
     run_id: str
-    cursor: int = 0
+    share: float = 1.0
+    told: int = 0
+    traced: int = 0
 
 
 async def run_state(resources: Resources, account_id: str, job_id: str) -> RunState | None:
@@ -48,7 +52,7 @@ async def save_run_state(
 
 async def mlflow_details(
     resources: Resources, account_id: str, job_id: str
-) -> dict[str, str] | None:
+) -> Mapping[str, str] | None:
     """AWS's `MlflowDetails` of a job: ExperimentName, ExperimentId, RunName, RunId.
 
     None where the job is not tracked, or MLflow has not been reached since it was created.

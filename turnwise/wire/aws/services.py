@@ -13,6 +13,7 @@ from turnwise.ports import Clock, NewId, Resources
 from turnwise.wire.aws.artifacts import artifact_handlers
 from turnwise.wire.aws.door import Answering, Modelled
 from turnwise.wire.aws.iam import iam
+from turnwise.wire.aws.mlflow_apps import MlflowApps, mlflow_handlers
 from turnwise.wire.aws.pipelines import InsideJobs, describe_training_job, pipeline_handlers
 from turnwise.wire.aws.service import AwsService
 from turnwise.wire.aws.sts import sts
@@ -32,6 +33,7 @@ class Rooms:
     region: str
     account: Callable[[str], Awaitable[Account]]  # by its id
     pipelines: Pipelines
+    mlflow: MlflowApps
 
 
 def sagemaker(rooms: Rooms) -> AwsService:
@@ -41,6 +43,7 @@ def sagemaker(rooms: Rooms) -> AwsService:
         name="sagemaker",
         handlers={
             **tag_handlers(tags),
+            **mlflow_handlers(rooms.mlflow),
             **pipeline_handlers(rooms.pipelines, tags),
             **artifact_handlers(rooms.resources, tags, rooms.clock),
             "DescribeTrainingJob": describe_training_job,
