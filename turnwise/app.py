@@ -28,7 +28,9 @@ from turnwise.access.links import Links
 from turnwise.access.vault import Vault
 from turnwise.agents import open_runner, open_scorers
 from turnwise.channel import Connection
+from turnwise.control.agents import Agents
 from turnwise.control.browse import Browse
+from turnwise.control.catalogue import Catalogue
 from turnwise.control.jobs import Jobs, load_job_rows
 from turnwise.control.pipelines import Pipelines
 from turnwise.control.queue import Limits
@@ -242,6 +244,7 @@ async def open_service(settings: Settings, url: str) -> AsyncIterator[tuple[Serv
         vault = await asyncio.to_thread(Vault.open, master_key)
         keyring = Keyring(store, vault)
         await keyring.admin_key(folder.admin_key)
+        accounts = Accounts(store, keyring, find_job=store.job, region=settings.region)
         links = Links(vault, SYSTEM_CLOCK)
         mlflow = MlflowServers(
             folder.root / "mlflow",
@@ -260,7 +263,6 @@ async def open_service(settings: Settings, url: str) -> AsyncIterator[tuple[Serv
             is_on=not mlflow.missing,
         )
         opened.push_async_callback(tracker.close)
-        accounts = Accounts(store, keyring, find_job=store.job, region=settings.region)
         launcher = LocalLauncher(
             sampler=_remote_sampler, learner=_remote_learner, archive=_remote_archive
         )
@@ -325,6 +327,8 @@ async def open_service(settings: Settings, url: str) -> AsyncIterator[tuple[Serv
             region=settings.region,
             account=store.account,
             pipelines=pipelines,
+            agents=Agents(store, store.account, SYSTEM_CLOCK, region=settings.region),
+            catalogue=Catalogue(settings.models_folder, max_length=settings.engine_max_length),
             mlflow=MlflowApps(
                 store,
                 links,

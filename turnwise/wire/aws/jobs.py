@@ -68,7 +68,7 @@ class JobRooms:
     tags: Tags
     clock: Clock
     dataset_uri: Callable[[Principal, str], Awaitable[str]]
-    check_group: Callable[[Principal, str], Awaitable[None]]
+    check_group: Callable[[Principal, str], Awaitable[object]]
 
 
 def job_handlers(rooms: JobRooms) -> dict[str, Handler]:

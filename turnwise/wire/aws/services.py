@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+from turnwise import errors
+from turnwise.control.agents import Agents
 from turnwise.control.browse import Browse
+from turnwise.control.catalogue import Catalogue
 from turnwise.control.jobs import Jobs
 from turnwise.control.pipelines import Pipelines
-from turnwise.domain.access import Account
+from turnwise.domain.access import Account, Principal
 from turnwise.ports import Clock, NewId, Resources
 from turnwise.wire.aws.artifacts import artifact_handlers
 from turnwise.wire.aws.door import Answering, Modelled
 from turnwise.wire.aws.iam import iam
+from turnwise.wire.aws.jobs import JobRooms, job_handlers
 from turnwise.wire.aws.mlflow_apps import MlflowApps, mlflow_handlers
 from turnwise.wire.aws.pipelines import InsideJobs, describe_training_job, pipeline_handlers
 from turnwise.wire.aws.service import AwsService
@@ -34,27 +38,47 @@ class Rooms:
     account: Callable[[str], Awaitable[Account]]  # by its id
     pipelines: Pipelines
     mlflow: MlflowApps
+    agents: Agents
+    catalogue: Catalogue
 
 
 def sagemaker(rooms: Rooms) -> AwsService:
     """SageMaker's control plane: each noun brings its operations."""
     tags = Tags(rooms.resources, rooms.clock)
-    service = AwsService(
-        name="sagemaker",
-        handlers={
-            **tag_handlers(tags),
-            **mlflow_handlers(rooms.mlflow),
-            **pipeline_handlers(rooms.pipelines, tags),
-            **artifact_handlers(rooms.resources, tags, rooms.clock),
-            "DescribeTrainingJob": describe_training_job,
-        },
+    jobs = JobRooms(
+        jobs=rooms.jobs,
+        browse=rooms.browse,
+        resources=rooms.resources,
+        catalogue=rooms.catalogue,
+        agents=rooms.agents,
+        tags=tags,
+        clock=rooms.clock,
+        dataset_uri=_no_data_sets,
+        check_group=_any_group,
     )
+    handlers = {
+        **tag_handlers(tags),
+        **mlflow_handlers(rooms.mlflow),
+        **job_handlers(jobs),
+        **pipeline_handlers(rooms.pipelines, tags),
+        **artifact_handlers(rooms.resources, tags, rooms.clock),
+        "DescribeTrainingJob": describe_training_job,
+    }
+    service = AwsService(name="sagemaker", handlers=handlers)
     rooms.pipelines.plug(
         InsideJobs(
             service, rooms.jobs, account=rooms.account, region=rooms.region, new_id=rooms.new_id
         )
     )
     return service
+
+
+async def _no_data_sets(principal: Principal, arn: str) -> str:
+    raise errors.NotFound("data set", arn)
+
+
+async def _any_group(principal: Principal, name: str) -> None:
+    """A job makes the groups that it registers models in."""
 
 
 def open_services(rooms: Rooms) -> list[Answering]:
