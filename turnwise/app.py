@@ -30,10 +30,15 @@ from turnwise.agents import open_runner, open_scorers
 from turnwise.channel import Connection
 from turnwise.control.agents import Agents
 from turnwise.control.browse import Browse
+from turnwise.control.buckets import Buckets
 from turnwise.control.catalogue import Catalogue
+from turnwise.control.hubs import Hubs
 from turnwise.control.jobs import Jobs, load_job_rows
+from turnwise.control.model_files import ModelFiles, models_bucket
 from turnwise.control.pipelines import Pipelines
 from turnwise.control.queue import Limits
+from turnwise.control.recipe_files import RecipeFiles, recipes_bucket
+from turnwise.control.registry import Registry
 from turnwise.control.results import StoredResults
 from turnwise.control.served import ServedModels, adapter_id, verified_base, verified_folder
 from turnwise.domain.job import History, Job, JobKind, JobSpec
@@ -271,6 +276,23 @@ async def open_service(settings: Settings, url: str) -> AsyncIterator[tuple[Serv
         async def start_engine(model: str, deterministic: bool) -> Sampler:
             return await launcher.engine(_engine_spec(settings, model, deterministic))
 
+        blobs = FolderBlobs(folder.blobs)
+        buckets = Buckets(store, blobs, SYSTEM_CLOCK, new_id, private=folder.root.resolve())
+        await buckets.recover()
+        catalogue = Catalogue(settings.models_folder, max_length=settings.engine_max_length)
+        model_files = ModelFiles(store, models_bucket(settings.region))
+        recipe_files = RecipeFiles(catalogue, blobs, recipes_bucket(settings.region))
+        buckets.mount(model_files.bucket, model_files)
+        buckets.mount(recipe_files.bucket, recipe_files)
+        registry = Registry(
+            store=store,
+            resources=store,
+            blobs=blobs,
+            objects=buckets,
+            catalogue=catalogue,
+            clock=SYSTEM_CLOCK,
+            new_id=new_id,
+        )
         gateway = Gateway(store, SYSTEM_CLOCK, new_id)
         opened.push_async_callback(gateway.close)
         service = Service(
@@ -309,7 +331,7 @@ async def open_service(settings: Settings, url: str) -> AsyncIterator[tuple[Serv
         opened.push_async_callback(serving.close)
         archives = Archives(verified_folder, verified_base, launcher.merge)
         results = StoredResults(store, FolderBlobs(folder.blobs))
-        native = native_app(jobs, Browse(store), archives, results, accounts)
+        native = native_app(jobs, Browse(store), archives, results, accounts, registry)
         callers = Callers(keyring, settings.region)
         data_plane = DataPlane(gateway, serving, ServedModels(store), callers, accounts.number)
         browse = Browse(store)
@@ -322,13 +344,13 @@ async def open_service(settings: Settings, url: str) -> AsyncIterator[tuple[Serv
             jobs=jobs,
             browse=browse,
             resources=store,
+            buckets=buckets,
             clock=SYSTEM_CLOCK,
             new_id=new_id,
             region=settings.region,
             account=store.account,
             pipelines=pipelines,
             agents=Agents(store, store.account, SYSTEM_CLOCK, region=settings.region),
-            catalogue=Catalogue(settings.models_folder, max_length=settings.engine_max_length),
             mlflow=MlflowApps(
                 store,
                 links,
@@ -338,6 +360,11 @@ async def open_service(settings: Settings, url: str) -> AsyncIterator[tuple[Serv
                 missing=mlflow.missing,
                 start=mlflow.start,
             ),
+            registry=registry,
+            catalogue=catalogue,
+            hubs=Hubs(store, SYSTEM_CLOCK),
+            model_files=model_files,
+            recipe_files=recipe_files,
         )
         services = open_services(rooms)
         await pipelines.recover()

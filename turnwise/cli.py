@@ -36,7 +36,7 @@ app = typer.Typer(
 )
 jobs_app = typer.Typer(no_args_is_help=True, help="Jobs: list, describe, logs, metrics, stop ...")
 rollouts_app = typer.Typer(no_args_is_help=True, help="Rollouts: list, show.")
-models_app = typer.Typer(no_args_is_help=True, help="Models: list, describe, export, add-base.")
+models_app = typer.Typer(no_args_is_help=True, help="Models: list, export, delete, add-base ...")
 app.add_typer(jobs_app, name="jobs")
 app.add_typer(rollouts_app, name="rollouts")
 app.add_typer(models_app, name="models")
@@ -503,6 +503,17 @@ def models_export(
         )
     facts = {"model": name, "folder": str(folder), "merged": merged}
     _show(facts, as_json, lambda: f"wrote {folder}")
+
+
+@models_app.command("delete")
+def models_delete(
+    name: Annotated[str, typer.Argument(help='One version, "group/version".')],
+    as_json: AsJson = False,
+) -> None:
+    """Delete a model and its files, unless a job that has not ended needs it."""
+    with _server.client() as client:
+        model = client.delete_model(name)
+    _show(model, as_json, lambda: f"deleted {model['name']}")
 
 
 @models_app.command("add-base")

@@ -828,10 +828,13 @@ class Objects(Protocol):
         """Raises `NotFound`, and `Conflict` while something is in it or being uploaded to it."""
         ...
 
-    async def put_object(self, account_id: str, stored: StoredObject, blob: str) -> list[str]:
+    async def put_object(
+        self, account_id: str, stored: StoredObject, blob: str, *, replaces: str | None = None
+    ) -> list[str]:
         """Keep an object in place of the one of its key; the blobs that are no longer used.
 
-        Raises `NotFound` without the bucket.
+        With `replaces`, only in place of one of that ETag ("": of none), else `Conflict`. Raises
+        `NotFound` without the bucket.
         """
         ...
 
@@ -870,11 +873,18 @@ class Objects(Protocol):
         ...
 
     async def end_upload(
-        self, account_id: str, upload_id: str, stored: StoredObject | None = None, blob: str = ""
+        self,
+        account_id: str,
+        upload_id: str,
+        stored: StoredObject | None = None,
+        blob: str = "",
+        *,
+        replaces: str | None = None,
     ) -> list[str]:
         """Forget an upload; with `stored`, it has become this object. Blobs no longer used.
 
-        Raises `NotFound` if the upload has ended or the bucket is gone.
+        `replaces` is as in `put_object`. Raises `NotFound` if the upload has ended or the bucket
+        is gone.
         """
         ...
 

@@ -250,6 +250,10 @@ class Client:
         """A model by id, "group/version" or "group"."""
         return self._call("GET", f"/api/v1/models/{quote(name)}")
 
+    def delete_model(self, name: str) -> Json:
+        """Delete one version, "group/version", and its files; as it was."""
+        return self._call("DELETE", f"/api/v1/models/{quote(name)}")
+
     def export_model(
         self,
         name: str,

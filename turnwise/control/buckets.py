@@ -6,14 +6,17 @@ own. A bucket may also be a view of what another room has, which is then read-on
 
 from __future__ import annotations
 
-import hashlib
+import bisect
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from turnwise import errors
-from turnwise.control.content import Content, Written
+from turnwise.control.content import Content
+from turnwise.control.locations import parse_location
+from turnwise.control.transfer import Remote, Transfer
 from turnwise.domain.objects import (
+    Fetch,
     Listing,
     StoredObject,
     check_bucket_name,
@@ -45,11 +48,22 @@ class View(Protocol):
 class Buckets:
     """Buckets and objects by account. Who may call is the door's to say."""
 
-    def __init__(self, store: Objects, blobs: Blobs, clock: Clock, new_id: NewId) -> None:
+    def __init__(
+        self,
+        store: Objects,
+        blobs: Blobs,
+        clock: Clock,
+        new_id: NewId,
+        *,
+        remote: Remote | None = None,
+        private: Path | None = None,
+    ) -> None:
+        """`remote` has the buckets that are not here; no file:// leads into `private`."""
         self.store = store
         self.content = Content(blobs, new_id)
         self.clock = clock
         self.new_id = new_id
+        self.transfer = Transfer(self, remote, private)
         self._views: dict[str, View] = {}
 
     def mount(self, bucket: str, view: View) -> None:
@@ -101,13 +115,15 @@ class Buckets:
         content_type: str = OCTETS,
         metadata: Mapping[str, str] | None = None,
         headers: Mapping[str, str] | None = None,
+        replaces: str | None = None,
     ) -> StoredObject:
         """Keep an object, in place of the one of that key; all of it or nothing.
 
-        Raises `NotFound` without the bucket, `Denied` for a view, `InvalidInput`, `StorageFull`.
+        With `replaces`, only in place of one of that ETag ("": of none), else `Conflict`. Raises
+        `NotFound` without the bucket, `Denied` for a view, `InvalidInput`, `StorageFull`.
         """
         return await self.put_pieces(
-            account_id, bucket, key, [data], content_type, metadata, headers
+            account_id, bucket, key, [data], content_type, metadata, headers, replaces
         )
 
     async def put_pieces(
@@ -119,12 +135,11 @@ class Buckets:
         content_type: str = OCTETS,
         metadata: Mapping[str, str] | None = None,
         headers: Mapping[str, str] | None = None,
+        replaces: str | None = None,
     ) -> StoredObject:
         """`put` of content that comes in pieces, read in a thread."""
         self.check_writable(bucket)
         check_key(key)
-        if not await self.exists(account_id, bucket):
-            raise errors.NotFound("bucket", bucket)
         written = await self.content.write(pieces)
         stored = StoredObject(
             bucket=bucket,
@@ -136,15 +151,8 @@ class Buckets:
             metadata=dict(metadata or {}),
             headers={"x-amz-checksum-crc32": written.crc32} | dict(headers or {}),
         )
-        return await self.keep(account_id, stored, written)
-
-    async def keep(self, account_id: str, stored: StoredObject, written: Written) -> StoredObject:
-        """Make a written file the object's content; the former one is removed."""
-        try:
-            freed = await self.store.put_object(account_id, stored, written.blob)
-        except errors.TurnwiseError:
-            await self.content.remove([written.blob])
-            raise
+        async with self.content.unless_kept(written):
+            freed = await self.store.put_object(account_id, stored, written.blob, replaces=replaces)
         await self.content.remove(freed)
         return stored
 
@@ -201,33 +209,39 @@ class Buckets:
 
     async def delete(self, account_id: str, bucket: str, *keys: str) -> None:
         """Remove objects; one that is not there is fine. Raises `NotFound` without the bucket."""
+        for key in keys:
+            self.check_delete(bucket, key)
+        await self.content.remove(await self.store.delete_objects(account_id, bucket, keys))
+
+    def check_delete(self, bucket: str, key: str) -> None:
+        """Raise what would keep this object from being removed."""
         self.check_writable(bucket)
-        sent = [check_key(key).decode() for key in keys]
-        await self.content.remove(await self.store.delete_objects(account_id, bucket, sent))
+        check_key(key)
 
     # ── to and from files ─────────────────────────────────────────────────────────────────────
 
     async def download(self, account_id: str, uri: str) -> Path:
         """A local path of a file, or of a folder for a prefix, good for reading.
 
-        Raises `NotFound`, `InvalidInput`.
+        It is good until the server is started again. Raises `InvalidInput`.
         """
-        raise NotImplementedError
+        return await self.transfer.download(account_id, parse_location(uri))
 
     async def upload(self, account_id: str, folder: Path, uri: str) -> None:
-        """Keep every file of a folder below the URI."""
-        raise NotImplementedError
+        """Keep every file of a folder, under its relative name, below the URI.
+
+        Raises `InvalidInput`, `Denied`, `StorageFull`.
+        """
+        await self.transfer.upload(account_id, folder, parse_location(uri))
 
 
-def _fetch_from(found: Sequence[StoredObject]):  # type: ignore[no-untyped-def]
-    def fetch(low: bytes, high: bytes, count: int) -> list[StoredObject]:
-        inside = [s for s in found if s.key.encode() >= low and (not high or s.key.encode() < high)]
-        return inside[:count]
+def _fetch_from(found: Sequence[StoredObject]) -> Fetch:
+    """Pages of objects in memory, which are in order."""
+    keys = [each.key.encode() for each in found]
+
+    def fetch(low: bytes, high: bytes, count: int) -> Sequence[StoredObject]:
+        first = bisect.bisect_left(keys, low)
+        last = bisect.bisect_left(keys, high) if high else len(keys)
+        return found[first : min(last, first + count)]
 
     return fetch
-
-
-def joined_etag(etags: Iterable[str]) -> str:
-    """The ETag of an object that came in parts: the MD5 of the parts' MD5s, and their number."""
-    digests = [bytes.fromhex(etag) for etag in etags]
-    return f"{hashlib.md5(b''.join(digests), usedforsecurity=False).hexdigest()}-{len(digests)}"

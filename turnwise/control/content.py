@@ -14,7 +14,7 @@ import hashlib
 import os
 import shutil
 import zlib
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -23,7 +23,7 @@ from turnwise import errors
 from turnwise.ports import Blobs, NewId
 
 _ROOT = "objects"
-_LINKS = "downloads"
+_FOLDERS = "downloads"
 _PIECE = 1 << 20
 
 
@@ -38,11 +38,12 @@ class Written:
 
 
 class Content:
-    """Files under blobs/objects, and links to them for readers that want names."""
+    """Files under blobs/objects, and folders of them for readers that want names."""
 
     def __init__(self, blobs: Blobs, new_id: NewId) -> None:
         self._blobs = blobs
         self._new_id = new_id
+        self._synced: set[Path] = set()
 
     def path(self, blob: str) -> Path:
         """Where a blob lies."""
@@ -61,31 +62,42 @@ class Content:
         """Keep the content of a file of somewhere else, which may change afterwards."""
         return await self.write(read_pieces(file))
 
+    @contextlib.asynccontextmanager
+    async def unless_kept(self, written: Written) -> AsyncIterator[None]:
+        """Remove a new file if the block, which tells the store of it, raises our errors."""
+        try:
+            yield
+        except errors.TurnwiseError:
+            await self.remove([written.blob])
+            raise
+
     async def remove(self, blobs: Collection[str]) -> None:
         """Remove files; one that is gone is fine."""
         if blobs:
             await asyncio.to_thread(self._remove, blobs)
 
     async def sweep(self, in_use: Collection[str]) -> int:
-        """Remove files that nobody names, and all links; how many there were of the former.
+        """Remove files that nobody names, and readers' folders; how many there were of the former.
 
         Only while nothing is being written.
         """
         return await asyncio.to_thread(self._sweep, in_use)
 
-    async def link(self, name: str, files: Sequence[tuple[str, Path]]) -> Path:
-        """A folder of these files by their relative names, without copying where possible.
+    async def folder(self, name: str, fill: Callable[[Path], None]) -> Path:
+        """The folder of that name for readers; the first who asks for it has it filled.
 
-        The same `name` gives the same folder; it is good until the server is started again.
+        It is good until the server is started again.
         """
-        return await asyncio.to_thread(self._link, name, files)
+        return await asyncio.to_thread(self._folder, name, fill)
 
     def _write(self, pieces: Iterable[bytes]) -> Written:
         blob = self._new_id("obj")
         path = self.path(blob)
         md5, crc32, size = hashlib.md5(usedforsecurity=False), 0, 0
+        with _room():
+            made = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:
-            with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            with _room(), open(made, "wb") as file:
                 for piece in pieces:
                     file.write(piece)
                     md5.update(piece)
@@ -93,42 +105,59 @@ class Content:
                     size += len(piece)
                 file.flush()
                 os.fsync(file.fileno())
-            _sync_folder(path.parent)
-        except BaseException as error:
+            self._sync_names(path.parent)
+        except BaseException:
             path.unlink(missing_ok=True)
-            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise errors.StorageFull(
-                    "the device of the blobs is full; nothing of this object was kept; make room"
-                ) from error
             raise
         checksum = base64.b64encode(crc32.to_bytes(4, "big")).decode()
         return Written(blob=blob, size=size, md5=md5.hexdigest(), crc32=checksum)
+
+    def _sync_names(self, folder: Path) -> None:
+        """Make the names in a folder outlive a crash, and its own name once."""
+        _sync_folder(folder)
+        if folder not in self._synced:
+            _sync_folder(folder.parent)
+            self._synced.add(folder)
 
     def _remove(self, blobs: Collection[str]) -> None:
         for blob in blobs:
             self.path(blob).unlink(missing_ok=True)
 
     def _sweep(self, in_use: Collection[str]) -> int:
-        shutil.rmtree(self._blobs.path(_LINKS), ignore_errors=True)
+        shutil.rmtree(self._blobs.path(_FOLDERS), ignore_errors=True)
         root = self._blobs.path(_ROOT)
         strays = [file for file in root.glob("*/*") if file.name not in in_use]
         for file in strays:
             file.unlink()
         return len(strays)
 
-    def _link(self, name: str, files: Sequence[tuple[str, Path]]) -> Path:
-        folder = self._blobs.path(f"{_LINKS}/{name}")
+    def _folder(self, name: str, fill: Callable[[Path], None]) -> Path:
+        folder = self._blobs.path(f"{_FOLDERS}/{name}")
         if folder.is_dir():
             return folder
-        draft = self._blobs.path(f"{_LINKS}/{self._new_id('draft')}")
-        draft.mkdir(mode=0o700)
+        draft = self._blobs.path(f"{_FOLDERS}/{self._new_id('draft')}")
         try:
-            for relative, file in files:
-                _link_or_copy(file, draft / relative)
-            _rename(draft, folder)
+            with _room():
+                draft.mkdir(mode=0o700)
+                fill(draft)
+            with contextlib.suppress(OSError):  # somebody else has just put it there
+                draft.rename(folder)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
         return folder
+
+
+@contextlib.contextmanager
+def _room() -> Iterator[None]:
+    """Name a full device."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise errors.StorageFull(
+            "the device of the blobs is full; nothing of this object was kept; make room"
+        ) from error
 
 
 def read_pieces(file: Path) -> Iterator[bytes]:
@@ -143,7 +172,8 @@ def opened_pieces(opened: BinaryIO) -> Iterator[bytes]:
         yield piece
 
 
-def _link_or_copy(file: Path, to: Path) -> None:
+def link_or_copy(file: Path, to: Path) -> None:
+    """Give a file another name, by a link where the file system has them."""
     to.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
         os.link(file, to)
@@ -151,19 +181,9 @@ def _link_or_copy(file: Path, to: Path) -> None:
         shutil.copyfile(file, to)
 
 
-def _rename(draft: Path, folder: Path) -> None:
-    """Put a folder in place, unless somebody else has just done so."""
-    with contextlib.suppress(OSError):
-        draft.rename(folder)
-    if not folder.is_dir():
-        raise errors.Unavailable(f"{folder} could not be made")
-
-
 def _sync_folder(folder: Path) -> None:
-    """Make the names in it outlive a crash; and its own name, in the folder above."""
-    for each in (folder, folder.parent):
-        handle = os.open(each, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -32,7 +32,7 @@ class ModelFiles:
         """Where a package's files are shown."""
         return f"s3://{self.bucket}/{package.name}/"
 
-    async def list(self, account_id: str, prefix: str) -> Sequence[StoredObject]:
+    async def list(self, account_id: str, prefix: str) -> list[StoredObject]:
         """The files of all kept packages whose keys begin with the prefix."""
         found = await self._files(account_id, prefix)
         return [stored for key, (stored, _) in found.items() if key.startswith(prefix)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import Connection, Row, Table, delete, select, union_all
@@ -48,12 +48,29 @@ def _check(connection: Connection, account_id: str, bucket: str) -> None:
 # ── objects ───────────────────────────────────────────────────────────────────────────────────
 
 
-def put(connection: Connection, account_id: str, stored: StoredObject, blob: str) -> list[str]:
-    """Keep it in place of the one before; that one's blob."""
+def put(
+    connection: Connection,
+    account_id: str,
+    stored: StoredObject,
+    blob: str,
+    replaces: str | None = None,
+) -> list[str]:
+    """Keep it in place of the one before; that one's blob. `Conflict` if it is not `replaces`."""
     _check(connection, account_id, stored.bucket)
+    if replaces is not None:
+        _check_replaced(connection, account_id, stored, replaces)
     freed = remove(connection, account_id, stored.bucket, [stored.key])
     connection.execute(objects.insert(), _object_row(account_id, stored, blob))
     return freed
+
+
+def _check_replaced(
+    connection: Connection, account_id: str, stored: StoredObject, replaces: str
+) -> None:
+    where = _in_bucket(objects, account_id, stored.bucket)
+    query = select(objects.c.etag).where(*where, objects.c.key == stored.key.encode())
+    if (connection.scalar(query) or "") != replaces:
+        raise errors.Conflict(f"object {stored.key!r} is not the one that was to be replaced")
 
 
 def find(
@@ -218,12 +235,13 @@ def end_upload(
     upload_id: str,
     stored: StoredObject | None,
     blob: str,
+    replaces: str | None,
 ) -> list[str]:
     """Forget an upload; its parts' blobs, and the blob of an object that `stored` replaces."""
     find_upload(connection, account_id, upload_id)
     freed = _forget(connection, account_id, upload_id)
     if stored is not None:
-        freed += put(connection, account_id, stored, blob)
+        freed += put(connection, account_id, stored, blob, replaces)
     return freed
 
 
@@ -240,7 +258,7 @@ def _of_upload(table: Table, account_id: str, upload_id: str) -> tuple[Any, ...]
 
 
 def _upload(row: Row[Any]) -> Upload:
-    its: Mapping[str, Any] = row._mapping
+    its = row._mapping
     return Upload(
         upload_id=its["upload_id"],
         bucket=its["bucket"],

@@ -441,9 +441,11 @@ class SqlStore:
         """Raises `NotFound`, and `Conflict` while something is in it or being uploaded to it."""
         await self._write(objects.delete_bucket, account_id, bucket)
 
-    async def put_object(self, account_id: str, stored: StoredObject, blob: str) -> list[str]:
+    async def put_object(
+        self, account_id: str, stored: StoredObject, blob: str, *, replaces: str | None = None
+    ) -> list[str]:
         """Keep an object in place of the one of its key; the blobs that are no longer used."""
-        return await self._write(objects.put, account_id, stored, blob)
+        return await self._write(objects.put, account_id, stored, blob, replaces)
 
     async def object(self, account_id: str, bucket: str, key: str) -> tuple[StoredObject, str]:
         """An object and its blob. Raises `NotFound` of kind "bucket" or "object"."""
@@ -480,10 +482,16 @@ class SqlStore:
         return await self._read(objects.list_parts, account_id, upload_id)
 
     async def end_upload(
-        self, account_id: str, upload_id: str, stored: StoredObject | None = None, blob: str = ""
+        self,
+        account_id: str,
+        upload_id: str,
+        stored: StoredObject | None = None,
+        blob: str = "",
+        *,
+        replaces: str | None = None,
     ) -> list[str]:
         """Forget an upload; with `stored`, it has become this object. Blobs no longer used."""
-        return await self._write(objects.end_upload, account_id, upload_id, stored, blob)
+        return await self._write(objects.end_upload, account_id, upload_id, stored, blob, replaces)
 
     async def blobs_in_use(self) -> set[str]:
         """Of all accounts' objects and parts."""

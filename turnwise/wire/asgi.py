@@ -34,6 +34,7 @@ class HttpCall:
         self._send = send
         self._body: bytes | None = None
         self.has_started = False
+        self._is_refused = False  # what is left of the body is never read
 
     def header(self, name: str) -> str:
         """A request header by its lower-case name; "" if absent."""
@@ -71,15 +72,19 @@ class HttpCall:
         return self._body
 
     async def _received(self) -> bytes:
+        # One that is announced as too large is not even asked for (`Expect: 100-continue`).
+        announced = self.header("content-length")
+        if announced.isdecimal() and int(announced) > MAX_BODY_BYTES:
+            self._is_refused = True
+            raise _too_large(int(announced))
         message = await self._receive()
         body = bytearray(message.get("body", b""))
         while message.get("more_body"):
             message = await self._receive()
             body += message.get("body", b"")
             if len(body) > MAX_BODY_BYTES:
-                raise errors.InvalidInput(
-                    "body", f"{len(body)} bytes", f"is larger than {MAX_BODY_BYTES} bytes"
-                )
+                self._is_refused = True
+                raise _too_large(len(body))
         if message["type"] == "http.disconnect":
             raise ClientGone
         return bytes(body)
@@ -126,12 +131,28 @@ class HttpCall:
         """Send the head of a response whose body comes in pieces."""
         await self._begin(200, media_type, (("cache-control", "no-cache"),))
 
+    async def answer_in_pieces(
+        self, status: int, pieces: AsyncIterator[bytes], *, media_type: str, more: Headers = ()
+    ) -> None:
+        """Send a response whose body is read while it goes out; `more` says its length."""
+        await self._begin(status, media_type, more)
+        async for piece in pieces:
+            await self.piece(piece)
+        await self.piece(b"", last=True)
+
     async def piece(self, body: bytes, *, last: bool = False) -> None:
         """Send the next piece of the body."""
         await self._send({"type": "http.response.body", "body": body, "more_body": not last})
 
     async def _begin(self, status: int, media_type: str, more: Headers) -> None:
         self.has_started = True
-        pairs = (("content-type", media_type), *more)
+        # A client that waited for leave to send its body will not send it: the next request would
+        # be taken for it.
+        close = (("connection", "close"),) if self._is_refused else ()
+        pairs = (("content-type", media_type), *more, *close)
         headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in pairs]
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
+
+
+def _too_large(size: int) -> errors.InvalidInput:
+    return errors.InvalidInput("body", f"{size} bytes", f"is larger than {MAX_BODY_BYTES} bytes")

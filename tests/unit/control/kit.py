@@ -9,8 +9,11 @@ from typing import Any
 
 from tests import builders
 from tests.builders import ACCOUNT, SetClock
+from turnwise import errors
+from turnwise.control.catalogue import Catalogue
 from turnwise.control.jobs import Jobs, status_event
 from turnwise.control.queue import Limits
+from turnwise.control.registry import ObjectFiles, Registry
 from turnwise.control.served import verified_base, verified_folder
 from turnwise.domain.access import Principal
 from turnwise.domain.job import Job, JobSpec, JobStatus, Secondary
@@ -29,6 +32,27 @@ async def _no_merge(spec: MergeSpec) -> Archive:
 def archives() -> Archives:
     """Exports of verified PEFT folders."""
     return Archives(verified_folder, verified_base, _no_merge)
+
+
+class NoObjects:
+    """Buckets with nothing in them."""
+
+    async def get(self, account_id: str, bucket: str, key: str) -> tuple[Any, Path]:
+        raise errors.NotFound("object", key)
+
+
+def a_registry(store: SqlStore, folder: Path, objects: ObjectFiles | None = None) -> Registry:
+    """Of models whose files are in `folder`/blobs, with base models in `folder`/models."""
+    names = iter(range(1, 1000))
+    return Registry(
+        store=store,
+        resources=store,
+        blobs=FolderBlobs(folder / "blobs"),
+        objects=objects or NoObjects(),
+        catalogue=Catalogue(folder / "models"),
+        clock=SetClock(),
+        new_id=lambda prefix: f"{prefix}_own{next(names)}",
+    )
 
 
 class Loop:

@@ -7,11 +7,16 @@ the signature, as `.../us-west-2/sagemaker/aws4_request`.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import hashlib
 import logging
+import re
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
+from urllib.parse import unquote
 
 from turnwise import errors
 from turnwise.access import sigv4
@@ -56,6 +61,10 @@ class Answering(Protocol):
         """An error in the service's own shape."""
         ...
 
+
+_SCOPE = re.compile(r"/([a-z0-9-]+)/aws4_request")
+#: Hashing more than this would hold up the event loop.
+_HASHED_AT_ONCE = 1 << 16
 
 Verify = Callable[[sigv4.SignedRequest, sigv4.Signature], Awaitable[Principal]]
 Observe = Callable[[Call, Outcome], Awaitable[None]]
@@ -144,7 +153,7 @@ class AwsDoor:
             reply = self._unsigned(http).fault(error, str(uuid.uuid4()))
         else:
             reply = await self._answer(http, body)
-        await http.answer(reply.status, reply.body, media_type=reply.media_type, more=reply.headers)
+        await _send(http, reply)
 
     async def _answer(self, http: HttpCall, body: bytes) -> Reply:
         request_id = str(uuid.uuid4())
@@ -196,7 +205,10 @@ class AwsDoor:
         return service
 
     def _unsigned(self, http: HttpCall) -> Answering:
-        """Whose words an error is in while the signature has not said the service."""
+        """Whose words an error is in before the signature has been read."""
+        scope = _SCOPE.search(http.header("authorization") or unquote(http.query))
+        if scope is not None and scope[1] in self._services:
+            return self._services[scope[1]]
         target = http.header("x-amz-target")
         for service in self._services.values():
             prefix = getattr(service, "target_prefix", "")
@@ -205,3 +217,21 @@ class AwsDoor:
         is_form = http.header("content-type").startswith("application/x-www-form-urlencoded")
         fallback = "sts" if is_form and "sts" in self._services else "sagemaker"
         return self._services[fallback]
+
+
+async def _sha256(body: bytes) -> str:
+    if len(body) > _HASHED_AT_ONCE:
+        return (await asyncio.to_thread(hashlib.sha256, body)).hexdigest()
+    return hashlib.sha256(body).hexdigest()
+
+
+async def _send(http: HttpCall, reply: Reply) -> None:
+    if reply.pieces is None:
+        await http.answer(reply.status, reply.body, media_type=reply.media_type, more=reply.headers)
+        return
+    async with contextlib.aclosing(reply.pieces) as pieces:
+        with contextlib.suppress(ClientGone):
+            async with http.while_connected():
+                await http.answer_in_pieces(
+                    reply.status, pieces, media_type=reply.media_type, more=reply.headers
+                )

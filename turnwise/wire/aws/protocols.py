@@ -13,7 +13,7 @@ import functools
 import json
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 from urllib.parse import parse_qsl, unquote
@@ -41,12 +41,13 @@ class Request:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
-    """What goes back."""
+    """What goes back. A body too large to hold comes in `pieces`, its length in the headers."""
 
     status: int
     body: bytes
     media_type: str
     headers: tuple[tuple[str, str], ...] = ()
+    pieces: AsyncGenerator[bytes, None] | None = None
 
 
 class WireFormat(Protocol):

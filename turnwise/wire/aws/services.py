@@ -8,17 +8,25 @@ from dataclasses import dataclass
 from turnwise import errors
 from turnwise.control.agents import Agents
 from turnwise.control.browse import Browse
+from turnwise.control.buckets import Buckets
 from turnwise.control.catalogue import Catalogue
+from turnwise.control.hubs import Hubs
 from turnwise.control.jobs import Jobs
+from turnwise.control.model_files import ModelFiles
 from turnwise.control.pipelines import Pipelines
+from turnwise.control.recipe_files import RecipeFiles
+from turnwise.control.registry import Registry
 from turnwise.domain.access import Account, Principal
 from turnwise.ports import Clock, NewId, Resources
 from turnwise.wire.aws.artifacts import artifact_handlers
 from turnwise.wire.aws.door import Answering, Modelled
+from turnwise.wire.aws.hub import HubRooms, hub_handlers
 from turnwise.wire.aws.iam import iam
 from turnwise.wire.aws.jobs import JobRooms, job_handlers
 from turnwise.wire.aws.mlflow_apps import MlflowApps, mlflow_handlers
+from turnwise.wire.aws.model_packages import ModelPackageRooms, model_package_handlers
 from turnwise.wire.aws.pipelines import InsideJobs, describe_training_job, pipeline_handlers
+from turnwise.wire.aws.s3.service import S3
 from turnwise.wire.aws.service import AwsService
 from turnwise.wire.aws.sts import sts
 from turnwise.wire.aws.tags import Tags, tag_handlers
@@ -32,6 +40,7 @@ class Rooms:
     jobs: Jobs
     browse: Browse
     resources: Resources
+    buckets: Buckets
     clock: Clock
     new_id: NewId
     region: str
@@ -40,6 +49,10 @@ class Rooms:
     mlflow: MlflowApps
     agents: Agents
     catalogue: Catalogue
+    registry: Registry
+    hubs: Hubs
+    model_files: ModelFiles
+    recipe_files: RecipeFiles
 
 
 def sagemaker(rooms: Rooms) -> AwsService:
@@ -56,8 +69,16 @@ def sagemaker(rooms: Rooms) -> AwsService:
         dataset_uri=_no_data_sets,
         check_group=_any_group,
     )
+    models = ModelPackageRooms(
+        registry=rooms.registry, catalogue=rooms.catalogue, files=rooms.model_files, tags=tags
+    )
+    hub = HubRooms(
+        hubs=rooms.hubs, catalogue=rooms.catalogue, recipes=rooms.recipe_files, tags=tags
+    )
     handlers = {
         **tag_handlers(tags),
+        **model_package_handlers(models),
+        **hub_handlers(hub),
         **mlflow_handlers(rooms.mlflow),
         **job_handlers(jobs),
         **pipeline_handlers(rooms.pipelines, tags),
@@ -83,4 +104,4 @@ async def _any_group(principal: Principal, name: str) -> None:
 
 def open_services(rooms: Rooms) -> list[Answering]:
     """All services, by the names that their clients sign for."""
-    return [Modelled(sagemaker(rooms)), Modelled(sts()), Modelled(iam())]
+    return [Modelled(sagemaker(rooms)), Modelled(sts()), Modelled(iam()), S3(rooms.buckets)]

@@ -16,6 +16,7 @@ from turnwise.access.accounts import Accounts
 from turnwise.control.browse import PAGE, Browse
 from turnwise.control.job_file import as_mapping, parse_job
 from turnwise.control.jobs import Jobs
+from turnwise.control.registry import Registry
 from turnwise.control.results import StoredResults
 from turnwise.domain.access import Action, Principal
 from turnwise.domain.event import EventKind
@@ -38,6 +39,7 @@ def native_app(
     archives: Archives,
     results: StoredResults,
     accounts: Accounts,
+    registry: Registry,
 ) -> FastAPI:
     """The whole native API as one ASGI app."""
     app = FastAPI(
@@ -81,7 +83,7 @@ def native_app(
     app.include_router(_job_routes(jobs, principal))
     app.include_router(_reading_routes(browse, principal))
     app.include_router(_result_routes(results, principal))
-    app.include_router(_model_routes(browse, archives, principal))
+    app.include_router(_model_routes(browse, archives, registry, principal))
     return app
 
 
@@ -251,7 +253,9 @@ def _result_routes(results: StoredResults, principal: Caller) -> APIRouter:
     return routes
 
 
-def _model_routes(browse: Browse, archives: Archives, principal: Caller) -> APIRouter:
+def _model_routes(
+    browse: Browse, archives: Archives, registry: Registry, principal: Caller
+) -> APIRouter:
     routes = APIRouter(prefix="/api/v1/models")
     caller = Depends(principal)
 
@@ -275,6 +279,11 @@ def _model_routes(browse: Browse, archives: Archives, principal: Caller) -> APIR
     async def package(name: str, who: Principal = caller) -> Json:
         package = await browse.package(who, name)
         return codec.package_body(package) | {"validation": await browse.validation(package)}
+
+    @routes.delete("/{name:path}")
+    async def delete(name: str, who: Principal = caller) -> Json:
+        """Delete one version, and its files unless something else is made of them; as it was."""
+        return codec.package_body(await registry.delete(who, name))
 
     return routes
 

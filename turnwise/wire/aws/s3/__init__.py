@@ -1,0 +1,1 @@
+"""S3's REST-XML, path-style: buckets, objects, multipart uploads."""
