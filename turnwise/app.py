@@ -26,8 +26,9 @@ from turnwise.access.callers import Callers
 from turnwise.access.keys import Keyring
 from turnwise.access.links import Links
 from turnwise.access.vault import Vault
-from turnwise.agents import open_runner, open_scorers
+from turnwise.agents import AgentCalls, open_runner, open_scorers
 from turnwise.channel import Connection
+from turnwise.control.agent_logs import AgentLogs
 from turnwise.control.agents import Agents
 from turnwise.control.browse import Browse
 from turnwise.control.buckets import Buckets
@@ -52,7 +53,7 @@ from turnwise.launching.local import LocalLauncher
 from turnwise.launching.mlflow import MlflowServers
 from turnwise.loop.run import JobLoop
 from turnwise.loop.sockets import Sockets
-from turnwise.ports import EngineSpec, ModelPackage, Renderer, Sampler, Scorer
+from turnwise.ports import AgentRunner, EngineSpec, ModelPackage, Renderer, Sampler, Scorer
 from turnwise.rendering.family import load_renderer
 from turnwise.sampling.engines import Engines
 from turnwise.sampling.handle import RemoteSampler
@@ -73,6 +74,7 @@ from turnwise.wire.aws.services import Rooms, open_services
 from turnwise.wire.dataplane import DataPlane
 from turnwise.wire.inside import InsideDoor
 from turnwise.wire.mlflow import PREFIX, MlflowDoor
+from turnwise.wire.native.agents import AgentRooms
 from turnwise.wire.native.routes import native_app
 
 log = logging.getLogger(__name__)
@@ -108,6 +110,8 @@ class Service:
     launcher: LocalLauncher
     engines: Engines
     tracker: Tracker
+    agents: Agents
+    agent_logs: AgentLogs
 
     async def start_job(self, job: Job) -> _PluggedLoop:
         """Plug a job's loop together."""
@@ -125,7 +129,7 @@ class Service:
         scorers = await _scorers(job.spec, opened)  # first, for it may refuse what it is given
         engine = await self.engines.claim(job.spec.model, deterministic=job.spec.deterministic)
         opened.push_async_callback(_give_up, engine)
-        runner = open_runner(job.spec.agent, InsideDoor(self.gateway, job.account_id))
+        runner = await self._open_agent(job)
         opened.push_async_callback(runner.close)
         spec = self._learner_spec(job.spec)
         if await self.store.checkpoints(job.account_id, job.job_id):
@@ -150,6 +154,14 @@ class Service:
             model_folder=lambda name: self._model_folder(job, name),
             scorers=scorers,
         )
+
+    async def _open_agent(self, job: Job) -> AgentRunner:
+        """The way to the job's agent; to a registered one's where it is now, with its log."""
+        door = InsideDoor(self.gateway, job.account_id)
+        if not (name := job.spec.agent.name):
+            return open_runner(job.spec.agent, door)
+        spec = await self.agents.resolved(job.account_id, job.spec.agent)
+        return open_runner(spec, door, self.agent_logs.of(job.account_id, name))
 
     async def open_model(self, package: ModelPackage) -> OpenModel:
         """Load a registered model into an engine of its base, its files verified."""
@@ -295,6 +307,11 @@ async def open_service(settings: Settings, url: str) -> AsyncIterator[tuple[Serv
         )
         gateway = Gateway(store, SYSTEM_CLOCK, new_id)
         opened.push_async_callback(gateway.close)
+        agents = Agents(store, accounts.number, SYSTEM_CLOCK, region=settings.region)
+        agent_logs = AgentLogs(store, SYSTEM_CLOCK, keep=settings.agent_log_entries)
+        opened.push_async_callback(agent_logs.close)
+        agent_calls = AgentCalls()
+        opened.push_async_callback(agent_calls.close)
         service = Service(
             settings=settings,
             url=settings.public_url or url,
@@ -305,9 +322,12 @@ async def open_service(settings: Settings, url: str) -> AsyncIterator[tuple[Serv
             launcher=launcher,
             engines=Engines(start_engine, idle_s=settings.serving_idle_s),
             tracker=tracker,
+            agents=agents,
+            agent_logs=agent_logs,
         )
         jobs = Jobs(
             store=store,
+            agents=agents,
             clock=SYSTEM_CLOCK,
             new_id=new_id,
             start=service.start_job,
@@ -331,7 +351,10 @@ async def open_service(settings: Settings, url: str) -> AsyncIterator[tuple[Serv
         opened.push_async_callback(serving.close)
         archives = Archives(verified_folder, verified_base, launcher.merge)
         results = StoredResults(store, FolderBlobs(folder.blobs))
-        native = native_app(jobs, Browse(store), archives, results, accounts, registry)
+        agent_rooms = AgentRooms(agents=agents, logs=agent_logs, calls=agent_calls, url=service.url)
+        native = native_app(
+            jobs, Browse(store), archives, results, accounts, registry, agents=agent_rooms
+        )
         callers = Callers(keyring, settings.region)
         data_plane = DataPlane(gateway, serving, ServedModels(store), callers, accounts.number)
         browse = Browse(store)
@@ -350,7 +373,6 @@ async def open_service(settings: Settings, url: str) -> AsyncIterator[tuple[Serv
             region=settings.region,
             account=store.account,
             pipelines=pipelines,
-            agents=Agents(store, store.account, SYSTEM_CLOCK, region=settings.region),
             mlflow=MlflowApps(
                 store,
                 links,
@@ -365,6 +387,9 @@ async def open_service(settings: Settings, url: str) -> AsyncIterator[tuple[Serv
             hubs=Hubs(store, SYSTEM_CLOCK),
             model_files=model_files,
             recipe_files=recipe_files,
+            agents=agents,
+            agent_logs=agent_logs,
+            agent_calls=agent_calls,
         )
         services = open_services(rooms)
         await pipelines.recover()

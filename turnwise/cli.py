@@ -21,9 +21,10 @@ from rich.table import Table
 
 from turnwise import __version__, errors
 from turnwise.client import Client, connect
+from turnwise.client.running import pass_through, run_agent
 from turnwise.control.job_file import as_mapping, parse_job, read_job
 from turnwise.domain.access import Action
-from turnwise.domain.job import JobKind
+from turnwise.domain.job import AgentKind, JobKind
 from turnwise.terminal import harmless, summary
 
 Json = dict[str, Any]
@@ -44,6 +45,8 @@ keys_app = typer.Typer(no_args_is_help=True, help="Access keys: create, list, re
 accounts_app = typer.Typer(no_args_is_help=True, help="Accounts: create, list. The operator's.")
 app.add_typer(keys_app, name="keys")
 app.add_typer(accounts_app, name="accounts")
+agents_app = typer.Typer(no_args_is_help=True, help="Agents: register, list, test, logs, run ...")
+app.add_typer(agents_app, name="agents")
 
 #: A terminal is as wide as it is; a pipe gets whole lines.
 _WIDTH = None if sys.stdout.isatty() else 200
@@ -621,6 +624,132 @@ def accounts_list(as_json: AsJson = False) -> None:
     with _server.client() as client:
         found = client.accounts()
     _show(found, as_json, lambda: _table(found, ("slug", "number")))
+
+
+# ── agents ────────────────────────────────────────────────────────────────────────────────────
+
+AgentName = Annotated[str, typer.Argument(help="The agent's name.")]
+
+#: How often `agents logs -f` looks for more.
+_LOOK_EVERY_S = 0.5
+
+_AGENT_COLUMNS = ("name", "as", "url", "arn")
+
+
+@agents_app.command("register")
+def agents_register(
+    name: Annotated[
+        str, typer.Argument(help="A letter, then letters, digits, hyphens and underscores.")
+    ],
+    url: Annotated[str, typer.Argument(help="Where it listens: http://host:port.")],
+    contract: Annotated[
+        str, typer.Option("--as", help="How it is called: lambda, agentcore or http.")
+    ] = AgentKind.HTTP.value,
+    as_json: AsJson = False,
+) -> None:
+    """Give an agent a name and an ARN; again, to move it to another URL."""
+    with _server.client() as client:
+        agent = client.register_agent(name, url, contract)
+    _show(agent, as_json, lambda: f"{agent['name']} at {agent['url']}: {agent['arn']}")
+
+
+@agents_app.command("list")
+def agents_list(as_json: AsJson = False) -> None:
+    """Registered agents, oldest first."""
+    with _server.client() as client:
+        found = client.agents()
+    _show(found, as_json, lambda: _table(found, _AGENT_COLUMNS))
+
+
+@agents_app.command("show")
+def agents_show(name: AgentName, as_json: AsJson = False) -> None:
+    """One agent: where it is, its ARN, and its log group."""
+    with _server.client() as client:
+        agent = client.agent(name)
+    _show(agent, as_json, lambda: yaml.safe_dump(agent, sort_keys=False))
+
+
+@agents_app.command("remove")
+def agents_remove(name: AgentName, as_json: AsJson = False) -> None:
+    """Forget an agent and its log."""
+    with _server.client() as client:
+        agent = client.remove_agent(name)
+    _show(agent, as_json, lambda: f"removed {agent['name']}")
+
+
+@agents_app.command("test")
+def agents_test(name: AgentName, as_json: AsJson = False) -> None:
+    """Ask an agent for its health and send it a rollout; it counts that the agent is reached.
+
+    The rollout does not exist, so what the agent asks of this server is refused: an error in its
+    answer is as good as any.
+    """
+    with _server.client() as client:
+        found = client.test_agent(name)
+    _show(found, as_json, lambda: _probe_text(found))
+    if found["problem"]:
+        raise typer.Exit(1)
+
+
+def _probe_text(found: Json) -> str:
+    lines = [f"healthy: {'yes' if found['is_healthy'] else 'no'}"]
+    if found["is_reached"]:
+        lines.append(f"reached: yes, it answered {found['status']} in {found['seconds']:.2f} s")
+        lines.append(f"answer: {found['answer']}")
+    else:
+        lines.append("reached: no")
+    if found["problem"]:
+        lines.append(f"problem: {found['problem']}")
+    return "\n".join(lines)
+
+
+@agents_app.command("logs")
+def agents_logs(
+    name: AgentName,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Until interrupted.")] = False,
+    after: Annotated[int, typer.Option(min=0, help="Entries past this number.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """What an agent received, answered, failed with and printed."""
+    with _server.client() as client:
+        while True:
+            for entry in _pages(lambda at: client.agent_log(name, after=at), after):
+                after = entry["seq"]
+                _show_entry(entry, as_json)
+            if not follow:
+                return
+            time.sleep(_LOOK_EVERY_S)
+
+
+def _show_entry(entry: Json, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(entry), flush=True)
+        return
+    where = f"{entry['rollout_id']} " if entry["rollout_id"] else ""
+    text = f"{_clock(entry['at'])} {entry['kind']:<8} {where}{entry['text']}"
+    out.print(harmless(text), soft_wrap=True)
+
+
+@agents_app.command("run", context_settings={"ignore_unknown_options": True})
+def agents_run(
+    name: AgentName,
+    command: Annotated[list[str], typer.Argument(help="After --: the command that starts it.")],
+    as_json: AsJson = False,
+) -> None:
+    """Start an agent on this machine; what it prints is shown here and kept in its log."""
+
+    def warn(text: str) -> None:
+        err.print(harmless(text), soft_wrap=True)
+
+    show = _show_line if as_json else pass_through
+    with _server.client() as client:
+        status = run_agent(client, name, command, warn, show)
+    raise typer.Exit(status)
+
+
+def _show_line(stream: str, line: bytes) -> None:
+    text = line.decode(errors="replace").rstrip("\r\n")
+    print(json.dumps({"stream": stream, "line": text}), flush=True)
 
 
 if __name__ == "__main__":

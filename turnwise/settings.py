@@ -72,6 +72,11 @@ class Settings(BaseSettings):
         description="Rollouts per step that get a trace in MLflow. Of a job with more per step, a "
         "sample of that size is traced, and every rollout that failed.",
     )
+    agent_log_entries: int = Field(
+        20_000,
+        ge=1,
+        description="Entries of a registered agent's log that stay; the oldest go first.",
+    )
     max_running_jobs: int = Field(4, ge=1, description="Jobs that run at once; others wait.")
     account_running_jobs: int = Field(
         0,
@@ -192,10 +197,14 @@ there.
 """
 
 
+def _shown(default: object) -> str:
+    return "" if default == "" else f"`{default}`"
+
+
 def markdown() -> str:
     """All settings as docs/settings.md."""
     lines = [
-        f"| `{PREFIX}{name.upper()}` | `{name}` | {f'`{field.default}`' if field.default else ''} "
+        f"| `{PREFIX}{name.upper()}` | `{name}` | {_shown(field.default)} "
         f"| {_allowed(name)} | {field.description} |"
         for name, field in Settings.model_fields.items()
     ]

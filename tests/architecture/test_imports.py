@@ -42,6 +42,7 @@ def test_only_the_settings_and_the_clients_of_a_server_read_the_environment():
     assert readers <= {
         "settings.py",
         "client/client.py",
+        "client/running.py",  # hands it to the agent
         "rft/feedback.py",
         "launching/local.py",  # hands it to the child
     }

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from turnwise import errors
+from turnwise.agents.contracts import Answer
 from turnwise.agents.http import HttpAgent
+from turnwise.agents.probing import AgentCalls, Probe
 from turnwise.agents.python import PythonAgent, PythonRollout
 from turnwise.agents.scorers import open_scorers
 from turnwise.agents.scripted import HttpCall, ScriptedAgent
@@ -11,7 +13,10 @@ from turnwise.domain.job import AgentKind, AgentSpec
 from turnwise.ports import AgentDoor, AgentLog, AgentRunner
 
 __all__ = [
+    "AgentCalls",
+    "Answer",
     "HttpAgent",
+    "Probe",
     "PythonAgent",
     "PythonRollout",
     "ScriptedAgent",

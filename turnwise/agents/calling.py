@@ -25,13 +25,19 @@ _JSON = {"Content-Type": "application/json"}
 
 
 class Caller:
-    """Calls agents. Made inside a running event loop, for it holds a session.
+    """Calls agents; its session is made at the first call, which is inside a running event loop.
 
     Whoever uses it limits how many calls run at once, so connections are not limited here.
     """
 
     def __init__(self) -> None:
-        self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
+        self._opened: aiohttp.ClientSession | None = None
+
+    @property
+    def _session(self) -> aiohttp.ClientSession:
+        if self._opened is None:
+            self._opened = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
+        return self._opened
 
     async def check(self, spec: AgentSpec) -> None:
         """Raise `Unavailable` with the remedy unless the agent says that it is up."""
@@ -73,7 +79,8 @@ class Caller:
 
     async def close(self) -> None:
         """Close the connections."""
-        await self._session.close()
+        if self._opened is not None:
+            await self._opened.close()
 
 
 async def _answer(response: aiohttp.ClientResponse) -> Answer:

@@ -20,7 +20,7 @@ _DENIED = frozenset({401, 403})
 
 
 class HttpAgent:
-    """Reaches one agent over HTTP. Made inside a running event loop, for it holds a session.
+    """Reaches one agent over HTTP. `close` it after use.
 
     `log`, where given, is told what the agent gets and answers.
     """

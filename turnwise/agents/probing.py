@@ -43,10 +43,11 @@ class Probe:
 
 
 class AgentCalls:
-    """Invokes agents outside of jobs. Made inside a running event loop; `close` it after use."""
+    """Invokes agents outside of jobs; `close` it after use."""
 
     def __init__(self) -> None:
         self._caller = Caller()
+        self._running: dict[asyncio.Task[Answer], tuple[AgentSpec, str]] = {}  # with its session
 
     async def invoke(
         self,
@@ -58,7 +59,50 @@ class AgentCalls:
         timeout_s: float = INVOKE_TIMEOUT_S,
         content_type: str = "application/json",
     ) -> Answer:
-        """Post one payload. Raises `TooSlow` and `Unavailable`; the agent's log tells of it."""
+        """Post one payload; the agent's log tells of it.
+
+        Raises `TooSlow`, `Unavailable`, and `Conflict` when the session was stopped meanwhile.
+        """
+        task = asyncio.create_task(
+            self._invoke(spec, body, log, session, timeout_s, content_type), name="invoke agent"
+        )
+        self._running[task] = (spec, session)
+        try:
+            await asyncio.wait({task})
+        finally:
+            task.cancel()
+            del self._running[task]
+        if task.cancelled():
+            raise errors.Conflict(f"session {session} was stopped")
+        return task.result()
+
+    def invoke_soon(self, spec: AgentSpec, body: bytes, log: AgentLog, *, session: str) -> None:
+        """Post one payload and do not wait for the answer, which only the log tells of."""
+        work = self._invoke(spec, body, log, session, INVOKE_TIMEOUT_S, "application/json")
+        task = asyncio.create_task(work, name="invoke agent")
+        self._running[task] = (spec, session)
+        task.add_done_callback(self._forget)
+
+    def stop(self, spec: AgentSpec, session: str) -> None:
+        """End the calls of a session that are under way."""
+        for task, running in self._running.items():
+            if running == (spec, session):
+                task.cancel()
+
+    def _forget(self, task: asyncio.Task[Answer]) -> None:
+        self._running.pop(task, None)
+        if not task.cancelled():
+            task.exception()  # the log has it
+
+    async def _invoke(
+        self,
+        spec: AgentSpec,
+        body: bytes,
+        log: AgentLog,
+        session: str,
+        timeout_s: float,
+        content_type: str,
+    ) -> Answer:
         log.note(AgentLogKind.RECEIVED, _shown(body))
         try:
             answer = await self._caller.invoke(
@@ -107,7 +151,11 @@ class AgentCalls:
         )
 
     async def close(self) -> None:
-        """Close the connections."""
+        """End what runs, and close the connections."""
+        tasks = list(self._running)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         await self._caller.close()
 
 

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import aiohttp
 
 from turnwise import errors
-from turnwise.agents.outcomes import as_they_finish, excerpt, failed
+from turnwise.agents.outcomes import as_they_finish, denied, excerpt, failed
 from turnwise.ports import AgentOutcome, AgentRequest
 
 
@@ -21,6 +21,7 @@ class Behaviour(StrEnum):
 
     PLAY = "play"
     ANSWER_500 = "answer_500"  # fails at once, as a crashing server does
+    DENY = "deny"  # refuses to be called
     HANG = "hang"  # never answers
     NO_REWARD = "no_reward"  # plays and completes, but never reports a reward
     ABORT = "abort"  # plays, then says that the rollout failed
@@ -124,6 +125,8 @@ class ScriptedAgent:
         behaviour = self._behaviour(request)
         if behaviour is Behaviour.ANSWER_500:
             return failed(request, "http_error", "the agent answered 500: scripted")
+        if behaviour is Behaviour.DENY:
+            return denied(request, "the agent answered 403: scripted")
         if behaviour is Behaviour.HANG:
             await asyncio.get_running_loop().create_future()
         try:

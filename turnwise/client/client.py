@@ -22,6 +22,8 @@ FINAL = frozenset({"COMPLETED", "FAILED", "STOPPED"})
 WAIT_S = 20.0
 #: An export's files are verified, and torch is imported for a merge, before its first byte comes.
 EXPORT_WAIT_S = 600.0
+#: A test of an agent waits for the agent twice: for its health, and for an answer.
+AGENT_TEST_S = 90.0
 DEFAULT_URL = "http://127.0.0.1:8420"
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -282,6 +284,39 @@ class Client:
                     f"the transfer of {name} broke off ({error}); the server's log may say why"
                 ) from error
 
+    def register_agent(self, name: str, url: str, contract: str) -> Json:
+        """Register an agent as "lambda", "agentcore" or "http", or move one to another URL."""
+        body = {"name": name, "url": url, "as": contract}
+        return self._call("POST", "/api/v1/agents", json=body)
+
+    def agents(self) -> list[Json]:
+        """Registered agents, oldest first."""
+        found: list[Json] = self._call("GET", "/api/v1/agents")["agents"]
+        return found
+
+    def agent(self, name: str) -> Json:
+        """One registered agent."""
+        return self._call("GET", _agent(name))
+
+    def remove_agent(self, name: str) -> Json:
+        """Forget an agent and its log."""
+        return self._call("DELETE", _agent(name))
+
+    def test_agent(self, name: str) -> Json:
+        """Ask for its health and send it a rollout that does not exist; what came of it."""
+        timeout = httpx.Timeout(30.0, read=AGENT_TEST_S)
+        return self._call("POST", _agent(name, "/test"), timeout=timeout)
+
+    def agent_log(self, name: str, *, after: int = 0, limit: int = 1000) -> list[Json]:
+        """Entries of an agent's log past `after`, oldest first."""
+        params = {"after": after, "limit": limit}
+        found: list[Json] = self._call("GET", _agent(name, "/logs"), params=params)["entries"]
+        return found
+
+    def print_agent_lines(self, name: str, lines: Sequence[str]) -> None:
+        """Add lines that an agent has printed to its log, at most 1000."""
+        self._call("POST", _agent(name, "/logs"), json={"lines": list(lines)})
+
     def _call(self, method: str, path: str, **options: Any) -> Json:
         body: Json = self._send(method, path, **options).json()
         return body
@@ -318,6 +353,11 @@ def _counted(
 def _job(name: str, rest: str = "") -> str:
     """The path of a job; a name that nobody may have cannot lead elsewhere."""
     return f"/api/v1/jobs/{quote(name, safe='')}{rest}"
+
+
+def _agent(name: str, rest: str = "") -> str:
+    """The path of an agent; see `_job`."""
+    return f"/api/v1/agents/{quote(name, safe='')}{rest}"
 
 
 def _error(reply: httpx.Response) -> errors.TurnwiseError:

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from turnwise import errors
-from turnwise.domain.access import Account, Action, Principal
+from turnwise.domain.access import Action, Principal
 from turnwise.domain.job import AgentKind, AgentSpec
 from turnwise.domain.resource import Resource
 from turnwise.ports import Clock, Resources
@@ -89,14 +89,14 @@ class Agents:
     def __init__(
         self,
         resources: Resources,
-        account: Callable[[str], Awaitable[Account]],
+        account_number: Callable[[str], Awaitable[str]],
         clock: Clock,
         *,
         region: str,
     ) -> None:
-        """`account` finds an account by its id."""
+        """`account_number` gives an account's 12 digits by its id."""
         self._resources = resources
-        self._account = account
+        self._account_number = account_number
         self._clock = clock
         self._region = region
 
@@ -155,7 +155,7 @@ class Agents:
                 "is neither a Lambda's nor an AgentCore runtime's ARN",
                 remedy=f"`turnwise agents list` shows the ARNs here; {HOW_TO_REGISTER}",
             )
-        number = (await self._account(principal.account_id)).number
+        number = await self._account_number(principal.account_id)
         if (parts["function_account"] or parts["runtime_account"]) != number:
             raise errors.NotFound(
                 "agent", arn, remedy=f"this account's number is {number}; {HOW_TO_REGISTER}"
@@ -177,6 +177,11 @@ class Agents:
         await self.get(principal, name)
         return _agent(await self._resources.delete_resource(principal.account_id, KIND, name))
 
+    async def job_arn(self, principal: Principal, job_name: str) -> str:
+        """The ARN of a job of the caller's, for calls of agents that belong to no job."""
+        number = await self._account_number(principal.account_id)
+        return f"arn:aws:sagemaker:{self._region}:{number}:job/AgentRFT/{job_name}"
+
     async def resolved(self, account_id: str, spec: AgentSpec) -> AgentSpec:
         """A job's agent with the URL where it is now; one that is not registered as it is.
 
@@ -190,7 +195,7 @@ class Agents:
         runtime_id = ""
         if contract is AgentKind.AGENTCORE:
             runtime_id = f"{name.replace('-', '_')}-{random_letters(10)}"
-        number = (await self._account(principal.account_id)).number
+        number = await self._account_number(principal.account_id)
         agent = Agent(
             account_id=principal.account_id,
             name=name,
@@ -208,7 +213,7 @@ class Agents:
         except errors.NotFound:
             raise errors.NotFound("agent", name, remedy=HOW_TO_REGISTER) from None
 
-    async def _all(self, account_id: str) -> list[Resource]:
+    async def _all(self, account_id: str) -> Sequence[Resource]:
         return await self._resources.resources(account_id, KIND)
 
 

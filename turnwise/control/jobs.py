@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Protocol
 
 from turnwise import errors
+from turnwise.control.agents import Agents
 from turnwise.control.datasets import load_rows
 from turnwise.control.evaluated import with_models
 from turnwise.control.groups import check_groups
@@ -81,9 +82,17 @@ class Jobs:
     """The control plane's jobs. Every call requires a principal with the right."""
 
     def __init__(
-        self, *, store: Store, clock: Clock, new_id: NewId, start: Start, limits: Limits
+        self,
+        *,
+        store: Store,
+        agents: Agents,
+        clock: Clock,
+        new_id: NewId,
+        start: Start,
+        limits: Limits,
     ) -> None:
         self._store = store
+        self._agents = agents
         self._clock = clock
         self._new_id = new_id
         self._start = start
@@ -103,6 +112,7 @@ class Jobs:
         calls at the same moment, no more pass than there is room.
 
         Raises `InvalidInput` for a dataset, model, adapter or checkpoint that cannot be used,
+        `NotFound` for an agent's name that is not registered,
         `Conflict` if the name is taken or what to start from was pruned.
         """
         principal.require(Action.MANAGE)
@@ -330,6 +340,8 @@ class Jobs:
                 "is not a model folder",
                 remedy="give a Hugging Face folder with config.json and a tokenizer",
             )
+        agent = await self._agents.resolved(principal.account_id, spec.agent)
+        spec = dataclasses.replace(spec, agent=agent)
         rows, _ = await asyncio.to_thread(load_job_rows, spec)
         await check_groups(self._store, principal.account_id, spec)
         if spec.kind is JobKind.EVALUATION:

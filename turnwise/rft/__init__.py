@@ -14,14 +14,13 @@ additions are named as such in the docstrings.
 
 from turnwise.rft.context import (
     clear_rollout_context,
-    get_inference_headers,
     get_inference_params,
     get_rollout_context,
     set_rollout_context,
 )
 from turnwise.rft.decorators import rft_handler, sagemaker_rft_handler
 from turnwise.rft.feedback import FeedbackError, RolloutFeedbackClient
-from turnwise.rft.headers import make_inference_headers
+from turnwise.rft.headers import get_inference_headers, make_inference_headers
 from turnwise.rft.models import InferenceParams, RolloutMetadata, RolloutRequest
 
 __all__ = [

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from contextvars import ContextVar
 from typing import Any
 
 from pydantic import BaseModel
 
-from turnwise.rft.headers import make_inference_headers
 from turnwise.rft.models import Metadata, as_mapping
 
-_log = logging.getLogger(__name__)
 _metadata: ContextVar[dict[str, Any] | None] = ContextVar("rollout_metadata", default=None)
 _params: ContextVar[dict[str, Any] | None] = ContextVar("inference_params", default=None)
 
@@ -39,12 +36,3 @@ def get_rollout_context() -> dict[str, Any] | None:
 def get_inference_params() -> dict[str, Any] | None:
     """The sampling parameters that came with the rollout, None if none came."""
     return _params.get()
-
-
-def get_inference_headers() -> dict[str, str]:
-    """Headers for this rollout's model calls; empty, with a warning, outside of one."""
-    metadata = _metadata.get()
-    if metadata is None:
-        _log.warning("no rollout context: call set_rollout_context() first; sending no headers")
-        return {}
-    return make_inference_headers(metadata)

@@ -15,7 +15,13 @@ from turnwise.rft.models import RolloutRequest, as_mapping
 
 _log = logging.getLogger(__name__)
 
-_SKIPPED = {"status": "skipped"}
+
+def _skipped(error: Exception) -> dict[str, str]:
+    return {"status": "skipped", "error": str(error)}
+
+
+def _failed(error: Exception) -> dict[str, str]:
+    return {"status": "error", "error": str(error)}
 
 
 def sagemaker_rft_handler(func: Callable[..., Any]) -> Callable[..., Any]:
@@ -30,9 +36,9 @@ def sagemaker_rft_handler(func: Callable[..., Any]) -> Callable[..., Any]:
     rollout, a dict without one only completes it, `status` "error" fails it, "skipped" and anything
     that is no dict report nothing. `metrics` go along with the reward (an addition). An exception
     fails the rollout and is raised again, except one that says that the rollout is over already:
-    then the result is {"status": "skipped"}. A report that does not get through is logged, and the
-    result still returned. A payload without metadata is no rollout: `func` runs, nothing is
-    reported. Of an async entry point, reports are sent from a thread (an addition).
+    then the result is {"status": "skipped", "error": its text}. A report that does not get through
+    is logged, and the result still returned. A payload without metadata is no rollout: `func` runs,
+    nothing is reported. Of an async entry point, reports are sent from a thread (an addition).
     """
     if inspect.iscoroutinefunction(func):
         return _async_handler(func)
@@ -50,8 +56,8 @@ def _async_handler(func: Callable[..., Any]) -> Callable[..., Any]:
             result = await func(*args, **kwargs)
         except Exception as error:
             if client and is_over(error):
-                return dict(_SKIPPED)
-            await asyncio.to_thread(_report, client, {"status": "error"})
+                return _skipped(error)
+            await asyncio.to_thread(_report, client, _failed(error))
             raise
         else:
             await asyncio.to_thread(_report, client, result)
@@ -70,8 +76,8 @@ def _sync_handler(func: Callable[..., Any]) -> Callable[..., Any]:
             result = func(*args, **kwargs)
         except Exception as error:
             if client and is_over(error):
-                return dict(_SKIPPED)
-            _report(client, {"status": "error"})
+                return _skipped(error)
+            _report(client, _failed(error))
             raise
         else:
             _report(client, result)
@@ -107,7 +113,7 @@ def _report(client: RolloutFeedbackClient | None, result: object) -> None:
         return
     try:
         if result.get("status") == "error":
-            client.report_error()
+            client.report_error(str(result.get("error", "")))
         elif result.get("reward") is None:
             client.complete_rollout()
         else:

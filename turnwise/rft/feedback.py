@@ -71,13 +71,14 @@ class RolloutFeedbackClient:
         self._post("complete-rollout", {"Status": status})
 
     def update_reward(
-        self, rewards: Sequence[float], metrics: Mapping[str, float] | None = None
+        self, reward: float | Sequence[float], metrics: Mapping[str, float] | None = None
     ) -> None:
         """Report one reward for the rollout, or one per turn.
 
         `metrics` (an addition): named numbers, stored with the rollout and averaged per step.
         """
-        members: dict[str, Any] = {"Rewards": [float(reward) for reward in rewards]}
+        rewards = [reward] if isinstance(reward, int | float) else reward
+        members: dict[str, Any] = {"Rewards": [float(value) for value in rewards]}
         if metrics:
             members["Metrics"] = {name: float(value) for name, value in metrics.items()}
         self._post("update-reward", members)
@@ -87,12 +88,14 @@ class RolloutFeedbackClient:
     ) -> None:
         """Complete the rollout and report its reward(s)."""
         self.complete_rollout("ready")
-        self.update_reward([reward] if isinstance(reward, int | float) else reward, metrics)
+        self.update_reward(reward, metrics)
 
-    def report_error(self) -> None:
-        """Say that the rollout failed."""
+    def report_error(self, error: str = "", reward: float | None = None) -> None:
+        """Say that the rollout failed. `error` goes to the agent's own log, for nobody else."""
+        if error:
+            _log.error("rollout %s failed: %s", self._trajectory_id, error)
         self.complete_rollout("failed")
-        self.update_reward([0.0])
+        self.update_reward(0.0 if reward is None else reward)
 
     def _post(self, operation: str, members: Mapping[str, Any]) -> None:
         if not self._trajectory_id:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import uvicorn
 
 from tests.builders import ACCOUNT
-from tests.unit.control.kit import Loop, World, a_registry, archives
+from tests.unit.control.kit import Loop, World, a_registry, agent_rooms, archives
 from turnwise.access.accounts import Accounts
 from turnwise.access.keys import Keyring
 from turnwise.access.vault import Vault
@@ -79,6 +79,7 @@ class Serving:
             StoredResults(self._store, self.world.blobs),
             Accounts(self._store, keyring, find_job=self._store.job, region="us-west-2"),
             a_registry(self._store, folder),
+            agents=agent_rooms(self.world),
         )
         config = uvicorn.Config(
             app, lifespan="off", ws="none", log_config=None, timeout_graceful_shutdown=1

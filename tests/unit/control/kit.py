@@ -10,6 +10,9 @@ from typing import Any
 from tests import builders
 from tests.builders import ACCOUNT, SetClock
 from turnwise import errors
+from turnwise.agents import AgentCalls
+from turnwise.control.agent_logs import AgentLogs
+from turnwise.control.agents import Agents
 from turnwise.control.catalogue import Catalogue
 from turnwise.control.jobs import Jobs, status_event
 from turnwise.control.queue import Limits
@@ -21,12 +24,27 @@ from turnwise.exporting.archives import Archives
 from turnwise.ports import Archive, MergeSpec
 from turnwise.storage.blobs import FolderBlobs
 from turnwise.storage.sql import SqlStore
+from turnwise.wire.native.agents import AgentRooms
 
 ADMIN = Principal(account_id=ACCOUNT)
 
 
 async def _no_merge(spec: MergeSpec) -> Archive:
     raise AssertionError("merging needs a process, which flow tests start")
+
+
+def agent_rooms(world: World) -> AgentRooms:
+    """The world's agents, for the native API."""
+    return AgentRooms(
+        agents=world.agents,
+        logs=AgentLogs(world.store, world.clock, keep=1000),
+        calls=AgentCalls(),
+        url="http://127.0.0.1:1",
+    )
+
+
+async def _number(account_id: str) -> str:
+    return "000000000001"
 
 
 def archives() -> Archives:
@@ -100,8 +118,10 @@ class World:
         self.may_start.set()
         self.clock = SetClock()
         self._names = iter("abcdefghijklmnopqrstuvwxyz")
+        self.agents = Agents(store, _number, self.clock, region="us-west-2")
         self.jobs = Jobs(
             store=store,
+            agents=self.agents,
             clock=self.clock,
             new_id=lambda prefix: f"{prefix}_{next(self._names)}",
             start=self._start,

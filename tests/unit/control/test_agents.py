@@ -8,7 +8,7 @@ import pytest
 from tests.builders import SetClock
 from turnwise import errors
 from turnwise.control.agents import Agents
-from turnwise.domain.access import Account, Action, Principal
+from turnwise.domain.access import Action, Principal
 from turnwise.domain.job import AgentKind, AgentSpec
 from turnwise.storage.sql import SqlStore
 
@@ -21,11 +21,11 @@ RUNTIME = r"arn:aws[a-z-]*:bedrock-agentcore:[a-z0-9-]+:[0-9]{12}:runtime/[a-zA-
 
 @pytest.fixture
 async def agents() -> AsyncIterator[Agents]:
-    async def account(account_id: str) -> Account:
-        return Account(account_id=account_id, slug=account_id, number=NUMBERS[account_id])
+    async def number(account_id: str) -> str:
+        return NUMBERS[account_id]
 
     store = SqlStore.in_memory(clock=SetClock())
-    yield Agents(store, account, SetClock(), region="us-west-2")
+    yield Agents(store, number, SetClock(), region="us-west-2")
     await store.close()
 
 

@@ -300,8 +300,11 @@ async def test_an_exception_that_says_the_rollout_is_over_is_a_skip(service: Ser
     async def async_agent(payload: dict[str, Any]) -> None:
         raise RuntimeError("409: Cannot transition trajectory from FAILED")
 
-    assert sync_agent(payload(service)) == {"status": "skipped"}
-    assert await async_agent(payload(service)) == {"status": "skipped"}
+    assert sync_agent(payload(service)) == {
+        "status": "skipped",
+        "error": "400: the rollout is not in valid status for sampling: FAILED",
+    }
+    assert (await async_agent(payload(service)))["status"] == "skipped"
     assert service.posts == []
 
 

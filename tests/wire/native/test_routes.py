@@ -11,7 +11,7 @@ import pytest
 
 from tests import builders
 from tests.builders import ACCOUNT
-from tests.unit.control.kit import World, a_registry, archives
+from tests.unit.control.kit import World, a_registry, agent_rooms, archives
 from tests.unit.control.test_jobs import package, register
 from turnwise.access.accounts import Accounts
 from turnwise.access.keys import Keyring
@@ -44,6 +44,7 @@ class Door:
             StoredResults(world.store, world.blobs),
             Accounts(world.store, self._keyring, find_job=world.store.job, region="us-west-2"),
             a_registry(world.store, world.folder),
+            agents=agent_rooms(world),
         )
 
     async def key(

@@ -87,6 +87,14 @@ class Modelled:
         """What X-Amz-Target begins with; "" where it is not used."""
         return str(self._service.model.metadata.get("targetPrefix") or "")
 
+    def has(self, request: Request) -> bool:
+        """Whether the model has an operation that this request calls."""
+        try:
+            self._format.operation(self._service.model, request)
+        except AwsError:
+            return False
+        return True
+
     async def answer(self, call: Call, request: Request, outcome: Outcome) -> Reply:
         """Decode, call, encode."""
         try:
@@ -111,6 +119,27 @@ class Modelled:
     @property
     def _format(self) -> WireFormat:
         return wire_format(self._service.model)
+
+
+class Planes:
+    """Several models of one signing name, such as a control plane and a data plane."""
+
+    def __init__(self, *planes: Modelled) -> None:
+        self._planes = planes
+
+    @property
+    def name(self) -> str:
+        """Their name in the scope of signatures."""
+        return self._planes[0].name
+
+    async def answer(self, call: Call, request: Request, outcome: Outcome) -> Reply:
+        """By the first model that has the operation."""
+        plane = next((each for each in self._planes if each.has(request)), self._planes[0])
+        return await plane.answer(call, request, outcome)
+
+    def fault(self, error: Exception, request_id: str) -> Reply:
+        """An error in the services' own shape."""
+        return self._planes[0].fault(error, request_id)
 
 
 class AwsDoor:

@@ -289,12 +289,15 @@ class _RestJsonFormat:
         shape = operation.output_shape
         status = operation.http.get("responseCode", 200)
         headers = list(_id(request_id))
+        media_type = "application/json"
         body: Any = {}
         if shape is not None:
             payload = shape.serialization.get("payload", "")
             for name, value in result.items():
                 member = shape.members[name]
                 match member.serialization.get("location"):
+                    case "header" if member.serialization["name"] == "Content-Type":
+                        media_type = value
                     case "header":
                         headers.append((member.serialization["name"].lower(), str(value)))
                     case "statusCode":
@@ -304,9 +307,7 @@ class _RestJsonFormat:
                     case None if value is not None:
                         body[member.serialization.get("name", name)] = shapes.write(member, value)
         written = body if isinstance(body, bytes) else _dumped(body)
-        return Reply(
-            status=status, body=written, media_type="application/json", headers=tuple(headers)
-        )
+        return Reply(status=status, body=written, media_type=media_type, headers=tuple(headers))
 
     def fault(self, status: int, code: str, message: str, request_id: str) -> Reply:
         return _json_fault(status, code, message, request_id, "application/json")

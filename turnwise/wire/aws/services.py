@@ -6,6 +6,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from turnwise import errors
+from turnwise.agents import AgentCalls
+from turnwise.control.agent_logs import AgentLogs
 from turnwise.control.agents import Agents
 from turnwise.control.browse import Browse
 from turnwise.control.buckets import Buckets
@@ -18,11 +20,18 @@ from turnwise.control.recipe_files import RecipeFiles
 from turnwise.control.registry import Registry
 from turnwise.domain.access import Account, Principal
 from turnwise.ports import Clock, NewId, Resources
+from turnwise.wire.aws.agentcore import (
+    SIGNING_NAME,
+    Runtimes,
+    agentcore_control,
+    agentcore_data,
+)
 from turnwise.wire.aws.artifacts import artifact_handlers
-from turnwise.wire.aws.door import Answering, Modelled
+from turnwise.wire.aws.door import Answering, Modelled, Planes
 from turnwise.wire.aws.hub import HubRooms, hub_handlers
 from turnwise.wire.aws.iam import iam
 from turnwise.wire.aws.jobs import JobRooms, job_handlers
+from turnwise.wire.aws.lambdas import Functions, lambdas
 from turnwise.wire.aws.mlflow_apps import MlflowApps, mlflow_handlers
 from turnwise.wire.aws.model_packages import ModelPackageRooms, model_package_handlers
 from turnwise.wire.aws.pipelines import InsideJobs, describe_training_job, pipeline_handlers
@@ -53,6 +62,8 @@ class Rooms:
     hubs: Hubs
     model_files: ModelFiles
     recipe_files: RecipeFiles
+    agent_logs: AgentLogs
+    agent_calls: AgentCalls
 
 
 def sagemaker(rooms: Rooms) -> AwsService:
@@ -104,4 +115,24 @@ async def _any_group(principal: Principal, name: str) -> None:
 
 def open_services(rooms: Rooms) -> list[Answering]:
     """All services, by the names that their clients sign for."""
-    return [Modelled(sagemaker(rooms)), Modelled(sts()), Modelled(iam()), S3(rooms.buckets)]
+    return [
+        Modelled(sagemaker(rooms)),
+        Modelled(sts()),
+        Modelled(iam()),
+        S3(rooms.buckets),
+        *agent_services(rooms),
+    ]
+
+
+def agent_services(rooms: Rooms) -> list[Answering]:
+    """Lambda and Bedrock AgentCore, over the registered agents."""
+    calls, logs = rooms.agent_calls, rooms.agent_logs
+    functions = Functions(agents=rooms.agents, logs=logs, calls=calls, new_id=rooms.new_id)
+    runtimes = Runtimes(agents=rooms.agents, logs=logs, calls=calls, new_id=rooms.new_id)
+    return [
+        Modelled(lambdas(functions)),
+        Planes(
+            Modelled(agentcore_control(runtimes), signing_name=SIGNING_NAME),
+            Modelled(agentcore_data(runtimes), signing_name=SIGNING_NAME),
+        ),
+    ]

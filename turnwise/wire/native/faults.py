@@ -18,6 +18,7 @@ STATUS: dict[type[errors.TurnwiseError], int] = {
     errors.LimitExceeded: 429,
     errors.Unavailable: 503,
     errors.StorageFull: 507,
+    errors.AgentDenied: 500,
     errors.FolderLocked: 500,
     errors.Corrupted: 500,
     errors.NothingScored: 500,

@@ -25,6 +25,7 @@ from turnwise.domain.rollout import Purpose, RolloutStatus
 from turnwise.exporting.archives import Archives
 from turnwise.ports import Archive, RolloutQuery
 from turnwise.wire.native import codec
+from turnwise.wire.native.agents import AgentRooms, agent_routes
 from turnwise.wire.native.faults import fault
 
 Json = dict[str, Any]
@@ -40,6 +41,8 @@ def native_app(
     results: StoredResults,
     accounts: Accounts,
     registry: Registry,
+    *,
+    agents: AgentRooms,
 ) -> FastAPI:
     """The whole native API as one ASGI app."""
     app = FastAPI(
@@ -80,6 +83,7 @@ def native_app(
         return app.openapi()
 
     app.include_router(_access_routes(accounts, principal))
+    app.include_router(agent_routes(agents, principal))
     app.include_router(_job_routes(jobs, principal))
     app.include_router(_reading_routes(browse, principal))
     app.include_router(_result_routes(results, principal))

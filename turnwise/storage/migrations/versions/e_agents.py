@@ -23,4 +23,6 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("seq", name=op.f("pk_agent_logs")),
         sqlite_autoincrement=True,
     )
-    op.create_index(op.f("ix_agent_logs_account_id"), "agent_logs", ["account_id", "agent", "seq"])
+    op.create_index(
+        op.f("ix_agent_logs_account_id_agent_seq"), "agent_logs", ["account_id", "agent", "seq"]
+    )

@@ -1,0 +1,1 @@
+"""Frameworks' models made to call the rollout's own: `strands`, `langchain`."""
