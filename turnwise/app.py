@@ -34,8 +34,10 @@ from turnwise.control.browse import Browse
 from turnwise.control.buckets import Buckets
 from turnwise.control.catalogue import Catalogue
 from turnwise.control.hubs import Hubs
-from turnwise.control.jobs import Jobs, load_job_rows
+from turnwise.control.job_data import JobData, load_job_rows
+from turnwise.control.jobs import Jobs
 from turnwise.control.model_files import ModelFiles, models_bucket
+from turnwise.control.outputs import Outputs
 from turnwise.control.pipelines import Pipelines
 from turnwise.control.queue import Limits
 from turnwise.control.recipe_files import RecipeFiles, recipes_bucket
@@ -61,6 +63,7 @@ from turnwise.sampling.shared import ClaimedSampler
 from turnwise.settings import Settings
 from turnwise.storage.blobs import FolderBlobs
 from turnwise.storage.folder import DataFolder
+from turnwise.storage.remote_s3 import RemoteS3
 from turnwise.storage.sql import SqlStore
 from turnwise.system import SYSTEM_CLOCK, new_id
 from turnwise.tracking.tracker import Tracker
@@ -112,11 +115,14 @@ class Service:
     tracker: Tracker
     agents: Agents
     agent_logs: AgentLogs
+    data: JobData
+    outputs: Outputs
 
     async def start_job(self, job: Job) -> _PluggedLoop:
         """Plug a job's loop together."""
         self.tracker.follow(job)
-        rows, validation_rows = await asyncio.to_thread(load_job_rows, job.spec)
+        files = await self.data.files(job.account_id, job.spec)
+        rows, validation_rows = await asyncio.to_thread(load_job_rows, job.spec, files)
         renderer = await asyncio.to_thread(load_renderer, Path(job.spec.model), job.spec.history)
         async with contextlib.AsyncExitStack() as opened:  # what is open when one is refused closes
             sockets = await self._open_sockets(job, renderer, opened)
@@ -153,6 +159,7 @@ class Service:
             job_arn=str(JobArn(region=self.settings.region, number=number, name=job.name)),
             model_folder=lambda name: self._model_folder(job, name),
             scorers=scorers,
+            deliver=self.outputs.deliver,
         )
 
     async def _open_agent(self, job: Job) -> AgentRunner:
@@ -229,13 +236,14 @@ def _engine_spec(settings: Settings, model: str, deterministic: bool) -> EngineS
     )
 
 
-async def _largest_step(job: Job) -> int:
+async def _largest_step(data: JobData, job: Job) -> int:
     """Rollouts in a job's largest pass over validation or evaluation rows; 0: not known any more.
 
     What a training step makes is in the spec.
     """
     try:
-        rows, validation = await asyncio.to_thread(load_job_rows, job.spec)
+        files = await data.files(job.account_id, job.spec)
+        rows, validation = await asyncio.to_thread(load_job_rows, job.spec, files)
     except errors.TurnwiseError:
         return 0
     if job.spec.kind is JobKind.EVALUATION:
@@ -262,6 +270,17 @@ async def open_service(settings: Settings, url: str) -> AsyncIterator[tuple[Serv
         keyring = Keyring(store, vault)
         await keyring.admin_key(folder.admin_key)
         accounts = Accounts(store, keyring, find_job=store.job, region=settings.region)
+        blobs = FolderBlobs(folder.blobs)
+        buckets = Buckets(
+            store,
+            blobs,
+            SYSTEM_CLOCK,
+            new_id,
+            remote=RemoteS3(settings.s3_endpoint_url) if settings.s3_endpoint_url else None,
+            private=folder.root.resolve(),
+        )
+        await buckets.recover()
+        data = JobData(buckets)
         links = Links(vault, SYSTEM_CLOCK)
         mlflow = MlflowServers(
             folder.root / "mlflow",
@@ -275,7 +294,7 @@ async def open_service(settings: Settings, url: str) -> AsyncIterator[tuple[Serv
             resources=store,
             address=mlflow.address,
             clock=SYSTEM_CLOCK,
-            largest_step=_largest_step,
+            largest_step=lambda job: _largest_step(data, job),
             traces_per_step=settings.mlflow_traces_per_step,
             is_on=not mlflow.missing,
         )
@@ -288,9 +307,6 @@ async def open_service(settings: Settings, url: str) -> AsyncIterator[tuple[Serv
         async def start_engine(model: str, deterministic: bool) -> Sampler:
             return await launcher.engine(_engine_spec(settings, model, deterministic))
 
-        blobs = FolderBlobs(folder.blobs)
-        buckets = Buckets(store, blobs, SYSTEM_CLOCK, new_id, private=folder.root.resolve())
-        await buckets.recover()
         catalogue = Catalogue(settings.models_folder, max_length=settings.engine_max_length)
         model_files = ModelFiles(store, models_bucket(settings.region))
         recipe_files = RecipeFiles(catalogue, blobs, recipes_bucket(settings.region))
@@ -324,6 +340,8 @@ async def open_service(settings: Settings, url: str) -> AsyncIterator[tuple[Serv
             tracker=tracker,
             agents=agents,
             agent_logs=agent_logs,
+            data=data,
+            outputs=Outputs(store, buckets, blobs),
         )
         jobs = Jobs(
             store=store,
@@ -337,6 +355,7 @@ async def open_service(settings: Settings, url: str) -> AsyncIterator[tuple[Serv
                 training_quota=settings.quota_training_jobs,
                 evaluation_quota=settings.quota_evaluation_jobs,
             ),
+            data=data,
         )
         opened.push_async_callback(jobs.close)
         await tracker.recover()
@@ -424,7 +443,9 @@ def _doors(data_plane: DataPlane, mlflow: MlflowDoor, aws: AwsDoor, native: Asgi
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         door: Asgi = native
-        if data_plane.owns(scope["path"]):
+        if aws.signed_for(scope) == "s3":  # whose buckets may be called like our paths
+            door = aws
+        elif data_plane.owns(scope["path"]):
             door = data_plane
         elif mlflow.owns(scope["path"]):
             door = mlflow

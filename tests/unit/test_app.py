@@ -12,6 +12,7 @@ from tests.families import save_family
 from tests.unit.loop.fakes import FakeLearner, FakeSampler, names
 from turnwise import errors
 from turnwise.app import Service
+from turnwise.control.job_data import JobData
 from turnwise.domain.job import AgentKind, AgentSpec, JobSpec
 from turnwise.domain.training import LearnerSpec
 from turnwise.gateway.gateway import Gateway
@@ -63,7 +64,10 @@ def service(engines: list[Engine], **rooms: Any) -> Service:
         engines.append(Engine())
         return engines[-1]
 
-    fields: dict[str, Any] = dict.fromkeys(Service.__slots__)
+    fields: dict[str, Any] = dict.fromkeys(Service.__slots__) | {
+        "data": JobData(),
+        "outputs": SimpleNamespace(deliver=None),
+    }
     return Service(**(fields | {"engines": Engines(start, idle_s=0.01)} | rooms))
 
 

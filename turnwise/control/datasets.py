@@ -1,12 +1,14 @@
-"""Datasets: a file of records -> Rows, or an error with the line."""
+"""Datasets: files of records -> Rows, or an error with the line."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath
 from typing import Any, NoReturn
 
 from turnwise import errors
@@ -14,38 +16,84 @@ from turnwise.domain.data import Row
 
 Records = Iterator[tuple[str, object]]  # (where it stands, the record)
 
+#: The column that is taken where a job names none and the first record has it.
+PROMPT = "prompt"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataFile:
+    """A file to read: what its user calls it (its ending says the format), and where it lies.
+
+    `relative` is its name below the folder or prefix that was asked for.
+    """
+
+    name: str
+    path: Path
+    relative: str = ""
+
 
 def load_rows(
-    path: str, *, prompt_column: str = "prompt", label_column: str = "", field: str = "dataset"
+    path: str, *, prompt_column: str = "", label_column: str = "", field: str = "dataset"
 ) -> list[Row]:
-    """Read a .jsonl, .json (a list) or .csv file.
+    """`load_files` of one file by its path."""
+    file = DataFile(name=path, path=Path(path))
+    return load_files([file], prompt_column=prompt_column, label_column=label_column, field=field)
 
-    The prompt is `prompt_column`; it is passed on as a string, unparsed (a value that is not a
-    string is written as JSON). Raises `InvalidInput` for `field`, with the line.
+
+def load_files(
+    files: Sequence[DataFile],
+    *,
+    prompt_column: str = "",
+    label_column: str = "",
+    field: str = "dataset",
+) -> list[Row]:
+    """Read .jsonl, .json (a list), .csv or .parquet files, one after the other.
+
+    The prompt is `prompt_column`, else the column `prompt` where the first record has one, else
+    its first column; it is passed on as a string, unparsed (a value that is not a string is
+    written as JSON). Raises `InvalidInput` for `field`, with the line.
     """
-    file = Path(path)
-    readers = {".jsonl": _jsonl, ".json": _json, ".csv": _csv}
-    reader = readers.get(file.suffix.lower())
-    if reader is None:
-        raise errors.InvalidInput(
-            field, path, "has an unknown format", remedy="use " + ", ".join(readers)
-        )
-    text = _read(file, field)
-    rows = [
-        _row(index, record, f"{field} {where}", prompt_column, label_column)
-        for index, (where, record) in enumerate(reader(text, field))
-    ]
+    rows: list[Row] = []
+    for file in files:
+        # Of several files, an error has to say which.
+        place = field if len(files) == 1 else f"{field} {file.name}"
+        for where, record in _records(file, place):
+            prompt_column = prompt_column or _default_column(record)
+            row = _row(len(rows), record, f"{place} {where}", prompt_column, label_column)
+            rows.append(row)
     if not rows:
-        raise errors.InvalidInput(field, path, "holds no rows")
+        raise errors.InvalidInput(field, files[0].name if files else "", "holds no rows")
     return rows
 
 
-def _read(file: Path, field: str) -> str:
+def prompt_column_of(rows: Sequence[Row], prompt_column: str) -> str:
+    """The column that `load_files` has taken the prompts from."""
+    return prompt_column or _default_column(rows[0].fields)
+
+
+def _default_column(record: object) -> str:
+    if not isinstance(record, Mapping) or not record or PROMPT in record:
+        return PROMPT
+    return str(next(iter(record)))
+
+
+def _records(file: DataFile, field: str) -> Records:
+    ending = PurePath(file.name).suffix.lower()
+    if ending == ".parquet":
+        return _parquet(file, field)
+    reader = _READERS.get(ending)
+    if reader is None:
+        known = ", ".join([*_READERS, ".parquet"])
+        raise errors.InvalidInput(field, file.name, "has an unknown format", remedy=f"use {known}")
+    return reader(_read(file, field), field)
+
+
+def _read(file: DataFile, field: str) -> str:
     try:
-        data = file.read_bytes()
+        data = file.path.read_bytes()
     except OSError as error:
         raise errors.InvalidInput(
-            field, str(file), f"cannot be read: {error.strerror}", remedy="check the path"
+            field, file.name, f"cannot be read: {error.strerror}", remedy="check the path"
         ) from None
     try:
         return data.decode("utf-8-sig")  # spreadsheet programs write a byte order mark
@@ -130,3 +178,47 @@ def _csv(text: str, field: str) -> Records:
         raise errors.InvalidInput(
             f"{field} line {reader.reader.line_num}", str(error), "is why this is not CSV"
         ) from None
+
+
+_READERS: Mapping[str, Callable[[str, str], Records]] = {
+    ".jsonl": _jsonl,
+    ".json": _json,
+    ".csv": _csv,
+}
+
+
+# ── parquet ───────────────────────────────────────────────────────────────────────────────────
+
+
+def _parquet(file: DataFile, field: str) -> Records:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise errors.InvalidInput(
+            field,
+            file.name,
+            "is Parquet, which this server cannot read",
+            remedy="install the extra: pip install 'turnwise[parquet]'",
+        ) from None
+    try:
+        with pyarrow.parquet.ParquetFile(file.path) as opened:
+            batches = [batch.to_pylist() for batch in opened.iter_batches()]
+    except (pyarrow.ArrowException, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise errors.InvalidInput(field, file.name, f"cannot be read: {reason}") from None
+    for number, record in enumerate((record for batch in batches for record in batch), 1):
+        yield f"row {number}", {str(key): _jsonable(value) for key, value in record.items()}
+
+
+def _jsonable(value: Any) -> Any:
+    """A value as JSON has it: what JSON lacks becomes text, and a missing number nothing."""
+    if isinstance(value, Mapping):
+        return {str(key): _jsonable(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_jsonable(each) for each in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)

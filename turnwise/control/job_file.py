@@ -18,6 +18,7 @@ from turnwise import errors
 from turnwise.control.algorithm import bundle, check_algorithm, check_group_budget
 from turnwise.control.evaluation import check_evaluation
 from turnwise.control.job_settings import SETTINGS, Setting, default_of, entry, leaves
+from turnwise.control.locations import is_uri, parse_location
 from turnwise.domain.algorithm import AlgorithmName, AlgorithmSpec
 from turnwise.domain.job import (
     BASE,
@@ -81,6 +82,8 @@ def parse_job(data: object, *, folder: Path | None = None) -> JobSpec:
         input_adapter=_adapter(spec.input_adapter, folder),
         evaluation=_with_models(spec.evaluation, folder),
     )
+    if spec.output_path:
+        parse_location(spec.output_path, "output_path")
     _check_sense(spec)
     return spec
 
@@ -103,6 +106,9 @@ def _plain(value: Any) -> Any:
 
 def _absolute(field: str, path: str, folder: Path | None) -> str:
     if not path or Path(path).is_absolute():
+        return path
+    if is_uri(path):
+        parse_location(path, field)
         return path
     if folder is None:
         raise errors.InvalidInput(
@@ -262,7 +268,7 @@ def _check_sense(spec: JobSpec) -> None:
 
 
 def _check_given(spec: JobSpec) -> None:
-    for name in ("model", "dataset", "prompt_column"):
+    for name in ("model", "dataset"):
         if not getattr(spec, name):
             raise errors.InvalidInput(name, "", "is empty", remedy="it must be set")
 

@@ -77,11 +77,16 @@ SETTINGS: dict[type, dict[str, Setting]] = {
     JobSpec: {
         "name": Setting("The job's name: 1 to 63 letters, digits and hyphens; unique."),
         "model": Setting("The base model: a Hugging Face folder with its tokenizer."),
-        "dataset": Setting("The rows to train on or evaluate: a .jsonl, .json or .csv file."),
+        "dataset": Setting(
+            "The rows to train on or evaluate: a .jsonl, .json, .csv or .parquet file, by its path "
+            "or as `s3://bucket/key` or `file:///path`; of a prefix, all files below it."
+        ),
         "agent": Setting("Where the agent is."),
         "kind": Setting("Train, or evaluate every row of `dataset` and train nothing."),
         "validation_dataset": Setting("The rows to validate on; without it nothing is validated."),
-        "prompt_column": Setting("The column that holds a row's prompt."),
+        "prompt_column": Setting(
+            "The column that holds a row's prompt; empty: `prompt` if there is one, else the first."
+        ),
         "label_column": Setting("The column that holds a row's label; empty: there is none."),
         "description": Setting("Words for whoever reads the list of jobs."),
         "priority": Setting(
@@ -116,8 +121,8 @@ SETTINGS: dict[type, dict[str, Setting]] = {
             "and `-checkpoints`."
         ),
         "output_path": Setting(
-            "Where to copy the job's output, as s3://bucket/prefix or file:///folder; empty: "
-            "nowhere."
+            "An `s3://bucket/prefix` or `file:///folder`, below which `<name>/output/` gets the "
+            "adapter, or an evaluation's results, when the job ends; empty: nowhere."
         ),
         "max_runtime_s": Setting(
             "Stop the job so many seconds after its start, or after its last resume; 0: never.",
@@ -409,8 +414,13 @@ a bad value with what is allowed.
 ## Datasets
 
 A `.jsonl` file (one JSON record per line), a `.json` file (a list of records) or a `.csv` file
-with a header, in UTF-8. Each record has a prompt, in `prompt_column`; the agent gets the whole
-record as well.
+with a header, in UTF-8; or a `.parquet` file. Each record has a prompt, in `prompt_column`; the
+agent gets the whole record as well.
+
+A dataset is named by a path, or by a URI: `file:///path` on the server, or `s3://bucket/key` in a
+bucket of this server, else of the S3 in its setting `s3_endpoint_url`. A URI of a folder or prefix
+means all files below it, in the order of their names; names that begin with `.` or `_` are left
+out. What a job has read is kept by content, and a job whose data has changed since does not go on.
 """
 
 

@@ -20,13 +20,13 @@ from typing import Protocol
 
 from turnwise import errors
 from turnwise.control.agents import Agents
-from turnwise.control.datasets import load_rows
+from turnwise.control.datasets import prompt_column_of
 from turnwise.control.evaluated import with_models
 from turnwise.control.groups import check_groups
+from turnwise.control.job_data import JobData, load_job_rows
 from turnwise.control.lineage import Beginning, Lineage
 from turnwise.control.queue import Limits, check_quota, in_order, startable
 from turnwise.domain.access import Action, Principal
-from turnwise.domain.data import Row
 from turnwise.domain.event import EventDraft, EventKind, Level
 from turnwise.domain.job import Job, JobKind, JobSpec, JobStatus, Secondary
 from turnwise.ports import Clock, NewId, Store
@@ -90,6 +90,7 @@ class Jobs:
         new_id: NewId,
         start: Start,
         limits: Limits,
+        data: JobData | None = None,
     ) -> None:
         self._store = store
         self._agents = agents
@@ -97,7 +98,8 @@ class Jobs:
         self._new_id = new_id
         self._start = start
         self._limits = limits
-        self._lineage = Lineage(store)
+        self._data = data or JobData()
+        self._lineage = Lineage(store, self._data)
         self._places: dict[str, _Place] = {}  # by job id
         self._tasks: set[asyncio.Task[None]] = set()
         self._moving = asyncio.Lock()  # held from a look at a job's status to the move it allows
@@ -342,22 +344,12 @@ class Jobs:
             )
         agent = await self._agents.resolved(principal.account_id, spec.agent)
         spec = dataclasses.replace(spec, agent=agent)
-        rows, _ = await asyncio.to_thread(load_job_rows, spec)
+        await self._data.check_output(principal.account_id, spec)
+        files = await self._data.files(principal.account_id, spec)
+        rows, _ = await asyncio.to_thread(load_job_rows, spec, files)
+        # From now on it is this column, whatever the data may have later.
+        spec = dataclasses.replace(spec, prompt_column=prompt_column_of(rows, spec.prompt_column))
         await check_groups(self._store, principal.account_id, spec)
         if spec.kind is JobKind.EVALUATION:
             spec = await with_models(self._store, principal.account_id, spec)
-        return await self._lineage.beginning(principal.account_id, spec, len(rows))
-
-
-def load_job_rows(spec: JobSpec) -> tuple[list[Row], list[Row]]:
-    """A job's rows for training (or evaluation) and for validation (maybe none)."""
-
-    def load(field: str, path: str) -> list[Row]:
-        return load_rows(
-            path, prompt_column=spec.prompt_column, label_column=spec.label_column, field=field
-        )
-
-    rows = load("dataset", spec.dataset)
-    if not spec.validation_dataset:
-        return rows, []
-    return rows, load("validation_dataset", spec.validation_dataset)
+        return await self._lineage.beginning(principal.account_id, spec, files, len(rows))

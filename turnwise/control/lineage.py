@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from turnwise import errors
+from turnwise.control.job_data import JobData, JobFiles, files_sha256
 from turnwise.control.job_file import as_mapping
 from turnwise.control.job_settings import leaves
 from turnwise.domain.job import Inputs, Job, JobKind, JobSpec
 from turnwise.domain.training import ADAPTER_FOLDER
-from turnwise.modeling.fingerprint import base_sha256, file_sha256, fingerprint, verify
+from turnwise.modeling.fingerprint import base_sha256, fingerprint, verify
 from turnwise.ports import ModelPackage, Store
 
 #: Settings, or blocks of them, that may change where a new job continues a checkpoint: who it is,
@@ -53,10 +54,13 @@ class Beginning:
 class Lineage:
     """Checks what jobs start from."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, data: JobData) -> None:
         self._store = store
+        self._data = data
 
-    async def beginning(self, account_id: str, spec: JobSpec, num_rows: int) -> Beginning:
+    async def beginning(
+        self, account_id: str, spec: JobSpec, files: JobFiles, num_rows: int
+    ) -> Beginning:
         """Find the model that a new job starts from.
 
         Raises `InvalidInput` for one that is not there or does not fit, naming each setting that
@@ -64,7 +68,7 @@ class Lineage:
         """
         if spec.resume_from:
             package = await self._package(account_id, "resume_from", spec.resume_from)
-            inputs = await asyncio.to_thread(check_continues, package, spec, num_rows)
+            inputs = await asyncio.to_thread(check_continues, package, spec, files, num_rows)
             spec = dataclasses.replace(spec, resume_from=package.name)
             return Beginning(spec=spec, parent=package.name, step=package.step + 1, inputs=inputs)
         if not spec.input_adapter:
@@ -76,7 +80,8 @@ class Lineage:
 
         Raises `Conflict` when a later start finds something else.
         """
-        found = await asyncio.to_thread(read_inputs, job.spec)
+        files = await self._data.files(job.account_id, job.spec)
+        found = await asyncio.to_thread(read_inputs, job.spec, files)
         if job.inputs is None:
             await self._store.record_inputs(job.account_id, job.job_id, found)
         elif changed := list(_changed_inputs(job.spec, job.inputs, found)):
@@ -116,22 +121,13 @@ class Lineage:
 # ── inputs ────────────────────────────────────────────────────────────────────────────────────
 
 
-def read_inputs(spec: JobSpec) -> Inputs:
+def read_inputs(spec: JobSpec, files: JobFiles) -> Inputs:
     """The hashes of what a job reads, from the files. Blocks: a base of 16 GB takes seconds."""
     return Inputs(
         base_sha256=base_sha256(spec.model),
-        dataset_sha256=_sha256("dataset", spec.dataset),
-        validation_sha256=_sha256("validation_dataset", spec.validation_dataset),
+        dataset_sha256=files_sha256("dataset", files.dataset),
+        validation_sha256=files_sha256("validation_dataset", files.validation),
     )
-
-
-def _sha256(field: str, path: str) -> str:
-    try:
-        return file_sha256(path) if path else ""
-    except OSError as error:
-        raise errors.InvalidInput(
-            field, path, f"cannot be read: {error.strerror}", remedy="check the path"
-        ) from None
 
 
 def _changed_inputs(spec: JobSpec, before: Inputs, now: Inputs) -> Iterator[str]:
@@ -156,7 +152,7 @@ def _changed(field: str, path: str, old: str, new: str) -> str:
 # ── a checkpoint to continue from ─────────────────────────────────────────────────────────────
 
 
-def check_continues(package: ModelPackage, spec: JobSpec, num_rows: int) -> Inputs:
+def check_continues(package: ModelPackage, spec: JobSpec, files: JobFiles, num_rows: int) -> Inputs:
     """Raise unless a new job with this spec can go on after this checkpoint's step. Blocks.
 
     Returns what the job reads, by content.
@@ -177,7 +173,7 @@ def check_continues(package: ModelPackage, spec: JobSpec, num_rows: int) -> Inpu
             "was registered by a version of Turnwise that left out what it was trained with",
             remedy=f"start anew from its adapter with input_adapter: {package.twin}",
         )
-    inputs = read_inputs(spec)
+    inputs = read_inputs(spec, files)
     if differing := list(_differences(package, spec, inputs)):
         raise errors.InvalidInput(
             "resume_from",

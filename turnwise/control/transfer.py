@@ -10,12 +10,12 @@ import hashlib
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from turnwise import errors
 from turnwise.control.content import link_or_copy, read_pieces
+from turnwise.control.datasets import DataFile
 from turnwise.control.locations import Location
 from turnwise.domain.objects import StoredObject
 
@@ -44,15 +44,6 @@ class Remote(Protocol):
     def check(self, bucket: str) -> None:
         """Raise unless the bucket is there and may be used."""
         ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DataFile:
-    """A file to read: what its user calls it, its name below what was asked for, where it lies."""
-
-    name: str
-    relative: str
-    path: Path
 
 
 class Transfer:

@@ -266,7 +266,8 @@ class TrackingSpec:
 class JobSpec:
     """Everything a job needs, as the job file says it. Paths are absolute once loaded.
 
-    `model` is a Hugging Face folder; `dataset` and `validation_dataset` are .jsonl, .json or .csv.
+    `model` is a Hugging Face folder; `dataset` and `validation_dataset` are .jsonl, .json, .csv or
+    .parquet, by a path or by an s3:// or file:// URI, of a prefix all files below it.
     Several jobs may register models in the same groups, also at once.
     """
 
@@ -276,7 +277,7 @@ class JobSpec:
     agent: AgentSpec
     kind: JobKind = JobKind.TRAIN
     validation_dataset: str = ""
-    prompt_column: str = "prompt"
+    prompt_column: str = ""  # empty: `prompt` if there is one, else the first column
     label_column: str = ""
     description: str = ""
     priority: int = 0  # in the queue; the higher, the sooner
@@ -287,8 +288,8 @@ class JobSpec:
     resume_from: str = ""  # a registered checkpoint of another job, to continue after its step
     output_group: str = ""  # of the registered adapters; empty: the job's name
     checkpoint_group: str = ""  # of the resumable checkpoints; empty: that with "-checkpoints"
-    output_path: str = ""  # s3://bucket/prefix or file:///folder to copy the job's output to
     max_runtime_s: int = 0  # of one start; 0: no limit
+    output_path: str = ""  # s3:// or file:// prefix that the outcome is written below at the end
     batch: BatchSpec = field(default_factory=BatchSpec)
     algorithm: AlgorithmSpec = field(default_factory=AlgorithmSpec)
     sampling_params: SamplingParams = field(default_factory=SamplingParams)

@@ -78,6 +78,8 @@ class JobLoop:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
         failed = [e for t in (work, engine) if not t.cancelled() and (e := t.exception())]
+        # Before the job says that it has ended: whoever waits for that looks for the output next.
+        await self.sockets.deliver(self._job)
         if self._stop.is_set() and (failed or work.cancelled()):
             # What fails while the job is being stopped is told, but the stop was asked for.
             message = _reason(failed[0]) if failed else await self._without_output()

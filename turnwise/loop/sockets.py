@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
+from turnwise.domain.job import Job
 from turnwise.ports import (
     AgentRunner,
     Blobs,
@@ -16,6 +17,10 @@ from turnwise.ports import (
     Scorer,
     Store,
 )
+
+
+async def _nowhere(job: Job) -> None:
+    """A job's outcome stays where it is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,3 +39,4 @@ class Sockets:
     job_arn: str
     model_folder: Callable[[str], Awaitable[str]]  # a model to evaluate -> its PEFT folder
     scorers: Sequence[Scorer] = ()  # of an evaluation, beside the agent's reward
+    deliver: Callable[[Job], Awaitable[None]] = _nowhere  # writes the outcome; never raises

@@ -66,13 +66,15 @@ class HttpCall:
         return str(client[0]) if client else ""
 
     async def body(self) -> bytes:
-        """The whole request body, kept for who asks again. Raises `InvalidInput` if too large."""
+        """The whole request body, kept for who asks again. Raises `InvalidInput` if too large.
+
+        One that is announced as too large is not even asked for (`Expect: 100-continue`).
+        """
         if self._body is None:
             self._body = await self._received()
         return self._body
 
     async def _received(self) -> bytes:
-        # One that is announced as too large is not even asked for (`Expect: 100-continue`).
         announced = self.header("content-length")
         if announced.isdecimal() and int(announced) > MAX_BODY_BYTES:
             self._is_refused = True

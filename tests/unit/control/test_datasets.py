@@ -1,9 +1,13 @@
+import datetime
+import sys
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from turnwise import errors
-from turnwise.control.datasets import load_rows
+from turnwise.control.datasets import DataFile, load_files, load_rows, prompt_column_of
 from turnwise.domain.data import Row
 
 
@@ -87,7 +91,7 @@ def test_a_line_separator_inside_a_string_does_not_end_the_record(tmp_path: Path
         ("rows.csv", 'prompt\n"a" b\n', "dataset line 2: "),
         ("rows.csv", 'prompt\n"a\n', "dataset line 2: 'unexpected end of data' is why this is not"),
         ("rows.csv", "prompt\n\n", "rows.csv' holds no rows"),
-        ("rows.csv", "text,id\na,1\n", "dataset line 2: ['id', 'text'] has no 'prompt' column"),
+        ("rows.csv", "text,id\n,1\n", "dataset line 2: ['id', 'text'] has no 'text' column"),
         ("rows.txt", "a", "rows.txt' has an unknown format; use .jsonl, .json, .csv"),
     ],
 )
@@ -113,3 +117,68 @@ def test_a_folder_is_no_dataset(tmp_path: Path):
     (tmp_path / "rows.csv").mkdir()
     with pytest.raises(errors.InvalidInput, match="cannot be read: Is a directory"):
         load_rows(str(tmp_path / "rows.csv"))
+
+
+# ── the column of the prompts ─────────────────────────────────────────────────────────────────
+
+
+def test_without_a_prompt_column_the_first_column_is_taken(tmp_path: Path):
+    named = write(tmp_path, "named.jsonl", '{"id": 1, "prompt": "go"}\n')
+    other = write(tmp_path, "other.csv", "question,prompting,id\nwhy?,x,1\nhow?,y,2\n")
+
+    assert [row.prompt for row in load_rows(named)] == ["go"]
+    assert [row.prompt for row in load_rows(other)] == ["why?", "how?"]
+    assert [row.prompt for row in load_rows(other, prompt_column="id")] == ["1", "2"]
+    assert prompt_column_of(load_rows(named), "") == "prompt"
+    assert prompt_column_of(load_rows(other), "") == "question"
+
+
+# ── several files, and Parquet ────────────────────────────────────────────────────────────────
+
+
+def test_several_files_are_read_one_after_the_other(tmp_path: Path):
+    files = [
+        DataFile(name="s3://b/1.jsonl", path=Path(write(tmp_path, "x", '{"prompt": "a"}\n'))),
+        DataFile(name="s3://b/2.csv", path=Path(write(tmp_path, "y", "prompt\nb\n"))),
+    ]
+    assert [(row.index, row.prompt) for row in load_files(files)] == [(0, "a"), (1, "b")]
+
+
+def test_an_error_in_one_of_several_files_says_which(tmp_path: Path):
+    files = [
+        DataFile(name="s3://b/1.jsonl", path=Path(write(tmp_path, "x", '{"prompt": "a"}\n'))),
+        DataFile(name="s3://b/2.jsonl", path=Path(write(tmp_path, "y", '{"prompt": "b"\n'))),
+    ]
+    with pytest.raises(errors.InvalidInput, match=r"^dataset s3://b/2\.jsonl line 1: .* not JSON"):
+        load_files(files)
+
+
+def test_parquet_gives_the_rows_that_were_written(tmp_path: Path):
+    file = tmp_path / "rows.parquet"
+    table = pyarrow.table(
+        {
+            "prompt": ["a", "b"],
+            "at": [datetime.date(2026, 1, 2), None],
+            "weights": [[1.0, float("nan")], []],
+            "raw": [b"x", b"\xff"],
+        }
+    )
+    pyarrow.parquet.write_table(table, file)
+
+    rows = load_rows(str(file))
+
+    assert [row.prompt for row in rows] == ["a", "b"]
+    assert rows[0].fields == {"prompt": "a", "at": "2026-01-02", "weights": [1.0, None], "raw": "x"}
+    assert rows[1].fields == {"prompt": "b", "at": None, "weights": [], "raw": "\ufffd"}
+
+
+def test_a_broken_parquet_file_is_refused_by_its_name(tmp_path: Path):
+    file = write(tmp_path, "rows.parquet", "PAR1 but not really")
+    with pytest.raises(errors.InvalidInput, match=r"^dataset: .*rows\.parquet' cannot be read: "):
+        load_rows(file)
+
+
+def test_parquet_without_its_reader_names_the_extra(tmp_path: Path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(errors.InvalidInput, match=r"pip install 'turnwise\[parquet\]'"):
+        load_rows(write(tmp_path, "rows.parquet", "PAR1"))

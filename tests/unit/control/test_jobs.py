@@ -290,7 +290,8 @@ async def test_a_taken_name_is_refused(world: World):
         ),
         (
             {"validation_dataset": "/rows.xml"},
-            "validation_dataset: '/rows.xml' has an unknown format; use .jsonl, .json, .csv",
+            "validation_dataset: '/rows.xml' has an unknown format; use .jsonl, .json, .csv, "
+            ".parquet",
         ),
         (
             {"input_adapter": "run/3"},

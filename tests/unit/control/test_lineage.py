@@ -13,6 +13,7 @@ from tests.builders import ACCOUNT
 from tests.unit.control.kit import ADMIN, World
 from tests.unit.loop.fakes import names, write_adapter_files
 from turnwise import errors
+from turnwise.control.job_data import JobData
 from turnwise.control.lineage import adapter_folder, read_inputs
 from turnwise.control.served import ServedModels
 from turnwise.domain.job import (
@@ -86,6 +87,10 @@ async def refusal(world: World, **changes: Any) -> str:
     return str(refused.value)
 
 
+async def inputs_of(spec: JobSpec) -> Inputs:
+    return read_inputs(spec, await JobData().files(ACCOUNT, spec))
+
+
 def short(sha256: str) -> str:
     return sha256[:12] + "..."
 
@@ -138,7 +143,7 @@ async def events(world: World, name: str):
 
 
 async def test_what_a_job_reads_is_recorded_at_its_first_start(world: World, trained: Job):
-    assert trained.inputs == read_inputs(trained.spec)
+    assert trained.inputs == await inputs_of(trained.spec)
     assert trained.inputs == Inputs(
         base_sha256=base_sha256(trained.spec.model),
         dataset_sha256=file_sha256(trained.spec.dataset),
@@ -153,7 +158,7 @@ async def test_a_resume_is_refused_when_base_or_rows_have_changed(world: World, 
     with pytest.raises(errors.Conflict) as refused:
         await world.jobs.resume(ADMIN, "walk")
 
-    now = read_inputs(trained.spec)
+    now = await inputs_of(trained.spec)
     assert str(refused.value) == (
         f"job 'walk' cannot go on: "
         f"model {trained.spec.model} has sha256 {short(now.base_sha256)}, "

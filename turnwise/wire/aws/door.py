@@ -7,9 +7,7 @@ the signature, as `.../us-west-2/sagemaker/aws4_request`.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import hashlib
 import logging
 import re
 import uuid
@@ -63,9 +61,6 @@ class Answering(Protocol):
 
 
 _SCOPE = re.compile(r"/([a-z0-9-]+)/aws4_request")
-#: Hashing more than this would hold up the event loop.
-_HASHED_AT_ONCE = 1 << 16
-
 Verify = Callable[[sigv4.SignedRequest, sigv4.Signature], Awaitable[Principal]]
 Observe = Callable[[Call, Outcome], Awaitable[None]]
 
@@ -171,6 +166,13 @@ class AwsDoor:
             or (scope["method"] == "POST" and scope["path"] == "/")
         )
 
+    def signed_for(self, scope: Scope) -> str:
+        """The service whose signature a request bears; "" if it bears none. It is not verified."""
+        return _signed_for(
+            dict(scope["headers"]).get(b"authorization", b"").decode("latin-1"),
+            scope["query_string"].decode("latin-1"),
+        )
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one HTTP request."""
         http = HttpCall(scope, receive, send)
@@ -235,9 +237,9 @@ class AwsDoor:
 
     def _unsigned(self, http: HttpCall) -> Answering:
         """Whose words an error is in before the signature has been read."""
-        scope = _SCOPE.search(http.header("authorization") or unquote(http.query))
-        if scope is not None and scope[1] in self._services:
-            return self._services[scope[1]]
+        name = _signed_for(http.header("authorization"), http.query)
+        if name in self._services:
+            return self._services[name]
         target = http.header("x-amz-target")
         for service in self._services.values():
             prefix = getattr(service, "target_prefix", "")
@@ -248,10 +250,10 @@ class AwsDoor:
         return self._services[fallback]
 
 
-async def _sha256(body: bytes) -> str:
-    if len(body) > _HASHED_AT_ONCE:
-        return (await asyncio.to_thread(hashlib.sha256, body)).hexdigest()
-    return hashlib.sha256(body).hexdigest()
+def _signed_for(authorization: str, query: str) -> str:
+    is_signed = authorization.startswith(sigv4.ALGORITHM)
+    found = _SCOPE.search(authorization if is_signed else unquote(query))
+    return found[1] if found else ""
 
 
 async def _send(http: HttpCall, reply: Reply) -> None:

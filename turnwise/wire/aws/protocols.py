@@ -294,6 +294,8 @@ class _RestJsonFormat:
         if shape is not None:
             payload = shape.serialization.get("payload", "")
             for name, value in result.items():
+                if value is None:
+                    continue
                 member = shape.members[name]
                 match member.serialization.get("location"):
                     case "header" if member.serialization["name"] == "Content-Type":
@@ -304,7 +306,7 @@ class _RestJsonFormat:
                         status = value
                     case None if name == payload:
                         body = value if member.type_name == "blob" else shapes.write(member, value)
-                    case None if value is not None:
+                    case None:
                         body[member.serialization.get("name", name)] = shapes.write(member, value)
         written = body if isinstance(body, bytes) else _dumped(body)
         return Reply(status=status, body=written, media_type=media_type, headers=tuple(headers))

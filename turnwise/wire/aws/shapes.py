@@ -167,8 +167,13 @@ def _compiled(pattern: str) -> re.Pattern[str] | None:
 
 def _as_python(pattern: str) -> str:
     """A Smithy (ECMAScript, Java) pattern as Python reads it: Unicode classes are widened."""
-    pattern = re.sub(r"\\p\{[A-Za-z]+\}", r"\\w\\s", pattern)
-    return re.sub(r"\\P\{[A-Za-z]+\}", r"\\W", pattern)
+    return _UNICODE_CLASS.sub(lambda found: _WIDENED.get(found[1], r"\w"), pattern)
+
+
+_UNICODE_CLASS = re.compile(r"\\p\{([A-Za-z]+)\}")
+#: What holds all of a Unicode class, and no letter where the class has none; letters and numbers
+#: are `\w`. Control characters mostly stand in a negated set, where more would refuse too much.
+_WIDENED = {"Z": r"\s", "P": r"\W_", "S": r"\W", "C": r"\x00-\x1f\x7f-\x9f"}
 
 
 def _check_size(shape: Shape, size: int, value: Any, path: str, unit: str) -> None:

@@ -1,0 +1,124 @@
+"""What can be reached without a key, over the server as it is plugged together."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from turnwise import app
+from turnwise.settings import Settings
+from turnwise.wire.aws.door import AwsDoor, Modelled
+from turnwise.wire.dataplane import DataPlane
+
+#: Reachable by anybody.
+OPEN = {("GET", "/health")}
+
+
+@dataclass
+class Building:
+    """The server's doors, and a client that has no key."""
+
+    nobody: httpx.AsyncClient
+    doors: list[Any] = field(default_factory=list)
+
+    def door(self, kind: type[Any]) -> Any:
+        [found] = [door for door in self.doors if isinstance(door, kind)]
+        return found
+
+
+@pytest.fixture
+async def building(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Building]:
+    doors: list[Any] = []
+    plug = app._doors
+
+    def plugged(*given: Any) -> Any:
+        doors.extend(given)
+        return plug(*given)
+
+    monkeypatch.setattr(app, "_doors", plugged)
+    settings = Settings(data_dir=tmp_path / "data")
+    async with app.open_service(settings, "http://server") as (_, asgi):
+        transport = httpx.ASGITransport(asgi)
+        async with httpx.AsyncClient(transport=transport, base_url="http://server") as nobody:
+            yield Building(nobody, doors)
+
+
+def routes_of(routes: Iterable[Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Method and path of every route, those of included routers too."""
+    for route in routes:
+        if (router := getattr(route, "original_router", None)) is not None:
+            yield from routes_of(router.routes, prefix + route.include_context.prefix)
+        else:
+            # A mount or a socket has no methods: it would have to be walked here.
+            yield from ((method, prefix + route.path) for method in route.methods)
+
+
+def test_every_door_is_one_of_those_that_the_next_tests_knock_at(building: Building):
+    assert {type(door) for door in building.doors} == {DataPlane, AwsDoor, FastAPI}
+
+
+async def test_no_route_of_the_native_api_is_open(building: Building):
+    routes = set(routes_of(building.door(FastAPI).routes))
+    assert routes >= OPEN
+    assert ("GET", "/openapi.json") in routes
+    assert len(routes) > 20
+    for method, path in sorted(routes):
+        url = re.sub(r"\{[^}]*\}", "x", path)
+        for headers in ({}, {"Authorization": "Bearer tw_" + "x" * 40}):
+            answer = await building.nobody.request(method, url, headers=headers)
+            expected = 200 if (method, path) in OPEN else 401
+            assert answer.status_code == expected, (method, path, answer.text)
+
+
+async def test_no_path_of_the_data_plane_is_open(building: Building):
+    data_plane = building.door(DataPlane)
+    place = {"X-Amzn-SageMaker-Trajectory-Id": "rol_x"}
+    for path, (method, _, _) in data_plane._routes.items():
+        for url in (path, f"/r/rol_x.secret{path}"):
+            for headers in ({}, {"Authorization": "Bearer tw_" + "x" * 40}):
+                subject = {"TrajectoryId": "rol_x", "Rewards": [1.0]}
+                chat = {"model": "default", "messages": [{"role": "user", "content": "hi"}]}
+                answer = await building.nobody.request(
+                    method, url, headers=place | headers, json=subject | chat
+                )
+                # Of a rollout that does not exist, the secret cannot be right.
+                expected = {404} if url.startswith("/r/") else {401, 403}
+                assert answer.status_code in expected, (url, answer.text)
+
+
+async def test_no_operation_of_an_aws_service_is_open(building: Building):
+    knocked = 0
+    for service in building.door(AwsDoor)._services.values():
+        assert isinstance(service, Modelled), "say here how an unsigned call of it looks"
+        for name in service._service.handlers:
+            operation = service._service.operation(name)
+            http: dict[str, Any] = operation.http
+            headers, body = {}, "{}"
+            if service.target_prefix:
+                headers["X-Amz-Target"] = f"{service.target_prefix}.{name}"
+            elif service._service.model.metadata["protocol"] == "query":
+                headers["Content-Type"] = "application/x-www-form-urlencoded"
+                body = f"Action={name}"
+            url = re.sub(r"\{[^}]*\}", "x", http.get("requestUri", "/"))
+            for forged in ({}, {"Authorization": FORGED % service.name}):
+                answer = await building.nobody.request(
+                    http["method"], url, headers=headers | forged, content=body
+                )
+                # An unsigned call by path alone is not told from a page that is not there.
+                assert answer.status_code in (403, 404), (name, answer.text)
+                knocked += answer.status_code == 403
+    assert knocked
+
+
+#: A signature by a key that does not exist.
+FORGED = (
+    "AWS4-HMAC-SHA256 Credential=TWAKX/20260101/us-west-2/%s/aws4_request, "
+    "SignedHeaders=host, Signature=00"
+)
