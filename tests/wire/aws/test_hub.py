@@ -199,8 +199,11 @@ async def test_a_data_sets_newest_version_is_its_content(ask: Caller, hubs: Hubs
     assert [v["HubContentVersion"] for v in listed["HubContentSummaries"]] == ["10.0.0"]
     arn = first["HubContentArn"]
     assert arn.endswith(":000000000001:hub-content/Mine/DataSet/walks/9.0.0")
-    assert await dataset_uri(hubs, a_call(), arn) == "s3://rows/walks.jsonl"
-    assert await dataset_uri(hubs, a_call(), arn.rpartition("/")[0]) == "s3://rows/later.jsonl"
+    assert await dataset_uri(hubs, a_call().principal, arn) == "s3://rows/walks.jsonl"
+    assert (
+        await dataset_uri(hubs, a_call().principal, arn.rpartition("/")[0])
+        == "s3://rows/later.jsonl"
+    )
 
     await ask("DeleteHubContent", **what, HubContentVersion="10.0.0")
     assert (await ask("DescribeHubContent", **what))["HubContentVersion"] == "9.0.0"
@@ -285,10 +288,10 @@ async def test_another_account_sees_no_hub_and_no_data_set(ask: Caller, hubs: Hu
     await ask("CreateHub", by=stranger, HubName="Mine", HubDescription="theirs")
     await ask("ImportHubContent", by=stranger, **rows_of("walks"))
     with pytest.raises(errors.NotFound):
-        await dataset_uri(hubs, stranger, arn)
+        await dataset_uri(hubs, stranger.principal, arn)
     for wrong in ("walks", arn.replace("DataSet", "JsonDoc")):
         with pytest.raises(errors.InvalidInput, match="DatasetArn"):
-            await dataset_uri(hubs, a_call(), wrong)
+            await dataset_uri(hubs, a_call().principal, wrong)
 
 
 async def test_a_key_that_may_only_sample_is_denied(ask: Caller):

@@ -6,7 +6,7 @@ import asyncio
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from turnwise import errors
@@ -19,7 +19,7 @@ from turnwise.control.recipe_files import (
     TRAINING,
     RecipeFiles,
 )
-from turnwise.domain.access import Action
+from turnwise.domain.access import Action, Principal
 from turnwise.wire.aws.arns import PUBLIC_HUB, HubContentArn
 from turnwise.wire.aws.paging import page
 from turnwise.wire.aws.service import Call, Handler, Json
@@ -74,7 +74,7 @@ def hub_handlers(rooms: HubRooms) -> dict[str, Handler]:
     }
 
 
-async def dataset_uri(hubs: Hubs, call: Call, arn: str) -> str:
+async def dataset_uri(hubs: Hubs, principal: Principal, arn: str) -> str:
     """Where the rows of a data set are, by its ARN; the newest version if it names none.
 
     Raises `InvalidInput`, and `NotFound` for what is not of the caller's account.
@@ -82,9 +82,9 @@ async def dataset_uri(hubs: Hubs, call: Call, arn: str) -> str:
     place = HubContentArn.parse(arn, "DatasetArn")
     if place.kind != DATA_SET:
         raise errors.InvalidInput("DatasetArn", arn, "is not the ARN of a data set")
-    if (place.region, place.owner) != (call.region, call.account.number):
-        raise errors.NotFound("data set", arn)
-    found = await hubs.content(call.principal, place.hub, DATA_SET, place.name, place.version)
+    found = await hubs.content(principal, place.hub, DATA_SET, place.name, place.version)
+    if found.fields["HubContentArn"] != str(replace(place, version="")):  # another account's
+        raise errors.NotFound(DATA_SET, arn)
     return rows_uri(found)
 
 
@@ -163,13 +163,17 @@ class _Hub:
                 f"is not kept here, only {' and '.join(_KEPT)}",
                 remedy="`turnwise models add-base FOLDER --name NAME` adds a base model",
             )
+        name = given["HubContentName"]
+        arn = HubContentArn(
+            region=call.region, owner=call.account.number, hub=hub, kind=kind, name=name
+        )
         content = await self._hubs.add(
             call.principal,
             hub,
             kind,
-            given["HubContentName"],
+            name,
             given.get("HubContentVersion", ""),
-            _kept(given, _CONTENT_FIELDS),
+            _kept(given, _CONTENT_FIELDS) | {"HubContentArn": str(arn)},
         )
         described = _content_of(call, content)
         await self._tags.put(call, described["HubContentArn"], given.get("Tags", []))
@@ -309,17 +313,8 @@ def _refuse_public(name: str) -> None:
 
 
 def _content_of(call: Call, content: HubContent) -> Json:
-    arn = HubContentArn(
-        region=call.region,
-        owner=call.account.number,
-        hub=content.hub,
-        kind=content.kind,
-        name=content.name,
-        version=content.version,
-    )
     return {
         "HubContentName": content.name,
-        "HubContentArn": str(arn),
         "HubContentVersion": content.version,
         "HubContentType": content.kind,
         "HubName": content.hub,
@@ -328,6 +323,7 @@ def _content_of(call: Call, content: HubContent) -> Json:
         "CreationTime": content.created_at,
         "LastModifiedTime": content.updated_at,
         **content.fields,
+        "HubContentArn": f"{content.fields['HubContentArn']}/{content.version}",
     }
 
 

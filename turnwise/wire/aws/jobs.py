@@ -22,6 +22,7 @@ from turnwise.control.browse import PAGE, Browse
 from turnwise.control.catalogue import BaseModel, Catalogue
 from turnwise.control.job_file import parse_job
 from turnwise.control.jobs import MAX_JOBS, Jobs
+from turnwise.control.locations import parse_location
 from turnwise.domain.access import Action, Principal
 from turnwise.domain.event import EventKind
 from turnwise.domain.job import AgentSpec, Job, JobKind
@@ -133,7 +134,9 @@ class _JobHandlers:
 
     async def _uri(self, call: Call, source: str) -> str:
         if source.startswith("arn:"):
-            return await self._rooms.dataset_uri(call.principal, source)
+            source = await self._rooms.dataset_uri(call.principal, source)
+        if source.startswith("file://"):
+            return str(parse_location(source, "S3Uri").path)
         return source
 
     async def _group(self, call: Call, arn: str) -> str:

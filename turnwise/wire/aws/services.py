@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 
-from turnwise import errors
 from turnwise.agents import AgentCalls
 from turnwise.control.agent_logs import AgentLogs
 from turnwise.control.agents import Agents
@@ -18,7 +18,7 @@ from turnwise.control.model_files import ModelFiles
 from turnwise.control.pipelines import Pipelines
 from turnwise.control.recipe_files import RecipeFiles
 from turnwise.control.registry import Registry
-from turnwise.domain.access import Account, Principal
+from turnwise.domain.access import Account
 from turnwise.ports import Clock, NewId, Resources
 from turnwise.wire.aws.agentcore import (
     SIGNING_NAME,
@@ -28,7 +28,7 @@ from turnwise.wire.aws.agentcore import (
 )
 from turnwise.wire.aws.artifacts import artifact_handlers
 from turnwise.wire.aws.door import Answering, Modelled, Planes
-from turnwise.wire.aws.hub import HubRooms, hub_handlers
+from turnwise.wire.aws.hub import HubRooms, dataset_uri, hub_handlers
 from turnwise.wire.aws.iam import iam
 from turnwise.wire.aws.jobs import JobRooms, job_handlers
 from turnwise.wire.aws.lambdas import Functions, lambdas
@@ -77,8 +77,8 @@ def sagemaker(rooms: Rooms) -> AwsService:
         agents=rooms.agents,
         tags=tags,
         clock=rooms.clock,
-        dataset_uri=_no_data_sets,
-        check_group=_any_group,
+        dataset_uri=partial(dataset_uri, rooms.hubs),
+        check_group=rooms.registry.group,
     )
     models = ModelPackageRooms(
         registry=rooms.registry, catalogue=rooms.catalogue, files=rooms.model_files, tags=tags
@@ -103,14 +103,6 @@ def sagemaker(rooms: Rooms) -> AwsService:
         )
     )
     return service
-
-
-async def _no_data_sets(principal: Principal, arn: str) -> str:
-    raise errors.NotFound("data set", arn)
-
-
-async def _any_group(principal: Principal, name: str) -> None:
-    """A job makes the groups that it registers models in."""
 
 
 def open_services(rooms: Rooms) -> list[Answering]:
