@@ -41,6 +41,7 @@ from turnwise.control.jobs import Jobs
 from turnwise.control.logs import Logs
 from turnwise.control.model_files import ModelFiles, models_bucket
 from turnwise.control.outputs import Outputs
+from turnwise.control.pipelines import Pipelines
 from turnwise.control.queue import Limits
 from turnwise.control.recipe_files import RecipeFiles, recipes_bucket
 from turnwise.control.registry import Registry
@@ -430,6 +431,10 @@ async def open_service(settings: Settings, url: str) -> AsyncIterator[tuple[Serv
             gateway, serving, ServedModels(store), callers, accounts.number, events
         )
         browse = Browse(store)
+        pipelines = Pipelines(
+            resources=store, accounts=store.accounts, clock=SYSTEM_CLOCK, new_id=new_id
+        )
+        opened.push_async_callback(pipelines.close)
         rooms = Rooms(
             url=service.url,
             jobs=jobs,
@@ -456,6 +461,9 @@ async def open_service(settings: Settings, url: str) -> AsyncIterator[tuple[Serv
             agents=agents,
             agent_logs=agent_logs,
             agent_calls=agent_calls,
+            region=settings.region,
+            account=store.account,
+            pipelines=pipelines,
             mlflow=MlflowApps(
                 store,
                 links,
@@ -466,6 +474,8 @@ async def open_service(settings: Settings, url: str) -> AsyncIterator[tuple[Serv
                 start=mlflow.start,
             ),
         )
+        services = open_services(rooms)
+        await pipelines.recover()
         mlflow_door = MlflowDoor(
             mlflow,
             keyring,
@@ -477,7 +487,7 @@ async def open_service(settings: Settings, url: str) -> AsyncIterator[tuple[Serv
         )
         opened.push_async_callback(mlflow_door.close)
         aws = AwsDoor(
-            open_services(rooms),
+            services,
             verify=lambda request, signature: keyring.verify(
                 request, signature, max_expires_s=sigv4.MAX_EXPIRES_S
             ),

@@ -213,10 +213,14 @@ there.
 """
 
 
+def _shown(default: object) -> str:
+    return "" if default == "" else f"`{default}`"
+
+
 def markdown() -> str:
     """All settings as docs/settings.md."""
     lines = [
-        f"| `{PREFIX}{name.upper()}` | `{name}` | {f'`{field.default}`' if field.default else ''} "
+        f"| `{PREFIX}{name.upper()}` | `{name}` | {_shown(field.default)} "
         f"| {_allowed(name)} | {field.description} |"
         for name, field in Settings.model_fields.items()
     ]

@@ -436,6 +436,10 @@ async def page_of(lines: AsyncGenerator[Line, None], count: int) -> list[Line]:
     return found
 
 
+#: Where a page ended: time, group, number.
+Place = tuple[int, str, int]
+
+
 async def filtered(
     streams: Sequence[Stream],
     wanted: Filter,

@@ -12,6 +12,7 @@ from turnwise.wire.aws.service import AwsService, Call, Handler, Json
 
 NUMBER = "000000000001"
 REGION = "us-west-2"
+URL = "http://server"
 
 
 def a_call(account_id: str = "acc_default", *, number: str = NUMBER, **who: Any) -> Call:

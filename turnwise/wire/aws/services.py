@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -16,11 +17,14 @@ from turnwise.control.hubs import Hubs
 from turnwise.control.jobs import Jobs
 from turnwise.control.logs import Logs
 from turnwise.control.model_files import ModelFiles
+from turnwise.control.pipelines import Pipelines
 from turnwise.control.recipe_files import RecipeFiles
 from turnwise.control.registry import Registry
 from turnwise.control.trails import Trails
+from turnwise.domain.access import Account
 from turnwise.ports import Clock, NewId, Resources
 from turnwise.wire.aws.agents import agent_services
+from turnwise.wire.aws.artifacts import artifact_handlers
 from turnwise.wire.aws.cloudtrail import cloudtrail
 from turnwise.wire.aws.door import Answering, Modelled
 from turnwise.wire.aws.hub import HubRooms, dataset_uri, hub_handlers
@@ -29,6 +33,7 @@ from turnwise.wire.aws.jobs import JobRooms, job_handlers
 from turnwise.wire.aws.logs import logs
 from turnwise.wire.aws.mlflow_apps import MlflowApps, mlflow_handlers
 from turnwise.wire.aws.model_packages import ModelPackageRooms, model_package_handlers
+from turnwise.wire.aws.pipelines import InsideJobs, describe_training_job, pipeline_handlers
 from turnwise.wire.aws.s3.service import S3
 from turnwise.wire.aws.service import AwsService
 from turnwise.wire.aws.sts import sts
@@ -49,13 +54,16 @@ class Rooms:
     buckets: Buckets
     clock: Clock
     new_id: NewId
-    registry: Registry
+    region: str
+    account: Callable[[str], Awaitable[Account]]  # by its id
+    pipelines: Pipelines
+    mlflow: MlflowApps
+    agents: Agents
     catalogue: Catalogue
+    registry: Registry
     hubs: Hubs
     model_files: ModelFiles
     recipe_files: RecipeFiles
-    mlflow: MlflowApps
-    agents: Agents
     agent_logs: AgentLogs
     agent_calls: AgentCalls
 
@@ -63,12 +71,6 @@ class Rooms:
 def sagemaker(rooms: Rooms) -> AwsService:
     """SageMaker's control plane: each noun brings its operations."""
     tags = Tags(rooms.resources, rooms.clock)
-    models = ModelPackageRooms(
-        registry=rooms.registry, catalogue=rooms.catalogue, files=rooms.model_files, tags=tags
-    )
-    hub = HubRooms(
-        hubs=rooms.hubs, catalogue=rooms.catalogue, recipes=rooms.recipe_files, tags=tags
-    )
     jobs = JobRooms(
         jobs=rooms.jobs,
         browse=rooms.browse,
@@ -80,14 +82,29 @@ def sagemaker(rooms: Rooms) -> AwsService:
         dataset_uri=partial(dataset_uri, rooms.hubs),
         check_group=rooms.registry.group,
     )
+    models = ModelPackageRooms(
+        registry=rooms.registry, catalogue=rooms.catalogue, files=rooms.model_files, tags=tags
+    )
+    hub = HubRooms(
+        hubs=rooms.hubs, catalogue=rooms.catalogue, recipes=rooms.recipe_files, tags=tags
+    )
     handlers = {
         **tag_handlers(tags),
-        **mlflow_handlers(rooms.mlflow, tags),
-        **job_handlers(jobs),
         **model_package_handlers(models),
         **hub_handlers(hub),
+        **mlflow_handlers(rooms.mlflow, tags),
+        **job_handlers(jobs),
+        **pipeline_handlers(rooms.pipelines, tags),
+        **artifact_handlers(rooms.resources, tags, rooms.clock),
+        "DescribeTrainingJob": describe_training_job,
     }
-    return AwsService(name="sagemaker", handlers=handlers)
+    service = AwsService(name="sagemaker", handlers=handlers)
+    rooms.pipelines.plug(
+        InsideJobs(
+            service, rooms.jobs, account=rooms.account, region=rooms.region, new_id=rooms.new_id
+        )
+    )
+    return service
 
 
 def open_services(rooms: Rooms) -> list[Answering]:
