@@ -53,7 +53,7 @@ def spec(folder: Path, **changes: Any) -> JobSpec:
 
 
 async def account_number(account_id: str) -> str:
-    return "000000000001"
+    return {builders.ACCOUNT: "000000000001", "acc_lab": "000000000002"}[account_id]
 
 
 def service(engines: list[Engine], **rooms: Any) -> Service:
@@ -76,21 +76,41 @@ async def test_a_job_whose_agent_is_refused_leaves_no_engine_behind(tmp_path: Pa
         await started[0].ended.wait()
 
 
+def plugged_together(
+    folder: Path, store: SqlStore, gateway: Gateway, launcher: Launcher
+) -> Service:
+    """A service that can start jobs."""
+    return service(
+        [],
+        settings=Settings(data_dir=folder),
+        url="http://here",
+        account_number=account_number,
+        folder=SimpleNamespace(blobs=folder),
+        store=store,
+        gateway=gateway,
+        launcher=launcher,
+    )
+
+
+async def test_a_jobs_arn_has_the_number_of_its_own_account(tmp_path: Path):
+    store = SqlStore.in_memory()
+    gateway = Gateway(store, SYSTEM_CLOCK, names())
+    plugs = plugged_together(tmp_path, store, gateway, Launcher())
+    job = builders.job("run", account_id="acc_lab", spec=spec(tmp_path))
+    plugged = await plugs.start_job(await store.create_job(job))
+    async with plugged.opened:
+        arn = "arn:aws:sagemaker:us-west-2:000000000002:job/AgentRFT/run"
+        assert plugged.loop.sockets.job_arn == arn
+    await gateway.close()
+    await store.close()
+
+
 async def test_a_job_with_a_checkpoint_needs_the_adapter_that_it_began_with_no_more(
     tmp_path: Path,
 ):
     store, launcher = SqlStore.in_memory(), Launcher()
     gateway = Gateway(store, SYSTEM_CLOCK, names())
-    plugs = service(
-        [],
-        settings=Settings(data_dir=tmp_path),
-        url="http://here",
-        account_number=account_number,
-        folder=SimpleNamespace(blobs=tmp_path),
-        store=store,
-        gateway=gateway,
-        launcher=launcher,
-    )
+    plugs = plugged_together(tmp_path, store, gateway, launcher)
     job = builders.job(spec=spec(tmp_path, input_adapter="/models/tuned"))
     await store.create_job(job)
     for _ in range(2):
