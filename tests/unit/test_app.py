@@ -1,16 +1,17 @@
 """How a job's rooms are plugged together."""
 
 import asyncio
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
 from tests import builders
 from tests.families import save_family
 from tests.unit.loop.fakes import FakeLearner, FakeSampler, names
-from turnwise import errors
+from turnwise import app, errors
 from turnwise.app import Service
 from turnwise.domain.job import AgentKind, AgentSpec, JobSpec
 from turnwise.domain.training import LearnerSpec
@@ -121,3 +122,28 @@ async def test_a_job_with_a_checkpoint_needs_the_adapter_that_it_began_with_no_m
     assert [asked.input_adapter for asked in launcher.asked] == ["/models/tuned", None]
     await gateway.close()
     await store.close()
+
+
+@dataclass
+class Listening:
+    """A socket that listens on a port."""
+
+    port: int
+    is_open: bool = True
+
+    def getsockname(self) -> tuple[str, int]:
+        return "127.0.0.1", self.port
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.is_open = False
+
+
+def test_a_free_port_has_no_404_in_it(monkeypatch: pytest.MonkeyPatch):
+    sockets = [Listening(40404), Listening(14041), Listening(50000)]
+    given = iter(sockets)
+    monkeypatch.setattr("turnwise.app.socket.create_server", lambda *_, **__: next(given))
+    assert app._listen("127.0.0.1", 0) is sockets[2]
+    assert [each.is_open for each in sockets] == [False, False, True]
