@@ -542,7 +542,7 @@ def run_server(settings: Settings, ready: Callable[[str], None]) -> None:
 
 
 async def _serve(settings: Settings, ready: Callable[[str], None]) -> None:
-    listening = socket.create_server((settings.host, settings.port), backlog=1024)
+    listening = _listen(settings.host, settings.port)
     url = f"http://{settings.host}:{listening.getsockname()[1]}"
     async with open_service(settings, url) as (service, asgi):
         (service.folder.root / "server.url").write_text(url + "\n")
@@ -563,6 +563,15 @@ async def _serve(settings: Settings, ready: Callable[[str], None]) -> None:
         gc.collect()
         gc.freeze()
         await server.serve([listening])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A socket on that port; 0 takes a free one without "404" in it (see `ports.NewId`)."""
+    listening = socket.create_server((host, port), backlog=1024)
+    if port or "404" not in str(listening.getsockname()[1]):
+        return listening
+    with listening:  # kept until there is another, which so cannot be the same
+        return _listen(host, port)
 
 
 class _Server(uvicorn.Server):

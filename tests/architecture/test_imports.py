@@ -45,6 +45,8 @@ def test_only_the_settings_and_the_clients_of_a_server_read_the_environment():
         "client/running.py",  # hands it to the agent
         "rft/feedback.py",
         "launching/local.py",  # hands it to the child
+        "launching/mlflow.py",  # the same
+        "launching/mlflow_child.py",  # in which MLflow reads it
     }
 
 

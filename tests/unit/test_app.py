@@ -1,16 +1,17 @@
 """How a job's rooms are plugged together."""
 
 import asyncio
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
 from tests import builders
 from tests.families import save_family
 from tests.unit.loop.fakes import FakeLearner, FakeSampler, names
-from turnwise import errors
+from turnwise import app, errors
 from turnwise.app import Service
 from turnwise.control.job_data import JobData
 from turnwise.domain.job import AgentKind, AgentSpec, JobSpec
@@ -54,7 +55,7 @@ def spec(folder: Path, **changes: Any) -> JobSpec:
 
 
 async def account_number(account_id: str) -> str:
-    return "000000000001"
+    return {builders.ACCOUNT: "000000000001", "acc_lab": "000000000002"}[account_id]
 
 
 def service(engines: list[Engine], **rooms: Any) -> Service:
@@ -80,21 +81,41 @@ async def test_a_job_whose_agent_is_refused_leaves_no_engine_behind(tmp_path: Pa
         await started[0].ended.wait()
 
 
+def plugged_together(
+    folder: Path, store: SqlStore, gateway: Gateway, launcher: Launcher
+) -> Service:
+    """A service that can start jobs."""
+    return service(
+        [],
+        settings=Settings(data_dir=folder),
+        url="http://here",
+        account_number=account_number,
+        folder=SimpleNamespace(blobs=folder),
+        store=store,
+        gateway=gateway,
+        launcher=launcher,
+    )
+
+
+async def test_a_jobs_arn_has_the_number_of_its_own_account(tmp_path: Path):
+    store = SqlStore.in_memory()
+    gateway = Gateway(store, SYSTEM_CLOCK, names())
+    plugs = plugged_together(tmp_path, store, gateway, Launcher())
+    job = builders.job("run", account_id="acc_lab", spec=spec(tmp_path))
+    plugged = await plugs.start_job(await store.create_job(job))
+    async with plugged.opened:
+        arn = "arn:aws:sagemaker:us-west-2:000000000002:job/AgentRFT/run"
+        assert plugged.loop.sockets.job_arn == arn
+    await gateway.close()
+    await store.close()
+
+
 async def test_a_job_with_a_checkpoint_needs_the_adapter_that_it_began_with_no_more(
     tmp_path: Path,
 ):
     store, launcher = SqlStore.in_memory(), Launcher()
     gateway = Gateway(store, SYSTEM_CLOCK, names())
-    plugs = service(
-        [],
-        settings=Settings(data_dir=tmp_path),
-        url="http://here",
-        account_number=account_number,
-        folder=SimpleNamespace(blobs=tmp_path),
-        store=store,
-        gateway=gateway,
-        launcher=launcher,
-    )
+    plugs = plugged_together(tmp_path, store, gateway, launcher)
     job = builders.job(spec=spec(tmp_path, input_adapter="/models/tuned"))
     await store.create_job(job)
     for _ in range(2):
@@ -105,3 +126,28 @@ async def test_a_job_with_a_checkpoint_needs_the_adapter_that_it_began_with_no_m
     assert [asked.input_adapter for asked in launcher.asked] == ["/models/tuned", None]
     await gateway.close()
     await store.close()
+
+
+@dataclass
+class Listening:
+    """A socket that listens on a port."""
+
+    port: int
+    is_open: bool = True
+
+    def getsockname(self) -> tuple[str, int]:
+        return "127.0.0.1", self.port
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.is_open = False
+
+
+def test_a_free_port_has_no_404_in_it(monkeypatch: pytest.MonkeyPatch):
+    sockets = [Listening(40404), Listening(14041), Listening(50000)]
+    given = iter(sockets)
+    monkeypatch.setattr("turnwise.app.socket.create_server", lambda *_, **__: next(given))
+    assert app._listen("127.0.0.1", 0) is sockets[2]
+    assert [each.is_open for each in sockets] == [False, False, True]

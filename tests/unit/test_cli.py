@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import socket
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,9 @@ from tests.unit.client.serving import Serving
 from tests.unit.control.test_jobs import package, register
 from tests.unit.test_terminal import RESULTS
 from turnwise import __version__, cli
+from turnwise.access.keys import sha256_hex
+from turnwise.client import connect
+from turnwise.domain.access import Key
 from turnwise.domain.evaluation import results_key, table_key
 from turnwise.domain.job import JobStatus
 from turnwise.domain.rollout import Blame, Fault, ForkCause, RolloutStatus
@@ -364,6 +368,80 @@ def test_serve_says_what_is_wrong_with_a_setting_or_an_address(
     monkeypatch.setenv("TURNWISE_PORT", "http")
     assert turnwise("serve").err == (
         "error: TURNWISE_PORT: 'http' is not allowed; must be a whole number, 0 to 65535\n"
+    )
+
+
+def test_env_prints_what_brings_awss_clients_here_for_a_shell_and_as_json(
+    turnwise: Run, serving: Serving
+):
+    variables = turnwise("env", "--json").json
+    assert variables == {
+        "AWS_ENDPOINT_URL": serving.url,
+        "AWS_REGION": "us-west-2",
+        "AWS_DEFAULT_REGION": "us-west-2",
+        "AWS_ACCESS_KEY_ID": variables["AWS_ACCESS_KEY_ID"],
+        "AWS_SECRET_ACCESS_KEY": serving.key,
+        "SAGEMAKER_MLFLOW_CUSTOM_ENDPOINT": serving.url,
+        "RFT_RUNTIME_ENDPOINT": serving.url,
+        "SAGEMAKER_VALIDATE_ROLE": "false",
+    }
+    script = turnwise("env").out + "env"
+    shell = subprocess.run(["sh", "-ec", script], capture_output=True, text=True, check=True)
+    assert {f"{name}={value}" for name, value in variables.items()} <= set(shell.stdout.split("\n"))
+
+
+def test_a_key_is_made_shown_once_used_and_revoked(turnwise: Run, serving: Serving, job_yaml: str):
+    assert turnwise("train", job_yaml).status == 0
+    said = turnwise("keys", "create", "ci", "--action", "read", "--job", "walk").lines
+    secret, access_key_id, key_id = (line.rpartition(" ")[2] for line in said[:3])
+    assert said[3] == "The key is not shown again."
+    assert turnwise("--key", secret, "jobs", "list", "--json").json[0]["name"] == "walk"
+    assert "this key may not manage" in turnwise("--key", secret, "keys", "list").err
+    listed = turnwise("keys", "list")
+    assert secret not in listed.out
+    assert [key["name"] for key in turnwise("keys", "list", "--json").json] == ["admin", "ci"]
+    [line] = [line for line in listed.lines if " ci " in line]
+    assert line.split()[:5] == [key_id, "ci", access_key_id, "read", "job_a"]
+    assert turnwise("--key", secret, "env", "--json").json["AWS_ACCESS_KEY_ID"] == access_key_id
+    assert turnwise("keys", "revoke", key_id).out == f"revoked {key_id} (ci)\n"
+    assert turnwise("--key", secret, "jobs", "list").status == 1
+    assert turnwise("keys", "revoke", "key_x").err == "error: key 'key_x' does not exist\n"
+    assert turnwise("keys", "create", "x", "--action", "fly").status == 2
+    assert turnwise("keys", "create", "admin").err.startswith("error: name: 'admin' cannot be")
+
+
+def test_the_operator_makes_accounts_and_their_first_keys(turnwise: Run, serving: Serving):
+    assert turnwise("accounts", "create", "lab").out == "account lab, number 000000000002\n"
+    assert turnwise("accounts", "list", "--json").json == [
+        {"slug": "default", "number": "000000000001"},
+        {"slug": "lab", "number": "000000000002"},
+    ]
+    made = turnwise("keys", "create", "first", "--account", "lab", "--json").json
+    assert turnwise("keys", "list", "--account", "lab", "--json").json == [
+        {name: value for name, value in made.items() if name != "secret"}
+    ]
+    with connect(serving.url, made["secret"]) as client:
+        assert client.whoami() == {
+            "name": "first",
+            "account": "lab",
+            "account_number": "000000000002",
+            "region": "us-west-2",
+            "access_key_id": made["access_key_id"],
+            "actions": ["manage", "read", "report", "sample"],
+            "job_ids": None,
+            "is_operator": False,
+        }
+    refused = turnwise("--key", made["secret"], "accounts", "list", "--json")
+    assert json.loads(refused.err)["error"]["type"] == "Denied"
+
+
+def test_a_key_of_an_earlier_version_says_that_it_cannot_sign(turnwise: Run, serving: Serving):
+    secret = "tw_" + "o" * 40
+    old = Key(key_id="key_old", account_id=ACCOUNT, name="old", sha256=sha256_hex(secret))
+    serving.call(serving.world.store.add_key(old))
+    assert turnwise("--key", secret, "env").err == (
+        "error: the key 'old' was made by an earlier version and cannot sign requests; "
+        "make a new one with `turnwise keys create`\n"
     )
 
 

@@ -22,6 +22,7 @@ from turnwise.system import SYSTEM_CLOCK, new_id, random_letters, write_private_
 
 _PREFIX = "tw_"
 _LETTERS = 40  # 188 bits
+_MAX_NAME = 128
 _SHAPE = re.compile(r"tw_[a-z]{40}")
 
 # How long a revocation made by another server of the same database may go unnoticed.
@@ -91,9 +92,12 @@ class Keyring:
         job_ids: Collection[str] | None = None,
     ) -> tuple[str, Key]:
         """A new key: the secret to hand out, which cannot be read again, and what is stored."""
-        if not name.strip() or name == ADMIN:
+        if not name.strip() or name == ADMIN or len(name) > _MAX_NAME:
             raise errors.InvalidInput(
-                "name", name, "cannot be a key's name", remedy=f"use any text but {ADMIN!r}"
+                "name",
+                name,
+                "cannot be a key's name",
+                remedy=f"use any text but {ADMIN!r}, of at most {_MAX_NAME} characters",
             )
         if not actions:
             raise errors.InvalidInput(

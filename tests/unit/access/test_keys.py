@@ -76,7 +76,7 @@ async def test_a_revocation_by_another_server_is_noticed_after_a_while(store: Sq
         await ring.authenticate(secret)
 
 
-@pytest.mark.parametrize("name", ["", "  ", "admin"])
+@pytest.mark.parametrize("name", ["", "  ", "admin", "x" * 129])
 async def test_names_that_a_key_cannot_have(store: SqlStore, name: str) -> None:
     with pytest.raises(errors.InvalidInput, match="cannot be a key's name; use any text but"):
         await keyring(store).create(ACCOUNT, name)

@@ -14,7 +14,7 @@ import pytest
 from botocore.auth import S3SigV4Auth, S3SigV4QueryAuth, SigV4Auth, SigV4QueryAuth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from turnwise import errors
@@ -80,6 +80,7 @@ def check(request: SignedRequest, *, secret: str = SECRET, now: float | None = N
     sigv4.check_signature(request, signature, secret)
 
 
+@settings(max_examples=50)
 @given(st.sampled_from(["GET", "POST", "PUT", "DELETE"]), PATHS, QUERIES, BODIES, st.booleans())
 def test_what_botocore_signs_is_verified(
     method: str, path: list[str], query: dict[str, str], body: bytes, is_url: bool
@@ -89,6 +90,7 @@ def test_what_botocore_signs_is_verified(
     check(signed(method, _url(path, query), {"X-Amz-Target": "A.B"}, body, signer=signer))
 
 
+@settings(max_examples=50)
 @given(st.sampled_from(["GET", "PUT"]), PATHS, QUERIES, BODIES, st.booleans())
 def test_what_botocore_signs_for_s3_is_verified(
     method: str, path: list[str], query: dict[str, str], body: bytes, is_url: bool
@@ -148,6 +150,7 @@ def test_a_changed_request_is_refused(change: Callable[[SignedRequest], SignedRe
         check(change(request))
 
 
+@settings(max_examples=50)
 @given(st.data(), PATHS, QUERIES, BODIES)
 def test_any_other_method_path_query_or_body_is_refused(
     data: st.DataObject, path: list[str], query: dict[str, str], body: bytes

@@ -11,7 +11,7 @@ from turnwise import errors
 from turnwise.control.agents import Agents
 from turnwise.control.browse import Browse
 from turnwise.control.catalogue import Catalogue
-from turnwise.domain.access import Account, Principal
+from turnwise.domain.access import Principal
 from turnwise.domain.job import AgentKind
 from turnwise.wire.aws.jobs import JobRooms, job_handlers
 from turnwise.wire.aws.tags import Tags
@@ -81,7 +81,7 @@ class JobDoor:
         (models / "tiny").symlink_to(world.folder / "model")
         recipe = world.folder / "model" / "turnwise-recipe.json"
         recipe.write_text(json.dumps(RECIPE))
-        self.agents = Agents(world.store, self._account, world.clock, region=REGION)
+        self.agents = Agents(world.store, self._number, world.clock, region=REGION)
         self.handlers = job_handlers(
             JobRooms(
                 jobs=world.jobs,
@@ -118,8 +118,8 @@ class JobDoor:
         found = await self.ask("DescribeJob", JobName=name, JobCategory=category)
         return found | {"JobConfigDocument": json.loads(found["JobConfigDocument"])}
 
-    async def _account(self, account_id: str) -> Account:
-        return Account(account_id=account_id, slug="default", number=NUMBER)
+    async def _number(self, account_id: str) -> str:
+        return NUMBER
 
     async def _dataset(self, principal: Principal, arn: str) -> str:
         if arn != DATA_SET:

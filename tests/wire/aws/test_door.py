@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.wire.aws.door_kit import Door, a_door, echo
+from tests.wire.aws.a_door import Door, a_door, echo
 from turnwise import errors
 from turnwise.domain.access import Action
 from turnwise.wire.aws.iam import iam

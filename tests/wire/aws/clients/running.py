@@ -105,7 +105,7 @@ class RunningJob:
             | changes,
         )
 
-    def lend(self, timeout_s: float = 60.0) -> Lent:
+    def lend(self, timeout_s: float = 120.0) -> Lent:
         """An open rollout that nobody else has."""
         try:
             return Lent(self._payloads.get(timeout=timeout_s))

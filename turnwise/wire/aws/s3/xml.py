@@ -25,7 +25,7 @@ Content = str | int | bool | Iterable[tuple[str, "Content"]]
 def document(name: str, content: Content) -> bytes:
     """A whole answer.
 
-    >>> document("A", [("B", "x<y"), ("C", 1), ("C", True)]).decode().splitlines()[1][50:]
+    >>> document("A", [("B", "x<y"), ("C", 1), ("C", True)]).decode().splitlines()[1][51:]
     '<B>x&lt;y</B><C>1</C><C>true</C></A>'
     """
     return f'{_HEAD}<{name} xmlns="{_SPACE}">{_inside(content)}</{name}>'.encode()
