@@ -533,9 +533,7 @@ class Elsewhere:
 
 
 @pytest.fixture
-async def elsewhere(
-    store: SqlStore, blobs: FolderBlobs
-) -> tuple[Buckets, Elsewhere]:
+async def elsewhere(store: SqlStore, blobs: FolderBlobs) -> tuple[Buckets, Elsewhere]:
     remote = Elsewhere({"rows/a.csv": b"a", "rows/b.csv": b"b", "rows.csv": b"c"})
     return Buckets(store, blobs, SetClock(), new_id, remote=remote), remote
 

@@ -45,7 +45,7 @@ class Served:
 
     def door(self) -> AwsDoor:
         return AwsDoor(
-            [S3(self.buckets), S3(self.buckets)],
+            [S3(self.buckets)],
             verify=self._verify,
             account=self._account,
             region=REGION,
@@ -68,7 +68,10 @@ class Served:
 
     def client(self, who: str = "ALICE", secret: str = SECRET, **config: Any) -> Any:
         """botocore's own client; it blocks, so call it in a thread."""
-        settings: dict[str, Any] = {"retries": {"total_max_attempts": 1}} | config
+        settings: dict[str, Any] = {
+            "retries": {"total_max_attempts": 1},
+            "read_timeout": 10,
+        } | config
         session = botocore.session.get_session()
         return session.create_client(
             "s3",
