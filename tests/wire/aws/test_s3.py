@@ -396,10 +396,10 @@ async def test_accounts_and_rights_are_kept(s3: Served):
         refused(agent.get_object, Bucket="data", Key="k"),
         refused(agent.list_buckets),
         refused(narrow.get_object, Bucket="data", Key="k"),
-        refused(thief.get_object, Bucket="data", Key="k"),
-        refused(s3.client("NOBODY").get_object, Bucket="data", Key="k"),
     ):
         assert await refusal == (403, "AccessDenied")
+    assert await refused(thief.list_buckets) == (403, "SignatureDoesNotMatch")
+    assert await refused(s3.client("NOBODY").list_buckets) == (403, "InvalidAccessKeyId")
     assert await content(s3.client(), Bucket="data", Key="k") == b"x"
 
 
@@ -414,8 +414,11 @@ async def test_the_audit_trail_is_told_where_and_never_what(s3: Served):
     assert "secret" not in repr(first)
 
 
-async def test_presigned_urls_are_for_whoever_has_them_and_for_what_they_say(s3: Served):
-    client = s3.client(signature_version="s3v4")
+@pytest.mark.parametrize("version", ["s3v4", None])
+async def test_presigned_urls_are_for_whoever_has_them_and_for_what_they_say(
+    s3: Served, version: str | None
+):
+    client = s3.client(signature_version=version)
     at = {"Bucket": "data", "Key": "ü n+i.txt"}
 
     def url(operation: str, **more: Any) -> str:
@@ -432,7 +435,7 @@ async def test_presigned_urls_are_for_whoever_has_them_and_for_what_they_say(s3:
         other = await browser.put(url("get_object"), content=b"other")
         forged = await browser.get(url("get_object").replace("data/", "other/"))
         split = await browser.get(url("get_object", ResponseContentType="a\r\nx: y"))
-        unsigned = await browser.get(url("get_object").partition("&X-Amz-Signature")[0])
+        unsigned = await browser.get(url("get_object").partition("Signature=")[0])
     assert (put.status_code, got.status_code, got.content) == (200, 200, b"hello")
     assert (got.headers["content-type"], got.headers["content-disposition"]) == (
         *("text/x", "attachment"),
