@@ -14,7 +14,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from turnwise import errors
-from turnwise.access import sigv4
+from turnwise.access import sigv2, sigv4
 from turnwise.access.vault import Vault
 from turnwise.domain.access import ADMIN, ALL_ACTIONS, Action, Key, Principal
 from turnwise.ports import Clock, Keys, NewId
@@ -64,12 +64,21 @@ class Keyring:
         return key.principal
 
     async def verify(
-        self, request: sigv4.SignedRequest, signature: sigv4.Signature, *, max_expires_s: int
+        self,
+        request: sigv4.SignedRequest,
+        signature: sigv4.Signature | sigv2.PresignedUrl,
+        *,
+        max_expires_s: int,
     ) -> Principal:
         """The caller who signed this request. Raises `Unauthenticated`.
 
         The region and the service of the scope are for the door to judge.
         """
+        if isinstance(signature, sigv2.PresignedUrl):
+            sigv2.check_time(signature, self._clock.now(), max_expires_s=max_expires_s)
+            key, secret = await self._signer(signature.access_key_id)
+            sigv2.check_signature(request, signature, secret)
+            return key.principal
         sigv4.check_time(signature, self._clock.now(), max_expires_s=max_expires_s)
         key, secret = await self._signer(signature.access_key_id)
         sigv4.check_signature(request, signature, secret)

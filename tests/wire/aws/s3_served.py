@@ -13,13 +13,13 @@ import uvicorn
 from botocore.config import Config
 
 from turnwise import errors
-from turnwise.access import sigv4
+from turnwise.access import sigv2, sigv4
 from turnwise.control.buckets import Buckets
 from turnwise.domain.access import ALL_ACTIONS, Account, Principal
 from turnwise.storage.blobs import FolderBlobs
 from turnwise.storage.sql import SqlStore
 from turnwise.system import SYSTEM_CLOCK, new_id
-from turnwise.wire.aws.door import AwsDoor, Outcome
+from turnwise.wire.aws.door import AnySignature, AwsDoor, Outcome
 from turnwise.wire.aws.s3.service import S3
 from turnwise.wire.aws.service import Call
 
@@ -45,18 +45,22 @@ class Served:
 
     def door(self) -> AwsDoor:
         return AwsDoor(
-            [S3(self.buckets), S3(self.buckets)],
+            [S3(self.buckets)],
             verify=self._verify,
             account=self._account,
             region=REGION,
             observe=self._observe,
         )
 
-    async def _verify(self, request: sigv4.SignedRequest, signature: sigv4.Signature) -> Principal:
-        sigv4.check_time(signature, SYSTEM_CLOCK.now())
+    async def _verify(self, request: sigv4.SignedRequest, signature: AnySignature) -> Principal:
         if signature.access_key_id not in self.principals:
-            raise errors.Unauthenticated("this key does not exist")
-        sigv4.check_signature(request, signature, SECRET)
+            raise errors.UnknownKey("this key does not exist")
+        if isinstance(signature, sigv2.PresignedUrl):
+            sigv2.check_time(signature, SYSTEM_CLOCK.now())
+            sigv2.check_signature(request, signature, SECRET)
+        else:
+            sigv4.check_time(signature, SYSTEM_CLOCK.now())
+            sigv4.check_signature(request, signature, SECRET)
         return self.principals[signature.access_key_id]
 
     async def _account(self, account_id: str) -> Account:
@@ -68,7 +72,10 @@ class Served:
 
     def client(self, who: str = "ALICE", secret: str = SECRET, **config: Any) -> Any:
         """botocore's own client; it blocks, so call it in a thread."""
-        settings: dict[str, Any] = {"retries": {"total_max_attempts": 1}} | config
+        settings: dict[str, Any] = {
+            "retries": {"total_max_attempts": 1},
+            "read_timeout": 10,
+        } | config
         session = botocore.session.get_session()
         return session.create_client(
             "s3",

@@ -17,7 +17,7 @@ from typing import Protocol
 from urllib.parse import unquote
 
 from turnwise import errors
-from turnwise.access import sigv4
+from turnwise.access import sigv2, sigv4
 from turnwise.domain.access import Account, Principal
 from turnwise.wire.asgi import ClientGone, HttpCall, Receive, Scope, Send
 from turnwise.wire.aws import faults
@@ -68,7 +68,8 @@ class Answering(Protocol):
 
 
 _SCOPE = re.compile(r"/([a-z0-9-]+)/aws4_request")
-Verify = Callable[[sigv4.SignedRequest, sigv4.Signature], Awaitable[Principal]]
+AnySignature = sigv4.Signature | sigv2.PresignedUrl
+Verify = Callable[[sigv4.SignedRequest, AnySignature], Awaitable[Principal]]
 Observe = Callable[[Call, Outcome], Awaitable[None]]
 
 
@@ -205,7 +206,8 @@ class AwsDoor:
         service = self._unsigned(http)
         try:
             signed = await signed_request(http)
-            signature = sigv4.Signature.of(signed)
+            signature: AnySignature | None = sigv4.Signature.of(signed)
+            signature = signature or sigv2.PresignedUrl.of(signed, self._region)
             if signature is None:
                 raise AwsError(
                     "MissingAuthenticationToken",
@@ -236,7 +238,7 @@ class AwsDoor:
                 return service.fault(_unrecorded(error), request_id)
         return reply
 
-    def _scoped(self, signature: sigv4.Signature, otherwise: Answering) -> Answering:
+    def _scoped(self, signature: AnySignature, otherwise: Answering) -> Answering:
         """The service that a signature is for."""
         service = self._services.get(signature.service)
         if service is None:
@@ -266,6 +268,8 @@ class AwsDoor:
 def _signed_for(authorization: str, query: str) -> str:
     is_signed = authorization.startswith(sigv4.ALGORITHM)
     found = _SCOPE.search(authorization if is_signed else unquote(query))
+    if found is None and not is_signed and sigv2.MARK + "=" in query:
+        return "s3"
     return found[1] if found else ""
 
 

@@ -94,6 +94,8 @@ _CODES: Mapping[type[Exception], tuple[int, str]] = {
     errors.InvalidInput: (400, "InvalidArgument"),
     errors.NotFound: (404, "NoSuchKey"),
     errors.Conflict: (409, "OperationAborted"),
+    errors.BadSignature: (403, "SignatureDoesNotMatch"),
+    errors.UnknownKey: (403, "InvalidAccessKeyId"),
     errors.AccessError: (403, "AccessDenied"),
     errors.LimitExceeded: (503, "SlowDown"),
     errors.StorageFull: (507, "InsufficientStorage"),  # clients do not try again
