@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.wire.aws.clients.running import RunningJob
+from tests.wire.aws.clients.running import RunningJob, save_model
 from tests.wire.aws.clients.service import Server
 
 
@@ -27,9 +27,17 @@ def env(server: Server) -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
-def running(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningJob]:
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One model for all jobs, so that they share an engine."""
+    return save_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def running(
+    server: Server, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RunningJob]:
     """A training job that lends open rollouts; started when a test first asks for it."""
-    job = RunningJob(server, tmp_path_factory.mktemp("running"))
+    job = RunningJob(server, tmp_path_factory.mktemp("running"), model=tiny_model)
     yield job
     job.close()
 

@@ -74,6 +74,7 @@ class RunningJob:
         server: Server,
         folder: Path,
         *,
+        model: Path | None = None,
         name: str = "lending",
         group_size: int = 8,
         batch: int = 8,
@@ -87,7 +88,7 @@ class RunningJob:
         folder.mkdir(parents=True, exist_ok=True)
         rows = folder / "rows.jsonl"
         rows.write_text("".join(json.dumps({"prompt": f"row {n}"}) + "\n" for n in range(_ROWS)))
-        self.model = save_model(folder / "tiny")
+        self.model = model or save_model(folder / "tiny")
         self.job = self.call(
             "POST",
             "/api/v1/jobs",

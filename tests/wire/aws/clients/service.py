@@ -59,6 +59,17 @@ class Server:
             [*command, *arguments], env=server_env(), capture_output=True, text=True, check=check
         )
 
+    def start_cli(self, *arguments: str, **env: str) -> subprocess.Popen[str]:
+        """A command of our own CLI that goes on; the caller ends it."""
+        command = [SERVER_PYTHON, "-m", "turnwise.cli", "--data-dir", str(self.data_dir)]
+        return subprocess.Popen(
+            [*command, *arguments],
+            env=server_env(**env),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
     def env(self) -> dict[str, str]:
         """What `eval "$(turnwise env)"` sets: all that AWS's clients need to come here."""
         lines = self.cli("env").stdout.splitlines()
