@@ -212,9 +212,9 @@ class MlflowDoor:
         action = _action(http.method, path)
         principal, body = await self._caller(http)
         await self._check_app(http, principal)
-        _require(principal, action)
         if action is None:
             raise errors.NotFound("page", path)
+        _require(principal, action)
         if action is Action.READ and _API.fullmatch(path):
             await self._settle(principal.account_id)
         content = _pieces(receive) if body is None and _has_body(http) else body
@@ -274,11 +274,11 @@ def _action(method: str, path: str) -> Action | None:
     return Action.READ if is_reading and _PAGES.fullmatch(path) else None
 
 
-def _require(principal: Principal, action: Action | None) -> None:
+def _require(principal: Principal, action: Action) -> None:
     """Raise `Denied` unless the caller may see (and, for MANAGE, change) all of the account's."""
     if principal.job_ids is not None or principal.rollout_id is not None:
         raise errors.Denied("this key is for certain jobs; MLflow shows all of an account's")
-    principal.require(action or Action.READ)
+    principal.require(action)
 
 
 def _cookie(http: HttpCall) -> str:
