@@ -6,8 +6,6 @@ server: experiments, runs and traces are the account's, whatever app they are as
 
 from __future__ import annotations
 
-import base64
-import binascii
 from collections.abc import Callable, Mapping
 
 from turnwise import errors
@@ -15,14 +13,15 @@ from turnwise.access.links import MLFLOW_SIGN_IN, Links
 from turnwise.domain.access import Action
 from turnwise.domain.resource import Resource
 from turnwise.ports import Clock, NewId, Resources
+from turnwise.wire.aws.paging import page
 from turnwise.wire.aws.service import AwsError, Call, Handler, Json
+from turnwise.wire.aws.tags import Tags
 
 KIND = "mlflow-app"
 DEFAULT = "default"
 #: As clients compare it: the version that the project pins.
 VERSION = "3.17"
 _EXPIRES_S, _SESSION_S = 300, 43_200
-_MAX_RESULTS = 100
 #: What is described as it was given.
 _SHOWN = (
     *("ArtifactStoreUri", "RoleArn", "KmsKeyId", "ModelRegistrationMode", "AccountDefaultStatus"),
@@ -64,9 +63,7 @@ class MlflowApps:
             key=lambda app: app.name if key == "Name" else app.created_at,
             reverse=given.get("SortOrder", "Descending") == "Descending",
         )
-        first = _offset(given.get("NextToken"))
-        last = first + given.get("MaxResults", _MAX_RESULTS)
-        more = base64.b64encode(str(last).encode()).decode() if len(apps) > last else None
+        shown, more = page(apps, given, default=100)
         return {
             "Summaries": [
                 {
@@ -77,7 +74,7 @@ class MlflowApps:
                     "LastModifiedTime": app.updated_at,
                     "MlflowVersion": VERSION,
                 }
-                for app in apps[first:last]
+                for app in shown
             ],
             "NextToken": more,
         }
@@ -94,7 +91,7 @@ class MlflowApps:
                 kind=KIND,
                 name=given["Name"],
                 body={"id": self._new_id("app").replace("_", "-"), "status": "Created"}
-                | {"given": {k: v for k, v in given.items() if k != "Name"}},
+                | {"given": {k: v for k, v in given.items() if k not in ("Name", "Tags")}},
                 created_at=self._clock.now(),
             )
         )
@@ -161,6 +158,12 @@ class MlflowApps:
         )
         return {"AuthorizedUrl": f"{self._url}?authToken={token}"}
 
+    async def default_arn(self, call: Call) -> str:
+        """The ARN of the account's default app; "" where there is no MLflow."""
+        call.principal.require(Action.READ)
+        apps = await self._apps(call)
+        return next((_arn(call, app) for app in apps if app.name == DEFAULT), "")
+
     async def _apps(self, call: Call) -> list[Resource]:
         """The account's apps; none where there is no MLflow."""
         if self._missing:
@@ -196,14 +199,25 @@ class MlflowApps:
             raise AwsError("ValidationException", self._missing)
 
 
-def mlflow_handlers(apps: MlflowApps) -> Mapping[str, Handler]:
+def mlflow_handlers(apps: MlflowApps, tags: Tags) -> Mapping[str, Handler]:
     """The operations by their names."""
+
+    async def create_app(call: Call, given: Json) -> Json:
+        made = await apps.create_app(call, given)
+        await tags.put(call, made["Arn"], given.get("Tags", []))
+        return made
+
+    async def delete_app(call: Call, given: Json) -> Json:
+        gone = await apps.delete_app(call, given)
+        await tags.drop(call, gone["Arn"])
+        return gone
+
     return {
         "ListMlflowApps": apps.list_apps,
-        "CreateMlflowApp": apps.create_app,
+        "CreateMlflowApp": create_app,
         "DescribeMlflowApp": apps.describe_app,
         "UpdateMlflowApp": apps.update_app,
-        "DeleteMlflowApp": apps.delete_app,
+        "DeleteMlflowApp": delete_app,
         "CreatePresignedMlflowAppUrl": apps.presign_app,
         "CreatePresignedMlflowTrackingServerUrl": apps.presign_server,
     }
@@ -228,10 +242,3 @@ def _matches(app: Resource, given: Json) -> bool:
         and given.get("CreatedAfter", app.created_at) <= app.created_at
         and given.get("CreatedBefore", app.created_at) >= app.created_at
     )
-
-
-def _offset(token: str | None) -> int:
-    try:
-        return max(0, int(base64.b64decode(token, validate=True))) if token else 0
-    except (ValueError, binascii.Error):
-        raise errors.InvalidInput("NextToken", token, "was not given out by this server") from None

@@ -90,7 +90,7 @@ def sagemaker(rooms: Rooms) -> AwsService:
         **tag_handlers(tags),
         **model_package_handlers(models),
         **hub_handlers(hub),
-        **mlflow_handlers(rooms.mlflow),
+        **mlflow_handlers(rooms.mlflow, tags),
         **job_handlers(jobs),
         **pipeline_handlers(rooms.pipelines, tags),
         **artifact_handlers(rooms.resources, tags, rooms.clock),
