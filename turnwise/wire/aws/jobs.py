@@ -46,7 +46,7 @@ from turnwise.wire.aws.tags import Tags
 #: The kind of a job's record.
 KIND = "sagemaker-job"
 #: A polled DescribeJob counts a running job's tokens anew after so many seconds.
-USAGE_AGE_S = 10.0
+USAGE_AGE_S = 2.0
 #: Jobs whose progress is remembered; others are read from their first event again.
 _REMEMBERED = 1000
 
