@@ -380,7 +380,8 @@ def _base_of(catalogue: Catalogue, model: str) -> BaseModel:
 def _matches(job: Job, given: Json) -> bool:
     """Whether ListJobs's filters let a job through."""
     wanted = given.get("StatusEquals", STATUS[job.status])
-    times = (("CreationTime", job.created_at), ("LastModifiedTime", modified_at(job)))
+    shown = {"CreationTime": job.created_at, "LastModifiedTime": modified_at(job)}
+    times = [(name, round(at, 3)) for name, at in shown.items()]  # as a client was told them
     return (
         documents.CATEGORY[job.spec.kind] == given["JobCategory"]
         and STATUS[job.status] == wanted
