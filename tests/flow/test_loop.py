@@ -72,7 +72,7 @@ async def test_a_two_step_job_trains_every_row_once_and_completes(world: World) 
         Policy(adapter_id="adapter-2", policy_step=2),
     ]
     statuses = [e.body["secondary"] for e in await world.events(EventKind.STATUS)]
-    assert statuses == ["Training", "Completed"]
+    assert statuses == ["Downloading", "Training", "Uploading", "Completed"]
     assert [c.step for c in await world.store.checkpoints(job.account_id, "job_walk")] == [-1, 0, 1]
     packages = await world.store.packages(job.account_id)
     assert [(p.group, p.version, p.kind) for p in packages] == [
@@ -807,7 +807,8 @@ async def test_validation_runs_before_every_so_often_and_at_the_end_on_pinned_po
     assert all(turns == {policy} for policy, turns in pinned)
     phases = [event.body["secondary"] for event in await world.events(EventKind.STATUS)]
     assert phases == [
-        *("Evaluating", "Training", "Evaluating", "Training", "Evaluating", "Completed"),
+        *("Downloading", "Evaluating", "Training", "Evaluating", "Training", "Evaluating"),
+        *("Uploading", "Completed"),
     ]
     await assert_ledger_is_complete(world)
 

@@ -104,9 +104,9 @@ class S3Data(_Part):
 
 
 class Dataset(_Part):
-    """A data set of a hub."""
+    """A data set of a hub. The sagemaker SDK puts every source here that is not in S3."""
 
-    DatasetArn: str = Field(pattern=_ARN)
+    DatasetArn: str = Field(pattern=r"^(arn:aws[a-z-]*:|file://)")
 
 
 class Source(_Part):

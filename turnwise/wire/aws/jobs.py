@@ -46,7 +46,7 @@ from turnwise.wire.aws.tags import Tags
 #: The kind of a job's record.
 KIND = "sagemaker-job"
 #: A polled DescribeJob counts a running job's tokens anew after so many seconds.
-USAGE_AGE_S = 10.0
+USAGE_AGE_S = 2.0
 #: Jobs whose progress is remembered; others are read from their first event again.
 _REMEMBERED = 1000
 
@@ -380,7 +380,8 @@ def _base_of(catalogue: Catalogue, model: str) -> BaseModel:
 def _matches(job: Job, given: Json) -> bool:
     """Whether ListJobs's filters let a job through."""
     wanted = given.get("StatusEquals", STATUS[job.status])
-    times = (("CreationTime", job.created_at), ("LastModifiedTime", modified_at(job)))
+    shown = {"CreationTime": job.created_at, "LastModifiedTime": modified_at(job)}
+    times = [(name, round(at, 3)) for name, at in shown.items()]  # as a client was told them
     return (
         documents.CATEGORY[job.spec.kind] == given["JobCategory"]
         and STATUS[job.status] == wanted
