@@ -232,9 +232,14 @@ class Registry:
     async def _remove(self, path: str) -> None:
         """Remove what lies among the blobs. What cannot be removed is a warning: it is unlisted."""
         root = self._blobs.path(OWN_ADAPTERS).parent
+        if not Path(path).is_relative_to(root):
+            log.warning(
+                "the files of a deleted model stay at %s: it is none of this server's", path
+            )
+            return
         try:
             await self._blobs.delete(Path(path).relative_to(root).as_posix())
-        except (ValueError, OSError) as error:
+        except OSError as error:
             log.warning("the files of a deleted model stay at %s: %s", path, error)
 
     # ── adapters of the user's own ────────────────────────────────────────────────────────────
