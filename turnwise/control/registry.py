@@ -7,6 +7,7 @@ its id. A group is there once it is made, or once a job has registered something
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import shutil
 from collections.abc import Mapping
@@ -338,6 +339,11 @@ def _group(record: Resource) -> PackageGroup:
 
 def _copy_files(files: Mapping[str, Path], folder: Path) -> None:
     """Copies, so that neither a change of the objects nor of their files is one of the model."""
-    folder.mkdir(mode=0o700)
-    for name, file in files.items():
-        shutil.copyfile(file, folder / name)
+    try:
+        folder.mkdir(mode=0o700)
+        for name, file in files.items():
+            shutil.copyfile(file, folder / name)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise errors.StorageFull(f"no room to register {folder.name}; make room") from error
