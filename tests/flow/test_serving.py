@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import boto3
 import openai
 import pytest
 import torch
@@ -211,6 +212,42 @@ def test_a_streamed_reply_with_tools_on_offer_adds_up_to_the_whole_one(client: O
 def test_what_can_be_asked_for_is_listed(client: OpenAI):
     names = [model.id for model in client.models.list()]
     assert names == ["walk-checkpoints", "walk", "walk-checkpoints/1", "walk/2", "walk/1"]
+
+
+def test_an_adapter_of_ones_own_is_served_until_it_is_deleted(
+    server: Server, client: OpenAI, base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    def turnwise(*args: str) -> str:
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["--data-dir", str(server.data_dir), *args])
+        assert ended.value.code == 0
+        return capsys.readouterr().out
+
+    turnwise("models", "add-base", str(base), "--name", "tiny")
+    keys = dict(line.split()[1].split("=") for line in turnwise("env").splitlines())
+    session = boto3.Session(
+        keys["AWS_ACCESS_KEY_ID"], keys["AWS_SECRET_ACCESS_KEY"], region_name=keys["AWS_REGION"]
+    )
+    s3, sagemaker = (session.client(name, endpoint_url=server.url) for name in ("s3", "sagemaker"))
+    where = {"LocationConstraint": keys["AWS_REGION"]}
+    s3.create_bucket(Bucket="adapters", CreateBucketConfiguration=where)
+    save_adapter(base, tmp_path / "own", 3)
+    for file in (tmp_path / "own").iterdir():
+        s3.upload_file(str(file), "adapters", f"own/{file.name}")
+    sagemaker.create_model_package_group(ModelPackageGroupName="own")
+    source = {"S3Uri": "s3://adapters/own/", "S3DataType": "S3Prefix", "CompressionType": "None"}
+    container = {
+        "ModelDataSource": {"S3DataSource": source},
+        "BaseModel": {"HubContentName": "tiny"},
+    }
+    sagemaker.create_model_package(
+        ModelPackageGroupName="own", InferenceSpecification={"Containers": [container]}
+    )
+    tuned = said_by(with_adapter(base, tmp_path / "own"), base, base)
+    assert said_by_server(client, "own/1") == tuned != said_by_server(client, "walk/1")
+    sagemaker.delete_model_package(ModelPackageName="own/1")
+    with pytest.raises(openai.NotFoundError):
+        said_by_server(client, "own/1")
 
 
 def test_a_damaged_model_says_so_and_the_others_go_on(

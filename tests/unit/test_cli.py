@@ -295,6 +295,19 @@ def test_models_are_listed_and_exported_to_a_new_folder(
     )
 
 
+def test_a_model_is_deleted_by_its_version(turnwise: Run, serving: Serving, job_yaml: str):
+    turnwise("train", job_yaml)
+    serving.call(register(serving.world, package(serving.world)))
+    assert turnwise("models", "delete", "walk").err == (
+        "error: model: 'walk' names no version; give one, as walk/1\n"
+    )
+    assert turnwise("models", "delete", "walk/1").out == "deleted walk/1\n"
+    assert turnwise("models", "list", "--json").json == []
+    assert turnwise("models", "delete", "walk/1").err.startswith(
+        "error: model package 'walk/1' does"
+    )
+
+
 def test_an_evaluation_is_a_job_of_its_own(
     turnwise: Run, serving: Serving, job_yaml: str, tmp_path: Path
 ):

@@ -7,6 +7,7 @@ its id. A group is there once it is made, or once a job has registered something
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import shutil
 from collections.abc import Mapping
@@ -232,9 +233,14 @@ class Registry:
     async def _remove(self, path: str) -> None:
         """Remove what lies among the blobs. What cannot be removed is a warning: it is unlisted."""
         root = self._blobs.path(OWN_ADAPTERS).parent
+        if not Path(path).is_relative_to(root):
+            log.warning(
+                "the files of a deleted model stay at %s: it is none of this server's", path
+            )
+            return
         try:
             await self._blobs.delete(Path(path).relative_to(root).as_posix())
-        except (ValueError, OSError) as error:
+        except OSError as error:
             log.warning("the files of a deleted model stay at %s: %s", path, error)
 
     # ── adapters of the user's own ────────────────────────────────────────────────────────────
@@ -333,6 +339,11 @@ def _group(record: Resource) -> PackageGroup:
 
 def _copy_files(files: Mapping[str, Path], folder: Path) -> None:
     """Copies, so that neither a change of the objects nor of their files is one of the model."""
-    folder.mkdir(mode=0o700)
-    for name, file in files.items():
-        shutil.copyfile(file, folder / name)
+    try:
+        folder.mkdir(mode=0o700)
+        for name, file in files.items():
+            shutil.copyfile(file, folder / name)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise errors.StorageFull(f"no room to register {folder.name}; make room") from error

@@ -11,9 +11,11 @@ from tests.builders import ACCOUNT
 from tests.unit.control.kit import ADMIN, a_registry
 from tests.unit.control.models import FolderObjects, finish_steps, save_adapter, save_base
 from turnwise import errors
+from turnwise.control.lineage import Lineage
 from turnwise.control.registry import Registry
 from turnwise.control.served import verified_base, verified_folder
 from turnwise.domain.access import Action, Principal
+from turnwise.domain.training import LoraSpec
 from turnwise.modeling.fingerprint import base_sha256, fingerprint
 from turnwise.storage.sql import SqlStore
 
@@ -130,6 +132,19 @@ async def test_an_adapter_of_ones_own_is_a_version_like_any_other(
     assert verified_base(package) == base
     await registry.delete(ADMIN, "mine/1")
     assert not Path(package.path).exists()
+
+
+async def test_a_job_starts_from_an_adapter_of_ones_own(
+    registry: Registry, store: SqlStore, tmp_path: Path, base: Path
+):
+    save_adapter(tmp_path / "s3/data/tuned", base)
+    await registry.create_group(ADMIN, "mine", {})
+    package = await registry.register(ADMIN, "mine", "s3://data/tuned")
+    lora = LoraSpec(rank=2, alpha=4.0, target_modules=("q_proj",))
+    spec = builders.spec("on", model=str(base), input_adapter="mine/1", lora=lora)
+    beginning = await Lineage(store).beginning(ACCOUNT, spec, 1)
+    assert (beginning.parent, beginning.step) == ("mine/1", 0)
+    assert beginning.spec.input_adapter == package.path
 
 
 async def test_the_base_may_be_named_instead(registry: Registry, tmp_path: Path, base: Path):

@@ -448,6 +448,20 @@ async def test_a_model_is_listed_and_packed(api: httpx.AsyncClient, world: World
     assert contents == {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
+async def test_a_model_is_deleted_once_no_job_needs_it(
+    api: httpx.AsyncClient, world: World, tmp_path: Path
+):
+    await create(api, world)
+    await record(world, tmp_path / "tuned", save_adapter(tmp_path / "tuned"))
+    status, kind, message = error_of(await api.delete("/api/v1/models/walk/1"))
+    assert (status, kind) == (409, "Conflict")
+    assert message.startswith("model walk/1 is needed by job 'walk', which has not ended")
+    (await world.running("walk")).end(JobStatus.COMPLETED)
+    await world.until("walk", JobStatus.COMPLETED)
+    assert (await api.delete("/api/v1/models/walk/1")).json()["name"] == "walk/1"
+    assert error_of(await api.get("/api/v1/models/walk/1"))[0] == 404
+
+
 async def test_a_checkpoint_is_packed_without_the_optimizers_state(
     api: httpx.AsyncClient, world: World
 ):
