@@ -9,6 +9,8 @@ from typing import Any
 
 from tests import builders
 from tests.builders import ACCOUNT, SetClock
+from turnwise.control.buckets import Buckets
+from turnwise.control.job_data import JobData
 from turnwise.control.jobs import Jobs, status_event
 from turnwise.control.served import verified_base, verified_folder
 from turnwise.domain.access import Principal
@@ -17,6 +19,7 @@ from turnwise.exporting.archives import Archives
 from turnwise.ports import Archive, MergeSpec
 from turnwise.storage.blobs import FolderBlobs
 from turnwise.storage.sql import SqlStore
+from turnwise.system import new_id
 
 ADMIN = Principal(account_id=ACCOUNT)
 
@@ -68,12 +71,16 @@ class World:
         self.may_start.set()
         self.clock = SetClock()
         self._names = iter("abcdefghijklmnopqrstuvwxyz")
+        self.buckets = Buckets(
+            store, self.blobs, self.clock, new_id, private=(folder / "blobs").resolve()
+        )
         self.jobs = Jobs(
             store=store,
             clock=self.clock,
             new_id=lambda prefix: f"{prefix}_{next(self._names)}",
             start=self._start,
             max_running=max_running,
+            data=JobData(self.buckets),
         )
         model = folder / "model"
         model.mkdir(exist_ok=True)
