@@ -53,7 +53,7 @@ class JobData:
         buckets = self._with_buckets(field, name)
         location = parse_location(name, field)
         found = await buckets.transfer.files(account_id, location, field)
-        if len(found) == 1:
+        if found[0].name == str(location):  # asked for by its own name
             return found
         rows = [file for file in found if not _is_hidden(file.relative)]
         if not rows:

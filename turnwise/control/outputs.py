@@ -49,7 +49,7 @@ class Outputs:
                 log.exception("the output of job %s could not be written", job.name)
             message = (
                 f"the output could not be written to {job.spec.output_path}: {reason}; the job "
-                "keeps it: `turnwise models export` or `turnwise results` gives it out"
+                "keeps it: `turnwise models export` or `turnwise jobs results` gives it out"
             )
             await self._say(job, message, Level.WARNING)
         else:

@@ -13,7 +13,9 @@ from turnwise import errors
 from turnwise.agents import AgentCalls
 from turnwise.control.agent_logs import AgentLogs
 from turnwise.control.agents import Agents
+from turnwise.control.buckets import Buckets
 from turnwise.control.catalogue import Catalogue
+from turnwise.control.job_data import JobData
 from turnwise.control.jobs import Jobs, status_event
 from turnwise.control.queue import Limits
 from turnwise.control.registry import ObjectFiles, Registry
@@ -24,6 +26,7 @@ from turnwise.exporting.archives import Archives
 from turnwise.ports import Archive, MergeSpec
 from turnwise.storage.blobs import FolderBlobs
 from turnwise.storage.sql import SqlStore
+from turnwise.system import new_id
 from turnwise.wire.native.agents import AgentRooms
 
 ADMIN = Principal(account_id=ACCOUNT)
@@ -119,6 +122,9 @@ class World:
         self.clock = SetClock()
         self._names = iter("abcdefghijklmnopqrstuvwxyz")
         self.agents = Agents(store, _number, self.clock, region="us-west-2")
+        self.buckets = Buckets(
+            store, self.blobs, self.clock, new_id, private=(folder / "blobs").resolve()
+        )
         self.jobs = Jobs(
             store=store,
             agents=self.agents,
@@ -126,6 +132,7 @@ class World:
             new_id=lambda prefix: f"{prefix}_{next(self._names)}",
             start=self._start,
             limits=limits or Limits(running=max_running),
+            data=JobData(self.buckets),
         )
         model = folder / "model"
         model.mkdir(exist_ok=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +81,7 @@ class World:
         self.reward: Callable[[Rollout], float] = lambda rollout: float(rollout.slot)
         self.scorers: list[Scorer] = []
         self.check: Callable[[], None] = lambda: None
+        self.deliver: Callable[[Job], Awaitable[None]] = _nowhere
 
     def loop(self, job: Job, train: list[Row], validation: list[Row] | None = None) -> JobLoop:
         self.learner = FakeLearner()
@@ -100,6 +101,7 @@ class World:
             job_arn="arn:aws:sagemaker:us-west-2:000000000001:job/AgentRFT/walk",
             model_folder=same,
             scorers=self.scorers,
+            deliver=self.deliver,
         )
 
     async def job(self) -> Job:
@@ -130,6 +132,10 @@ class World:
         )
         ids = [summary.rollout.rollout_id for summary in page]
         return [await self.store.trajectory(builders.ACCOUNT, each) for each in ids]
+
+
+async def _nowhere(job: Job) -> None:
+    pass
 
 
 async def same(folder: str) -> str:

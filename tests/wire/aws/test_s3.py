@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import io
 import os
+import sys
 import zlib
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -25,8 +26,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.wire.aws.s3_served import REGION, SECRET, Served, served
+from turnwise import errors
+from turnwise.control.buckets import Buckets
+from turnwise.control.locations import parse_location
 from turnwise.domain.objects import StoredObject
+from turnwise.storage.blobs import FolderBlobs
+from turnwise.storage.remote_s3 import RemoteS3
 from turnwise.storage.sql import SqlStore
+from turnwise.system import SYSTEM_CLOCK, new_id
 from turnwise.wire.aws.protocols import Request
 from turnwise.wire.aws.s3 import conditions, xml
 from turnwise.wire.aws.s3.asked import split_path
@@ -646,3 +653,50 @@ async def test_a_replaced_object_is_read_to_its_end(s3: Served):
     await s3.buckets.put("acc_alice", "data", "k", new)
     rest = await asyncio.to_thread(lambda: b"".join(pieces))
     assert first + rest == old
+
+
+# ── a real S3 of somebody else's, as our server reads it ──────────────────────────────────────
+
+
+async def test_a_server_reads_and_writes_the_buckets_of_another_s3(
+    s3: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for name, value in {
+        "AWS_ACCESS_KEY_ID": "ALICE",
+        "AWS_SECRET_ACCESS_KEY": SECRET,
+        "AWS_DEFAULT_REGION": REGION,
+    }.items():
+        monkeypatch.setenv(name, value)
+    for key in ("rows/b.csv", "rows/a.csv", "rows-2.csv"):
+        await s3.buckets.put("acc_alice", "data", key, key.encode())
+    store = SqlStore.in_memory()
+    here = Buckets(
+        store,
+        FolderBlobs(tmp_path / "here"),
+        SYSTEM_CLOCK,
+        new_id,
+        remote=RemoteS3(s3.url),
+    )
+
+    folder = await here.download("acc_x", "s3://data/rows")
+    assert {each.name: each.read_text() for each in folder.iterdir()} == {
+        "a.csv": "rows/a.csv",
+        "b.csv": "rows/b.csv",
+    }
+    await here.upload("acc_x", folder, "s3://data/copied")
+    copied = await s3.buckets.list("acc_alice", "data", "copied/")
+    assert [each.key for each in copied.objects] == ["copied/a.csv", "copied/b.csv"]
+    await here.transfer.check_writable("acc_x", parse_location("s3://data/out"), "output_path")
+    for call in (
+        here.download("acc_x", "s3://nowhere/rows"),
+        here.transfer.check_writable("acc_x", parse_location("s3://nowhere/out"), "output_path"),
+    ):
+        with pytest.raises(errors.InvalidInput, match=r"s3://nowhere' is refused by S3: .*names"):
+            await call
+    await store.close()
+
+
+async def test_a_real_s3_without_boto3_names_the_extra(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "boto3", None)
+    with pytest.raises(errors.InvalidInput, match=r"pip install 'turnwise\[s3\]'"):
+        RemoteS3("https://s3.us-west-2.amazonaws.com")
