@@ -122,9 +122,10 @@ def _reader(
 ) -> threading.Thread:
     def read() -> None:
         assert source is not None
-        for line in source:
-            show(stream, line)
-            lines.append(line.decode(errors="replace").rstrip("\r\n"))
+        with source:
+            for line in source:
+                show(stream, line)
+                lines.append(line.decode(errors="replace").rstrip("\r\n"))
 
     thread = threading.Thread(target=read, daemon=True)
     thread.start()

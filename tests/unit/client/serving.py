@@ -72,6 +72,7 @@ class Serving:
         self._listener.bind(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         (self.data / "server.url").write_text(self.url + "\n")
+        self._agents = agent_rooms(self.world)
         app = native_app(
             self.world.jobs,
             Browse(self._store),
@@ -79,7 +80,7 @@ class Serving:
             StoredResults(self._store, self.world.blobs),
             Accounts(self._store, keyring, find_job=self._store.job, region="us-west-2"),
             a_registry(self._store, folder),
-            agents=agent_rooms(self.world),
+            agents=self._agents,
         )
         config = uvicorn.Config(
             app, lifespan="off", ws="none", log_config=None, timeout_graceful_shutdown=1
@@ -97,5 +98,7 @@ class Serving:
 
     async def _close(self) -> None:
         await self._server.shutdown(sockets=[self._listener])
+        await self._agents.calls.close()
+        await self._agents.logs.close()
         await self.world.jobs.close()
         await self._store.close()

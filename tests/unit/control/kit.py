@@ -40,7 +40,7 @@ def agent_rooms(world: World) -> AgentRooms:
     """The world's agents, for the native API."""
     return AgentRooms(
         agents=world.agents,
-        logs=AgentLogs(world.store, world.clock, keep=1000),
+        logs=AgentLogs(world.store, world.clock, keep=10_000),
         calls=AgentCalls(),
         url="http://127.0.0.1:1",
     )

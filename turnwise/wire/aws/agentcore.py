@@ -11,7 +11,7 @@ from urllib.parse import unquote
 from turnwise import errors
 from turnwise.agents import AgentCalls
 from turnwise.control.agent_logs import AgentLogs
-from turnwise.control.agents import HOW_TO_REGISTER, Agent, Agents
+from turnwise.control.agents import HOW_TO_REGISTER, Agent, Agents, require_of_account
 from turnwise.domain.access import Action
 from turnwise.ports import NewId
 from turnwise.wire.aws.service import AwsError, AwsService, Call, Json
@@ -72,7 +72,7 @@ class Runtimes:
 
     async def invoke_agent_runtime(self, call: Call, given: Json) -> Json:
         """Send a payload to an agent, and pass on what it answers."""
-        call.principal.require(Action.MANAGE)
+        require_of_account(call.principal, Action.MANAGE)
         agent = await self._addressed(call, given)
         session = given.get("runtimeSessionId") or self.new_id("session")
         try:
@@ -99,7 +99,7 @@ class Runtimes:
 
     async def stop_runtime_session(self, call: Call, given: Json) -> Json:
         """End the calls of a session that are under way; nothing else of it is held here."""
-        call.principal.require(Action.MANAGE)
+        require_of_account(call.principal, Action.MANAGE)
         agent = await self._addressed(call, given)
         self.calls.stop(agent.spec, given["runtimeSessionId"])
         return {"runtimeSessionId": given["runtimeSessionId"], "statusCode": 200}

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from turnwise import errors
 from turnwise.agents import AgentCalls, Answer
 from turnwise.control.agent_logs import AgentLogs
-from turnwise.control.agents import HOW_TO_REGISTER, Agent, Agents
+from turnwise.control.agents import HOW_TO_REGISTER, Agent, Agents, require_of_account
 from turnwise.domain.access import Action
 from turnwise.domain.job import AgentKind
 from turnwise.ports import NewId
@@ -67,7 +67,7 @@ class Functions:
 
     async def invoke(self, call: Call, given: Json) -> Json:
         """Send a payload to an agent; for an `Event`, do not wait for what it says."""
-        call.principal.require(Action.MANAGE)
+        require_of_account(call.principal, Action.MANAGE)
         agent = await self._function(call, given["FunctionName"])
         body = given.get("Payload") or b"{}"
         _check_json(body)
