@@ -272,7 +272,7 @@ class Client:
 
     def verify_audit(self) -> Json:
         """Whether the account's audit trail is as it was recorded, and where it is not."""
-        return self._send("GET", "/api/v1/audit/verification", timeout=EXPORT_WAIT_S).json()
+        return self._call("GET", "/api/v1/audit/verification", timeout=EXPORT_WAIT_S)
 
     def trails(self) -> list[Json]:
         """Trails of the account, by name."""

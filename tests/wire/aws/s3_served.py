@@ -52,9 +52,7 @@ class Served:
             observe=self._observe,
         )
 
-    async def _verify(
-        self, request: sigv4.SignedRequest, signature: sigv4.Signature
-    ) -> Principal:
+    async def _verify(self, request: sigv4.SignedRequest, signature: sigv4.Signature) -> Principal:
         sigv4.check_time(signature, SYSTEM_CLOCK.now())
         if signature.access_key_id not in self.principals:
             raise errors.Unauthenticated("this key does not exist")
