@@ -436,7 +436,7 @@ async def page_of(lines: AsyncGenerator[Line, None], count: int) -> list[Line]:
     return found
 
 
-#: Where a page ended: time, group, number.
+#: A line's time in ms, its stream and its number: where to go on.
 Place = tuple[int, str, int]
 
 
@@ -444,9 +444,9 @@ async def filtered(
     streams: Sequence[Stream],
     wanted: Filter,
     span: Span,
-    past: tuple[int, str, int] | None,
+    past: Place | None,
     count: int,
-) -> tuple[list[Line], tuple[int, str, int] | None]:
+) -> tuple[list[Line], Place | None]:
     """Lines of all streams by time that a filter lets through, past a place.
 
     The second value is where to go on; None at the end.
