@@ -125,7 +125,12 @@ def _serve(app: Any, address: Path) -> None:
     listening.bind(str(address))  # for the owner only, by the umask
     listening.listen(256)
     config = uvicorn.Config(
-        app, log_level="warning", access_log=False, lifespan="off", proxy_headers=False
+        app,
+        log_level="warning",
+        access_log=False,
+        lifespan="off",
+        proxy_headers=False,
+        timeout_keep_alive=75,  # longer than those who call keep a connection that is not used
     )
     uvicorn.Server(config).run(sockets=[listening])
 

@@ -90,17 +90,17 @@ class Feed:
             log.info("job %s was deleted while it was told to MLflow", self._job.name)
 
     async def told_until_now(self) -> None:
-        """Wait until the run has everything that the event log holds at this moment."""
-        while True:
-            told = self._state.told if self._state else 0
-            page = await self._events(told)
-            if not page:
-                return
-            last = page[-1].seq
-            self._hurry.set()
-            while self._state is None or self._state.told < last:
-                self._moved.clear()
-                await self._moved.wait()
+        """Wait until the run has everything that the event log holds at this moment.
+
+        Returns at once where that is more than a page: it would take too long.
+        """
+        page = await self._events(self._state.told if self._state else 0)
+        if not page or len(page) == PAGE:
+            return
+        self._hurry.set()
+        while self._state is None or self._state.told < page[-1].seq:
+            self._moved.clear()
+            await self._moved.wait()
 
     async def _lasting(self, work: Callable[[], Awaitable[None]]) -> None:
         """Repeat the work until it ends by itself; wait longer each time that MLflow fails."""

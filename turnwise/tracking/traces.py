@@ -23,6 +23,9 @@ from turnwise.domain.rollout import Message, Rollout, Trajectory, Turn
 
 Json = dict[str, Any]
 
+#: What traces are searched by. Each costs MLflow as much as a span does.
+_TAGS = ("rollout_id", "purpose", "step", "row", "reward")
+
 #: Longest text of a span's messages; of longer ones the oldest are left out.
 MAX_CHARS = 64_000
 #: Longest text of one message.
@@ -83,7 +86,9 @@ def _root(job: Job, trajectory: Trajectory) -> Json:
         "turnwise.metrics": dict(rollout.metrics),
     }
     attributes |= {f"turnwise.{name}": value for name, value in labels.items()}
-    attributes |= {f"mlflow.traceTag.turnwise.{name}": str(value) for name, value in labels.items()}
+    attributes |= {
+        f"mlflow.traceTag.turnwise.{name}": str(labels[name]) for name in _TAGS if name in labels
+    }
     ends = [turn.ended_at for turn in trajectory.turns]
     end = rollout.ended_at or max(ends, default=rollout.created_at)
     status: Json = {"code": _OK}
