@@ -18,7 +18,6 @@ from tests.wire.aws.clients.service import Server, client
 ROLE = "arn:aws:iam::000000000001:role/evaluator"
 BASE = "tiny-evaluated"
 BUCKET = "evaluations"
-TRAINING = {"global_batch_size": "1", "group_size": "2", "max_steps": "1", "max_tokens": "8"}
 PIPELINE = "SagemakerEvaluation-MTRLEvaluation"
 
 
@@ -49,7 +48,15 @@ def place(server: Server, env: dict[str, str]) -> Iterator[Place]:
     folder = server.data_dir / "models" / BASE
     folder.parent.mkdir(exist_ok=True)
     save_model(folder)
-    recipe = {"evaluation": {"max_tokens": {"default": 8, "min": 1}}}
+    recipe = {
+        "training": {
+            "global_batch_size": {"default": 1, "choices": [1]},
+            "group_size": {"default": 2, "min": 2},
+            "max_steps": {"default": 1, "min": 1},
+            "sampling_max_tokens": {"default": 8, "min": 1},
+        },
+        "evaluation": {"max_tokens": {"default": 8, "min": 1}},
+    }
     (folder / "turnwise-recipe.json").write_text(json.dumps(recipe))
     s3 = client("s3", env)
     s3.create_bucket(
@@ -80,7 +87,7 @@ def finished(execution: Any) -> dict[str, str]:
     """Wait for its end; its steps by name with their status."""
     execution.wait(poll=1, timeout=120)
     execution.refresh()
-    return {step.name: step.status for step in reversed(execution.status.step_details)}
+    return {step.name: step.status for step in execution.status.step_details}
 
 
 def until(holds: Any, timeout_s: float = 120.0) -> Any:
@@ -117,7 +124,6 @@ def tuned(place: Place, sagemaker: Any) -> str:
         "TrainingConfig": {
             "BaseModelArn": hub["HubContentArn"],
             "AcceptEula": True,
-            "HyperParameters": TRAINING,
         },
     }
     sagemaker.create_job(
@@ -255,8 +261,8 @@ def test_a_stopped_execution_stops_its_job(place: Place, sagemaker: Any):
     try:
         execution = evaluator(place, BASE).evaluate()
         (arn,) = until(lambda: job_arns(sagemaker, execution.arn))
-        execution.stop()
-        assert execution.status.overall_status == "Stopping"
+        # The SDK's own `stop()` fails before it calls: it asks a session it does not have.
+        sagemaker.stop_pipeline_execution(PipelineExecutionArn=execution.arn)
 
         def is_stopped() -> bool:
             execution.refresh()
