@@ -16,6 +16,7 @@ from turnwise import app
 from turnwise.settings import Settings
 from turnwise.wire.aws.door import AwsDoor, Modelled
 from turnwise.wire.dataplane import DataPlane
+from turnwise.wire.mlflow import MlflowDoor
 
 #: Reachable by anybody.
 OPEN = {("GET", "/health")}
@@ -68,7 +69,12 @@ def routes_of(routes: Iterable[Any], prefix: str = "") -> Iterator[tuple[str, st
 
 
 def test_every_door_is_one_of_those_that_the_next_tests_knock_at(building: Building):
-    assert {type(door) for door in building.doors} == {DataPlane, AwsDoor, FastAPI}
+    assert {type(door) for door in building.doors} == {
+        DataPlane,
+        AwsDoor,
+        MlflowDoor,
+        FastAPI,
+    }
 
 
 async def test_no_route_of_the_native_api_is_open(building: Building):
@@ -82,6 +88,19 @@ async def test_no_route_of_the_native_api_is_open(building: Building):
             answer = await building.nobody.request(method, url, headers=headers)
             expected = 200 if (method, path) in OPEN else 401
             assert answer.status_code == expected, (method, path, answer.text)
+
+
+async def test_no_path_of_mlflow_is_open(building: Building):
+    paths = ("/mlflow/", "/mlflow", "/mlflow/api/2.0/mlflow/experiments/search", "/auth")
+    roots = ("/api/2.0/mlflow/runs/get", "/api/3.0/mlflow/traces", "/v1/traces")
+    files = ("/api/2.0/mlflow-artifacts/artifacts/x", "/mlflow/static-files/x", "/mlflow/auth")
+    for path in (*paths, *roots, *files):
+        for headers in ({}, {"Authorization": "Bearer tw_" + "x" * 40}):
+            for method in ("GET", "POST"):
+                answer = await building.nobody.request(
+                    method, path + ("?authToken=made-up" if "auth" in path else ""), headers=headers
+                )
+                assert answer.status_code in (401, 403, 404, 405), (method, path, answer.text)
 
 
 async def test_no_path_of_the_data_plane_is_open(building: Building):
