@@ -6,6 +6,7 @@ import sys
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from turnwise.domain.access import Account, Action, Key
 from turnwise.domain.event import Event, EventDraft, EventKind, Level
 from turnwise.domain.job import EvaluationSpec, Inputs, Job, JobKind, JobStatus, Secondary
 from turnwise.domain.ledger import TokenUsage
+from turnwise.domain.objects import Part, StoredObject, Upload
 from turnwise.domain.resource import Resource
 from turnwise.domain.rollout import (
     Blame,
@@ -1024,6 +1026,72 @@ async def test_what_waits_is_committed_before_a_store_closes(tmp_path: Path) -> 
     reopened = SqlStore.open(tmp_path / "turnwise.db")
     assert len(await reopened.events(ACCOUNT, "job_walk")) == 99
     await reopened.close()
+
+
+async def test_objects_are_kept_by_account_bucket_and_key(store: SqlStore) -> None:
+    def stored(key: str, etag: str) -> StoredObject:
+        return StoredObject("data", key, 3, etag, 7.5, "text/x", {"a": "é"}, {"expires": "0"})
+
+    await store.create_bucket("acc_a", "data")
+    await store.create_bucket("acc_b", "data")
+    assert await store.put_object("acc_a", stored("k", "1"), "blob_1") == []
+    assert await store.put_object("acc_b", stored("k", "2"), "blob_2") == []
+    assert await store.put_object("acc_a", stored("k", "3"), "blob_3", replaces="1") == ["blob_1"]
+    with pytest.raises(errors.Conflict):
+        await store.put_object("acc_a", stored("k", "4"), "blob_4", replaces="1")
+
+    assert await store.object("acc_a", "data", "k") == (stored("k", "3"), "blob_3")
+    assert await store.blobs_in_use() == {"blob_2", "blob_3"}
+    for bucket, kind in (("data", "object"), ("none", "bucket")):
+        with pytest.raises(errors.NotFound, match=f"^{kind} "):
+            await store.object("acc_a", bucket, "none")
+    assert await store.delete_objects("acc_a", "data", ["k", "none"]) == ["blob_3"]
+    await store.delete_bucket("acc_a", "data")
+    with pytest.raises(errors.Conflict, match="not empty"):
+        await store.delete_bucket("acc_b", "data")
+    assert [each.name for each in await store.buckets("acc_b")] == ["data"]
+
+
+async def test_listings_are_in_the_order_of_the_keys_bytes(store: SqlStore) -> None:
+    await store.create_bucket(ACCOUNT, "data")
+    keys = ["Z", "a", "a/b", "a/b/c", "b", "é", "\U0001f600", "\uffff"]
+    for key in reversed(keys):
+        await store.put_object(ACCOUNT, StoredObject("data", key, 0, "", 0.0), "blob")
+
+    async def page(**given: Any) -> tuple[list[str], list[str], str]:
+        every: dict[str, Any] = {"prefix": "", "delimiter": "", "after": "", "limit": 1000}
+        found = await store.list_objects(ACCOUNT, "data", **(every | given))
+        return [each.key for each in found.objects], list(found.prefixes), found.next
+
+    assert await page() == (sorted(keys, key=str.encode), [], "")
+    assert await page(limit=2) == (["Z", "a"], [], "a")
+    assert await page(limit=2, after="a") == (["a/b", "a/b/c"], [], "a/b/c")
+    assert await page(prefix="a", delimiter="/") == (["a"], ["a/"], "")
+    assert await page(prefix="a/", delimiter="/", limit=1) == (["a/b"], [], "a/b")
+
+
+async def test_an_upload_becomes_an_object_in_one_move(store: SqlStore) -> None:
+    await store.create_bucket(ACCOUNT, "data")
+    whole = StoredObject("data", "big", 2, "e-2", 9.0)
+    for upload_id, at in (("upl_a", 1.0), ("upl_b", 5.0)):
+        upload = Upload(upload_id=upload_id, bucket="data", key="big", started_at=at)
+        await store.start_upload(ACCOUNT, upload)
+        for number in (2, 1):
+            part = Part(number=number, size=1, etag="e", modified=2.0, blob=f"{upload_id}{number}")
+            assert await store.put_part(ACCOUNT, upload_id, part) == []
+    assert [part.number for part in await store.parts(ACCOUNT, "upl_a")] == [1, 2]
+    assert await store.end_uploads_before(3.0) == ["upl_a1", "upl_a2"]
+    assert [each.upload_id for each in await store.uploads(ACCOUNT, "data")] == ["upl_b"]
+    with pytest.raises(errors.Conflict):
+        await store.end_upload(ACCOUNT, "upl_b", whole, "blob", replaces="other")
+
+    assert await store.end_upload(ACCOUNT, "upl_b", whole, "blob") == ["upl_b1", "upl_b2"]
+
+    assert await store.object(ACCOUNT, "data", "big") == (whole, "blob")
+    assert await store.blobs_in_use() == {"blob"}
+    for call in (store.parts(ACCOUNT, "upl_b"), store.end_upload(ACCOUNT, "upl_b")):
+        with pytest.raises(errors.NotFound, match="upload 'upl_b'"):
+            await call
 
 
 _COMMIT_UNTIL_KILLED = """

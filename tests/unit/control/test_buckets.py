@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +29,7 @@ from turnwise.domain.objects import (
 )
 from turnwise.storage.blobs import FolderBlobs
 from turnwise.storage.sql import SqlStore
+from turnwise.storage.tables import objects
 from turnwise.system import new_id
 
 A, B = "acc_a", "acc_b"
@@ -278,6 +280,27 @@ async def test_a_listing_begins_after_a_key(buckets: Buckets):
     assert keys_of(await buckets.list(A, "data", delimiter="/", after="b/")) == ["c"]
     nothing = await buckets.list(A, "data", limit=0)
     assert (list(nothing.objects), nothing.next) == ([], "")
+
+
+async def test_a_hundred_thousand_objects_page_quickly(tmp_path: Path, blobs: FolderBlobs):
+    store = SqlStore.open(tmp_path / "turnwise.db")
+    buckets = Buckets(store, blobs, SetClock(), new_id)
+    await buckets.create(A, "data")
+    row = {"account_id": A, "bucket": "data", "blob": "obj_x", "size": 1, "etag": "e"}
+    row |= {"modified": 1.0, "content_type": "t", "metadata": {}, "headers": {}}
+    keys = [f"{n % 100:03d}/{n:06d}".encode() for n in range(100_000)]
+    with store._engine.begin() as connection:
+        connection.execute(objects.insert(), [row | {"key": key} for key in keys])
+
+    began = time.process_time()
+    middle = await buckets.list(A, "data", after="050/050050")
+    folded = await buckets.list(A, "data", delimiter="/")
+    seconds = time.process_time() - began
+
+    assert keys_of(middle)[0] == "050/050150"
+    assert len(folded.prefixes) == 100
+    assert seconds < 1.0  # it takes about 0.1
+    await store.close()
 
 
 def keys_of(page: Listing) -> list[str]:

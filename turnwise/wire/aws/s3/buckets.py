@@ -13,6 +13,7 @@ from turnwise.domain.objects import MAX_PAGE
 from turnwise.wire.aws.protocols import Reply
 from turnwise.wire.aws.s3 import xml
 from turnwise.wire.aws.s3.asked import Asked, Handler, answer, describe, empty
+from turnwise.wire.aws.s3.body import read_body
 from turnwise.wire.aws.service import AwsError
 
 
@@ -48,8 +49,8 @@ class BucketOperations:
 
     async def create(self, asked: Asked) -> Reply:
         """409 if it is there."""
-        if asked.request.body.strip():
-            wanted = xml.Element.parse(asked.request.body, "CreateBucketConfiguration")
+        if body := read_body(asked.request).data.strip():
+            wanted = xml.Element.parse(body, "CreateBucketConfiguration")
             place = wanted.text("LocationConstraint", "")
             if place not in ("", asked.call.region):
                 raise AwsError(
@@ -117,7 +118,7 @@ class BucketOperations:
 
     async def delete_objects(self, asked: Asked) -> Reply:
         """Each by itself; one that is not there counts as deleted."""
-        wanted = xml.Element.parse(asked.request.body, "Delete")
+        wanted = xml.Element.parse(read_body(asked.request).data, "Delete")
         keys = [each.text("Key") for each in wanted.all("Object")]
         if not 1 <= len(keys) <= MAX_PAGE:
             raise xml.malformed(f"names {len(keys)} objects; 1 to {MAX_PAGE} are allowed")

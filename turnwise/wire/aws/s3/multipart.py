@@ -92,7 +92,7 @@ class MultipartOperations:
     async def complete(self, asked: Asked) -> Reply:
         """Join the parts that are named."""
         upload = await self._upload(asked)
-        wanted = named_parts(asked.request.body)
+        wanted = named_parts(read_body(asked.request).data)
         parts = chosen(await self._multipart.parts(asked.account_id, upload), wanted)
         replaces = conditions.replaced(asked.request.headers)
         try:
