@@ -14,7 +14,9 @@ import pytest
 from tests import builders
 from tests.builders import ACCOUNT, SetClock, group, job, plain, rollout, spec, turn_with_nodes
 from turnwise import errors
+from turnwise.control.audit_record import Identity, Witnessed, draft
 from turnwise.domain.access import Account, Action, Key
+from turnwise.domain.audit import GENESIS, AuditDraft, AuditQuery, Sealer, chained
 from turnwise.domain.event import Event, EventDraft, EventKind, Level
 from turnwise.domain.job import EvaluationSpec, Inputs, Job, JobKind, JobStatus, Secondary
 from turnwise.domain.ledger import TokenUsage
@@ -1254,3 +1256,55 @@ async def test_jobs_of_one_group_get_numbers_of_their_own(store: SqlStore) -> No
     await store.finish_step(ACCOUNT, "job_run", done)
     names = [package.name for package in await store.packages(ACCOUNT)]
     assert names == ["walk/1", "walk-checkpoints/1", "walk/2", "walk-checkpoints/2"]
+
+
+# ── the audit trail ───────────────────────────────────────────────────────────────────────────
+
+
+def audit_draft(name: str, at: float = 1000.0) -> AuditDraft:
+    """A record, as the control plane makes one."""
+    who = Identity(number="000000000001", user_name="admin")
+    return draft(
+        Witnessed(
+            account_id=ACCOUNT,
+            identity=who,
+            at=at,
+            region="us-west-2",
+            source="sagemaker.amazonaws.com",
+            name=name,
+            read_only=False,
+            request_id=f"{name} {at}",
+        )
+    )
+
+
+async def test_audit_records_are_numbered_without_gaps_whoever_appends(store: SqlStore) -> None:
+    sealer = Sealer(b"k" * 32)
+    await asyncio.gather(
+        *(store.append_audit(ACCOUNT, [audit_draft(f"N{n}")] * 2, sealer) for n in range(20)),
+        *(store.append_audit(OTHER, [audit_draft(f"O{n}")], sealer) for n in range(5)),
+    )
+    found = await store.audit_records(ACCOUNT, AuditQuery(newest_first=False, limit=100))
+    assert [each.seq for each in found] == list(range(1, 41))
+    previous = GENESIS
+    for each in found:
+        assert each.digest == chained(previous, each.body)
+        previous = each.digest
+    head = await store.audit_head(ACCOUNT)
+    assert (head.last_seq, head.digest, head.seal) == (40, previous, sealer.head(head))
+    assert (await store.audit_head(OTHER)).last_seq == 5
+    assert (await store.audit_head("acc_nobody")).last_seq == 0
+
+
+async def test_only_sealed_segments_of_the_audit_trail_are_dropped(store: SqlStore) -> None:
+    sealer, day = Sealer(b"k" * 32), 86_400.0
+    for n in range(4):
+        await store.append_audit(ACCOUNT, [audit_draft("N", 1000.0 + n * day)], sealer)
+    assert await store.drop_audit(ACCOUNT, before=1000.0 + 1.5 * day) == 2
+    assert await store.drop_audit(ACCOUNT, before=1000.0 + 1.5 * day) == 0
+    found = await store.audit_records(ACCOUNT, AuditQuery())
+    assert [each.seq for each in found] == [4, 3]
+    assert await store.drop_audit(ACCOUNT, before=1e12) == 1  # the open segment stays
+    segments = await store.audit_segments(ACCOUNT)
+    assert [each.dropped_at for each in segments] == [5000.0] * 3
+    assert segments[2].previous == segments[1].digest

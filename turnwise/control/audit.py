@@ -60,7 +60,9 @@ class AuditTrail:
         self._sealer = sealer
         self._clock = clock
         self._retention_s = max(retention_days * DAY_S, MIN_RETENTION_S)
+        self._seen: list[Witnessed] = []  # data events, not yet drafted
         self._waiting: deque[tuple[str, AuditDraft]] = deque()
+        self._flushing = asyncio.Lock()
         self._arrived = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._appended: list[Callable[[str], None]] = []
@@ -108,7 +110,8 @@ class AuditTrail:
     def record_soon(self, seen: Witnessed) -> None:
         """Keep a data event's record, with others, if some trail of the account selects it."""
         if self.selects_data and self._wants(seen.account_id, Facets.seen(seen)):
-            self._wait(seen.account_id, draft(seen))
+            self._seen.append(seen)  # what remains to be done is not the caller's to wait for
+            self._arrived.set()
 
     def _wait(self, account_id: str, made: AuditDraft) -> None:
         if len(self._waiting) >= MAX_WAITING:
@@ -129,18 +132,35 @@ class AuditTrail:
                 self._arrived.set()  # again after a pause
 
     async def flush(self) -> None:
-        """Commit what waits, by account."""
-        while self._waiting:
-            account_id = self._waiting[0][0]
-            batch = [made for whose, made in self._waiting if whose == account_id]
-            others = [each for each in self._waiting if each[0] != account_id]
-            self._waiting = deque(others)
-            try:
-                await asyncio.shield(self._store.append_audit(account_id, batch, self._sealer))
-            except errors.TurnwiseError:
-                self._waiting.extendleft((account_id, made) for made in reversed(batch))
-                raise
-            self._tell(account_id)
+        """Commit what waits, by account; all that was there is committed on return."""
+        async with self._flushing:
+            await self._draft_seen()
+            while self._waiting:
+                await self._commit_next()
+
+    async def _draft_seen(self) -> None:
+        seen, self._seen = self._seen, []
+        if not seen:
+            return
+        try:
+            drafts = await asyncio.to_thread(lambda: [draft(each) for each in seen])
+        except BaseException:  # cancelled: they are drafted by the next flush
+            self._seen[:0] = seen
+            raise
+        for each, made in zip(seen, drafts, strict=True):
+            self._wait(each.account_id, made)
+
+    async def _commit_next(self) -> None:
+        """The records of one account; they wait on where the store refuses them."""
+        account_id = self._waiting[0][0]
+        batch = [made for whose, made in self._waiting if whose == account_id]
+        self._waiting = deque(each for each in self._waiting if each[0] != account_id)
+        try:
+            await asyncio.shield(self._store.append_audit(account_id, batch, self._sealer))
+        except errors.TurnwiseError:
+            self._waiting.extendleft((account_id, made) for made in reversed(batch))
+            raise
+        self._tell(account_id)
 
     def _tell(self, account_id: str) -> None:
         for told in self._appended:

@@ -147,6 +147,31 @@ def test_a_trail_delivers_what_happens_while_it_logs(
     assert trail in [each["Name"] for each in described]
 
 
+def test_a_trail_delivers_to_a_bucket(env: dict[str, str], cloudtrail: Any) -> None:
+    s3 = client("s3", env)
+    s3.create_bucket(
+        Bucket="audit-logs", CreateBucketConfiguration={"LocationConstraint": "us-west-2"}
+    )
+    made = cloudtrail.create_trail(Name="to-bucket", S3BucketName="audit-logs", S3KeyPrefix="p")
+    assert made["TrailARN"].endswith(":trail/to-bucket")
+    cloudtrail.start_logging(Name=made["TrailARN"])
+    client("sts", env).get_caller_identity()
+    cloudtrail.stop_logging(Name="to-bucket")
+    keys = [each["Key"] for each in s3.list_objects_v2(Bucket="audit-logs")["Contents"]]
+    assert all(key.startswith("p/AWSLogs/000000000001/CloudTrail/us-west-2/") for key in keys)
+    bodies = [s3.get_object(Bucket="audit-logs", Key=key)["Body"].read() for key in keys]
+    pages = [json.loads(gzip.decompress(body))["Records"] for body in bodies]
+    names = [record["eventName"] for page in pages for record in page]
+    assert names.count("GetCallerIdentity") == 1
+    # Objects are data events, which this trail does not select; the bucket's creation came before.
+    assert {"PutObject", "GetObject", "CreateBucket"}.isdisjoint(names)
+    cloudtrail.delete_trail(Name="to-bucket")
+    found = cloudtrail.lookup_events(
+        LookupAttributes=[{"AttributeKey": "ResourceName", "AttributeValue": "to-bucket"}]
+    )["Events"]
+    assert {"CreateTrail", "StopLogging", "DeleteTrail"} <= {each["EventName"] for each in found}
+
+
 def test_a_sample_call_is_recorded_only_once_it_is_selected(
     server: Server, env: dict[str, str], cloudtrail: Any, trail: str, tmp_path: Path
 ) -> None:
