@@ -166,7 +166,7 @@ class Service:
             clock=SYSTEM_CLOCK,
             new_id=new_id,
             endpoint=self._endpoint,
-            job_arn=str(JobArn(region=self.settings.region, number=number, name=job.name)),
+            job_arn=str(JobArn.of(job, self.settings.region, number)),
             model_folder=lambda name: self._model_folder(job, name),
             scorers=scorers,
             deliver=self.outputs.deliver,

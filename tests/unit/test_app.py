@@ -68,6 +68,7 @@ def service(engines: list[Engine], **rooms: Any) -> Service:
     fields: dict[str, Any] = dict.fromkeys(Service.__slots__) | {
         "data": JobData(),
         "outputs": SimpleNamespace(deliver=None),
+        "tracker": SimpleNamespace(follow=lambda job: None),
     }
     return Service(**(fields | {"engines": Engines(start, idle_s=0.01)} | rooms))
 

@@ -32,7 +32,7 @@ from turnwise.ports import ModelPackage
 from turnwise.wire.asgi import ClientGone, HttpCall, Receive, Scope, Send
 from turnwise.wire.aws import codec as aws_codec
 from turnwise.wire.aws import runtime as aws
-from turnwise.wire.aws.arns import CATEGORY, JobArn, ModelPackageArn
+from turnwise.wire.aws.arns import JobArn, ModelPackageArn
 from turnwise.wire.aws.signed import signed_request
 from turnwise.wire.data_events import NAMES, DataEvents
 from turnwise.wire.openai import routes as openai
@@ -309,8 +309,8 @@ class DataPlane:
 
     async def _check_job(self, rollout: Rollout, arn: JobArn) -> None:
         """Raise unless the ARN names the rollout's job. Its region is not ours to judge."""
-        job = await self._gateway.job_of(rollout)
-        if (arn.category, arn.name) != (CATEGORY, job.name):
+        its = JobArn.of(await self._gateway.job_of(rollout), arn.region, arn.number)
+        if arn != its:
             raise errors.NotFound("trajectory", rollout.rollout_id, remedy=f"not in job {arn.name}")
 
 
