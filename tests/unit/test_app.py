@@ -64,7 +64,9 @@ def service(engines: list[Engine], **rooms: Any) -> Service:
         return engines[-1]
 
     fields: dict[str, Any] = dict.fromkeys(Service.__slots__)
-    return Service(**(fields | {"engines": Engines(start, idle_s=0.01)} | rooms))
+    fields["engines"] = Engines(start, idle_s=0.01)
+    fields["tracker"] = SimpleNamespace(follow=lambda job: None)
+    return Service(**(fields | rooms))
 
 
 async def test_a_job_whose_agent_is_refused_leaves_no_engine_behind(tmp_path: Path):
