@@ -194,9 +194,10 @@ def test_authorized_url_signs_in_by_a_cookie_and_the_api_works_under_its_base(
     assert root.get(env["SAGEMAKER_MLFLOW_CUSTOM_ENDPOINT"] + path, timeout=10).ok
 
 
-def test_every_file_of_the_pages_comes_through(env: Mapping[str, str], arn: str) -> None:
+def test_every_file_of_the_pages_comes_through(env: Mapping[str, str], arn: str, walk: str) -> None:
     session = requests.Session()
     page = session.get(presigned(env, arn), timeout=60)
+    assert page.status_code == 200, page.text
     scripts = re.findall(r'src="((?:\./)?static-files/[^"]+\.js)"', page.text)
     assert scripts
     for script in scripts:
