@@ -45,13 +45,8 @@ def test_only_the_settings_and_the_clients_of_a_server_read_the_environment():
         "client/running.py",  # hands it to the agent
         "rft/feedback.py",
         "launching/local.py",  # hands it to the child
-<<<<<<< HEAD
         "launching/mlflow.py",  # the same
         "launching/mlflow_child.py",  # in which MLflow reads it
-=======
-        "launching/mlflow.py",  # hands on what a program needs, and no credentials
-        "launching/mlflow_child.py",  # MLflow is configured by it
->>>>>>> mlflow
     }
 
 

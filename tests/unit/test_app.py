@@ -65,19 +65,12 @@ def service(engines: list[Engine], **rooms: Any) -> Service:
         engines.append(Engine())
         return engines[-1]
 
-<<<<<<< HEAD
     fields: dict[str, Any] = dict.fromkeys(Service.__slots__) | {
         "data": JobData(),
         "outputs": SimpleNamespace(deliver=None),
         "tracker": SimpleNamespace(follow=lambda job: None),
     }
     return Service(**(fields | {"engines": Engines(start, idle_s=0.01)} | rooms))
-=======
-    fields: dict[str, Any] = dict.fromkeys(Service.__slots__)
-    fields["engines"] = Engines(start, idle_s=0.01)
-    fields["tracker"] = SimpleNamespace(follow=lambda job: None)
-    return Service(**(fields | rooms))
->>>>>>> mlflow
 
 
 async def test_a_job_whose_agent_is_refused_leaves_no_engine_behind(tmp_path: Path):
