@@ -48,7 +48,10 @@ async def shared(world: World) -> World:
         ("agent.target", {"agent": AgentSpec(kind=AgentKind.PYTHON, target="os:system")}),
         (
             "evaluation.models[0]",
-            {"kind": JobKind.EVALUATION, "evaluation": EvaluationSpec(models=("{folder}/adapter",))},
+            {
+                "kind": JobKind.EVALUATION,
+                "evaluation": EvaluationSpec(models=("{folder}/adapter",)),
+            },
         ),
         (
             "evaluation.scorers[0].target",
@@ -70,7 +73,9 @@ async def test_only_the_operators_account_names_what_is_on_the_servers_machine(
         models = tuple(m.replace("{folder}", str(shared.folder)) for m in evaluation.models)
         given["evaluation"] = EvaluationSpec(models=models, scorers=evaluation.scorers)
     spec = shared.spec("walk", **given)
-    with pytest.raises(errors.Denied, match="which only the operator's account may name") as refusal:
+    with pytest.raises(
+        errors.Denied, match="which only the operator's account may name"
+    ) as refusal:
         await shared.jobs.create(STRANGER, spec)
     assert str(refusal.value).startswith(f"{field}: ")
     assert await shared.store.jobs(OTHER.account_id) == []
