@@ -127,7 +127,7 @@ async def open_rooms(settings: Settings, url: str) -> AsyncIterator[House]:
         agent_side = _agent_side(base, access, opened)
         records = await _records(base, data, opened)
         workshop = _workshop(base, access, data, agent_side, records, opened)
-        jobs = _jobs(workshop, opened)
+        jobs = _jobs(workshop, data.catalogue, opened)
         serving = _serving(workshop, opened)
         pipelines = Pipelines(
             resources=base.store, accounts=base.store.accounts, clock=SYSTEM_CLOCK, new_id=new_id
@@ -332,7 +332,7 @@ def _remote_archive(connection: Connection) -> RemoteArchive:
     return RemoteArchive(connection)
 
 
-def _jobs(workshop: Workshop, opened: contextlib.AsyncExitStack) -> Jobs:
+def _jobs(workshop: Workshop, bases: Catalogue, opened: contextlib.AsyncExitStack) -> Jobs:
     settings = workshop.settings
     jobs = Jobs(
         store=workshop.store,
@@ -347,6 +347,7 @@ def _jobs(workshop: Workshop, opened: contextlib.AsyncExitStack) -> Jobs:
             evaluation_quota=settings.quota_evaluation_jobs,
         ),
         data=workshop.data,
+        is_base=lambda folder: bases.of_folder(folder) is not None,
     )
     opened.push_async_callback(jobs.close)
     return jobs

@@ -19,6 +19,8 @@ Headers = Iterable[tuple[str, str]]
 
 #: Larger bodies are refused: a 1 M token context is about 5 MB of text.
 MAX_BODY_BYTES = 64 * 1024 * 1024
+#: Of calls that manage things, whose bodies are read before it is known who calls.
+MAX_MANAGING_BYTES = 8 * 1024 * 1024
 
 
 class ClientGone(Exception):
@@ -70,28 +72,28 @@ class HttpCall:
         client = self._scope.get("client")
         return str(client[0]) if client else ""
 
-    async def body(self) -> bytes:
+    async def body(self, limit: int = MAX_BODY_BYTES) -> bytes:
         """The whole request body, kept for who asks again. Raises `InvalidInput` if too large.
 
         One that is announced as too large is not even asked for (`Expect: 100-continue`).
         """
         if self._body is None:
-            self._body = await self._received()
+            self._body = await self._received(limit)
         return self._body
 
-    async def _received(self) -> bytes:
+    async def _received(self, limit: int) -> bytes:
         announced = self.header("content-length")
-        if announced.isdecimal() and int(announced) > MAX_BODY_BYTES:
+        if announced.isdecimal() and int(announced) > limit:
             self._is_refused = True
-            raise _too_large(int(announced))
+            raise _too_large(int(announced), limit)
         message = await self._receive()
         body = bytearray(message.get("body", b""))
         while message.get("more_body"):
             message = await self._receive()
             body += message.get("body", b"")
-            if len(body) > MAX_BODY_BYTES:
+            if len(body) > limit:
                 self._is_refused = True
-                raise _too_large(len(body))
+                raise _too_large(len(body), limit)
         if message["type"] == "http.disconnect":
             raise ClientGone
         return bytes(body)
@@ -161,5 +163,5 @@ class HttpCall:
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
 
 
-def _too_large(size: int) -> errors.InvalidInput:
-    return errors.InvalidInput("body", f"{size} bytes", f"is larger than {MAX_BODY_BYTES} bytes")
+def _too_large(size: int, limit: int) -> errors.InvalidInput:
+    return errors.InvalidInput("body", f"{size} bytes", f"is larger than {limit} bytes")

@@ -252,3 +252,12 @@ async def test_iam_denies_what_the_callers_key_may_not_do():
     denied = ["sagemaker:Sample", "sagemaker:DescribeJob", "s3:PutObject", "sagemaker:StopJob", "*"]
     assert [may(reporter, action) for action in allowed] == [True] * 3
     assert [may(reporter, action) for action in denied] == [False] * 5
+
+
+async def test_a_managing_call_may_be_no_larger_than_such_calls_are():
+    async with a_door({"DescribeJob": echo}) as door:
+        large = b'{"JobName": "' + b"a" * (9 << 20) + b'"}'
+        answer = await door.send(door.signed("sagemaker", large, target="SageMaker.DescribeJob"))
+    assert answer.status_code == 400
+    assert "larger than 8388608 bytes" in answer.json()["message"]
+    assert door.told == []

@@ -93,6 +93,24 @@ async def test_a_change_that_cannot_be_recorded_is_not_answered_as_done(
     assert "its audit record could not be kept yet" in answer.json()["error"]["message"]
 
 
+async def test_a_body_that_does_not_end_is_not_kept_before_it_is_known_whose_it_is(
+    app: Observed, audit: AuditTrail
+) -> None:
+    sent = 0
+
+    async def pieces() -> AsyncIterator[bytes]:
+        nonlocal sent
+        for _ in range(64):
+            sent += 1 << 20
+            yield bytes(1 << 20)
+
+    async with client(app) as http:
+        answer = await http.post("/api/v1/jobs/walk/stop", content=pieces())
+    assert answer.status_code == 413
+    assert "larger than 8388608 bytes" in answer.text
+    assert await audit.search(ADMIN, AuditQuery()) == []
+
+
 @pytest.mark.parametrize(
     ("method", "path", "name"),
     [

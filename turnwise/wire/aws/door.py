@@ -19,7 +19,15 @@ from urllib.parse import unquote
 from turnwise import errors
 from turnwise.access import sigv2, sigv4
 from turnwise.domain.access import Account, Principal
-from turnwise.wire.asgi import ClientGone, HttpCall, Receive, Scope, Send
+from turnwise.wire.asgi import (
+    MAX_BODY_BYTES,
+    MAX_MANAGING_BYTES,
+    ClientGone,
+    HttpCall,
+    Receive,
+    Scope,
+    Send,
+)
 from turnwise.wire.aws import faults
 from turnwise.wire.aws.protocols import Reply, Request, WireFormat, unknown_operation, wire_format
 from turnwise.wire.aws.service import AwsError, AwsService, Call, Json
@@ -30,6 +38,9 @@ log = logging.getLogger(__name__)
 _READ_ONLY = re.compile(
     r"(Describe|List|Get|Head|Lookup|Filter|Search|Query|Simulate|BatchGet|BatchDescribe)"
 )
+
+#: Services whose bodies are the user's own data.
+_CARRYING = frozenset({"s3", "lambda", "bedrock-agentcore"})
 
 #: Services without regions; clients sign for this one, or for their own at another endpoint.
 _GLOBAL = {"iam": "us-east-1"}
@@ -187,7 +198,8 @@ class AwsDoor:
         """Answer one HTTP request."""
         http = HttpCall(scope, receive, send)
         try:
-            body = await http.body()
+            is_data = self.signed_for(scope) in _CARRYING
+            body = await http.body(MAX_BODY_BYTES if is_data else MAX_MANAGING_BYTES)
         except ClientGone:
             return
         except errors.InvalidInput as error:

@@ -14,12 +14,15 @@ from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 from urllib.parse import parse_qsl
 
+from starlette.exceptions import HTTPException
+
 from turnwise import errors
 from turnwise.control.audit import AuditTrail
 from turnwise.control.audit_record import Identity, Resource, Witnessed
 from turnwise.domain.access import Principal
 from turnwise.domain.audit import Category
 from turnwise.ports import Clock
+from turnwise.wire.asgi import MAX_MANAGING_BYTES
 from turnwise.wire.native.faults import fault
 
 log = logging.getLogger(__name__)
@@ -180,6 +183,7 @@ class _Watch:
         self._receive = receive
         self._send = send
         self._sent = bytearray()
+        self._size = 0
         self._held: Message | None = None  # the head of a refusal, whose body says why
         self._is_replaced = False
 
@@ -190,8 +194,13 @@ class _Watch:
 
     async def _received(self) -> Message:
         message = await self._receive()
-        if message["type"] == "http.request" and len(self._sent) < _MAX_BODY:
-            self._sent += message.get("body", b"")[:_MAX_BODY]
+        if message["type"] == "http.request":
+            body = message.get("body", b"")
+            self._size += len(body)
+            if self._size > MAX_MANAGING_BYTES:  # it is read before it is known who calls
+                raise HTTPException(413, f"the body is larger than {MAX_MANAGING_BYTES} bytes")
+            if len(self._sent) < _MAX_BODY:
+                self._sent += body[:_MAX_BODY]
         return message
 
     async def _answering(self, message: Message) -> None:
