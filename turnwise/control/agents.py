@@ -14,9 +14,9 @@ import dataclasses
 import re
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from urllib.parse import urlsplit
 
 from turnwise import errors
+from turnwise.control.locations import check_address
 from turnwise.domain.access import Action, Principal
 from turnwise.domain.job import AgentKind, AgentSpec
 from turnwise.domain.resource import Resource
@@ -239,16 +239,7 @@ def _check(name: str, url: str, contract: AgentKind) -> None:
         raise errors.InvalidInput(
             "contract", str(contract), "is not a choice", remedy="allowed: " + ", ".join(CONTRACTS)
         )
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise errors.InvalidInput("url", url, "is no HTTP address", remedy="use http://host:port")
-    if parts.username or parts.password:
-        raise errors.InvalidInput(
-            "url",
-            f"{parts.scheme}://...@{parts.hostname}",
-            "holds a password, which would be shown",
-            remedy="leave it out",
-        )
+    check_address(url, "url")
 
 
 def _arn(region: str, number: str, name: str, runtime_id: str) -> str:

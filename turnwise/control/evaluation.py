@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 
 from turnwise import errors
+from turnwise.control.locations import check_address
 from turnwise.domain.evaluation import AGENT
 from turnwise.domain.job import EvaluationSpec, ScorerSpec
 
@@ -61,10 +62,8 @@ def _check_scorer(where: str, scorer: ScorerSpec) -> None:
 
 
 def _check_url(field: str, url: str) -> None:
-    if url and not url.startswith(("http://", "https://")):
-        raise errors.InvalidInput(
-            field, url, "is no HTTP address", remedy="use http://host:port/path"
-        )
+    if url:
+        check_address(url, field, remedy="use http://host:port/path")
 
 
 def _check_target(field: str, target: str) -> None:

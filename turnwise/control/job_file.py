@@ -18,7 +18,7 @@ from turnwise import errors
 from turnwise.control.algorithm import bundle, check_algorithm, check_group_budget
 from turnwise.control.evaluation import check_evaluation
 from turnwise.control.job_settings import SETTINGS, Setting, default_of, entry, leaves
-from turnwise.control.locations import is_uri, parse_location
+from turnwise.control.locations import check_address, is_uri, parse_location
 from turnwise.domain.algorithm import AlgorithmName, AlgorithmSpec
 from turnwise.domain.job import (
     BASE,
@@ -319,13 +319,8 @@ def _check_groups(spec: JobSpec) -> None:
 def _check_agent(agent: AgentSpec) -> None:
     if agent.name:
         return  # its record says the rest
-    if agent.has_url and not agent.url.startswith(("http://", "https://")):
-        raise errors.InvalidInput(
-            "agent.url",
-            agent.url,
-            "is no HTTP address",
-            remedy="use http://host:port, or agent.name",
-        )
+    if agent.has_url:
+        check_address(agent.url, "agent.url", remedy="use http://host:port, or agent.name")
     if agent.kind is AgentKind.PYTHON and not all(agent.target.partition(":")):
         raise errors.InvalidInput(
             "agent.target",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
 from turnwise import errors
 from turnwise.domain.objects import check_bucket_name
@@ -29,6 +29,24 @@ class Location:
 
     def __str__(self) -> str:
         return f"{_FILE}{self.path}" if self.path else f"{_S3}{self.bucket}/{self.key}"
+
+
+def check_address(url: str, field: str, *, remedy: str = "use http://host:port") -> None:
+    """Raise `InvalidInput` unless it is an address to call over HTTP, without a password in it."""
+    try:
+        parts = urlsplit(url)
+        is_http = parts.scheme in ("http", "https") and bool(parts.hostname)
+    except ValueError:  # "http://["
+        is_http = False
+    if not is_http:
+        raise errors.InvalidInput(field, url, "is no HTTP address", remedy=remedy)
+    if parts.username or parts.password:
+        raise errors.InvalidInput(
+            field,
+            f"{parts.scheme}://...@{parts.hostname}",
+            "holds a password, which would be shown",
+            remedy="leave it out",
+        )
 
 
 def is_uri(text: str) -> bool:

@@ -94,10 +94,11 @@ def _confine(artifacts: Path) -> None:
 
     repositories: dict[str, Any] = registry.get_registered_artifact_repositories()
     local, proxied = repositories["file"], repositories["mlflow-artifacts"]
+    path_of: Any = local_file_uri_to_path
 
     def guarded_local(artifact_uri: str, *args: Any, **kwargs: Any) -> Any:
         # As the repository itself reads it: "%2e%2e" in a URI is "..".
-        path = Path(local_file_uri_to_path(artifact_uri)).resolve()
+        path = Path(path_of(artifact_uri)).resolve()
         if urlsplit(artifact_uri).netloc or not path.is_relative_to(artifacts.resolve()):
             raise MlflowException.invalid_parameter_value(
                 "this server keeps artifacts in its own folder only; leave the location out"

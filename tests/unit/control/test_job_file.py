@@ -164,6 +164,11 @@ def test_a_bad_value_is_refused_with_field_value_and_what_is_allowed(
             "dataset: 'train.jsonl' is a relative path; give its absolute path on the server",
         ),
         ({"agent": {}}, "agent.url: '' is no HTTP address; use http://host:port"),
+        ({"agent": {"url": "http://["}}, "agent.url: 'http://[' is no HTTP address"),
+        (
+            {"agent": {"url": "http://me:hidden@here/x"}},
+            "agent.url: 'http://...@here' holds a password, which would be shown; leave it out",
+        ),
         (
             {"agent": {"url": "localhost:80"}},
             "agent.url: 'localhost:80' is no HTTP address; use http://host:port",
@@ -315,6 +320,11 @@ def judged(*scorers: dict[str, Any]) -> dict[str, Any]:
         (
             judged({"name": "a", "target": "m:f", "url": "http://x"}),
             "evaluation.scorers[0]: 'a' has both a target and a url; set one of them",
+        ),
+        (
+            judged({"name": "a", "url": "https://:hidden@here"}),
+            "evaluation.scorers[0].url: 'https://...@here' holds a password, which would be shown; "
+            "leave it out",
         ),
         (
             judged({"name": "a", "target": "judges"}),
