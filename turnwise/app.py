@@ -31,23 +31,23 @@ from turnwise.agents import AgentCalls, open_runner, open_scorers
 from turnwise.channel import Connection
 from turnwise.control.agent_logs import AgentLogs
 from turnwise.control.agents import Agents
-from turnwise.control.audit import AuditTrail
+from turnwise.control.audit.audit_trail import AuditTrail
+from turnwise.control.audit.trails import Trails
 from turnwise.control.browse import Browse
-from turnwise.control.buckets import Buckets
-from turnwise.control.catalogue import Catalogue
-from turnwise.control.hubs import Hubs
 from turnwise.control.job_data import JobData, load_job_rows
 from turnwise.control.jobs import Jobs
 from turnwise.control.logs import Logs
-from turnwise.control.model_files import ModelFiles, models_bucket
+from turnwise.control.models.catalogue import Catalogue
+from turnwise.control.models.hubs import Hubs
+from turnwise.control.models.model_files import ModelFiles, models_bucket
+from turnwise.control.models.recipe_files import RecipeFiles, recipes_bucket
+from turnwise.control.models.registry import Registry
+from turnwise.control.models.served import ServedModels, adapter_id, verified_base, verified_folder
+from turnwise.control.objects.buckets import Buckets
 from turnwise.control.outputs import Outputs
-from turnwise.control.pipelines import Pipelines
+from turnwise.control.pipelines.pipelines import Pipelines
 from turnwise.control.queue import Limits
-from turnwise.control.recipe_files import RecipeFiles, recipes_bucket
-from turnwise.control.registry import Registry
 from turnwise.control.results import StoredResults
-from turnwise.control.served import ServedModels, adapter_id, verified_base, verified_folder
-from turnwise.control.trails import Trails
 from turnwise.domain.audit import Sealer
 from turnwise.domain.job import History, Job, JobKind, JobSpec
 from turnwise.domain.rollout import Rollout
@@ -79,7 +79,7 @@ from turnwise.wire.aws import faults
 from turnwise.wire.aws.arns import JobArn
 from turnwise.wire.aws.audit import Auditor
 from turnwise.wire.aws.door import AwsDoor
-from turnwise.wire.aws.mlflow_apps import MlflowApps
+from turnwise.wire.aws.sagemaker.mlflow_apps import MlflowApps
 from turnwise.wire.aws.services import Rooms, open_services
 from turnwise.wire.data_events import DataEvents
 from turnwise.wire.dataplane import DataPlane

@@ -23,7 +23,7 @@ from rich.table import Table
 from turnwise import __version__, errors
 from turnwise.client import Client, connect
 from turnwise.client.running import pass_through, run_agent
-from turnwise.control.audit_export import export
+from turnwise.control.audit.export import export
 from turnwise.control.job_file import as_mapping, parse_job, read_job
 from turnwise.domain.access import Action
 from turnwise.domain.job import AgentKind, JobKind
@@ -535,7 +535,7 @@ def models_add_base(
 
     The server need not be running, and sees the model at once if it is.
     """
-    from turnwise.control.catalogue import Catalogue
+    from turnwise.control.models.catalogue import Catalogue
     from turnwise.settings import load_settings
 
     given: Json = {} if _server.data_dir is None else {"data_dir": _server.data_dir}
