@@ -22,9 +22,9 @@ from turnwise import errors
 from turnwise.control.agents import Agents
 from turnwise.control.datasets import prompt_column_of
 from turnwise.control.evaluated import with_models
-from turnwise.control.groups import check_groups
 from turnwise.control.job_data import JobData, load_job_rows
 from turnwise.control.lineage import Beginning, Lineage
+from turnwise.control.models.groups import check_groups
 from turnwise.control.queue import Limits, check_quota, in_order, startable
 from turnwise.domain.access import Action, Principal
 from turnwise.domain.event import EventDraft, EventKind, Level

@@ -9,8 +9,8 @@ import uuid
 from collections.abc import Awaitable, Callable, Mapping
 
 from turnwise import errors
-from turnwise.control.audit import AuditTrail
-from turnwise.control.audit_record import Identity, Resource, Witnessed
+from turnwise.control.audit.audit_trail import AuditTrail
+from turnwise.control.audit.record import Identity, Resource, Witnessed
 from turnwise.domain.access import Principal
 from turnwise.domain.audit import Category
 from turnwise.domain.rollout import Rollout

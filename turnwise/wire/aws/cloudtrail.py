@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from turnwise import errors
-from turnwise.control.audit import AuditTrail
-from turnwise.control.audit_selectors import DEFAULT, InvalidSelectors
-from turnwise.control.trails import (
+from turnwise.control.audit.audit_trail import AuditTrail
+from turnwise.control.audit.selectors import DEFAULT, InvalidSelectors
+from turnwise.control.audit.trails import (
     InvalidBucketName,
     InvalidPrefix,
     InvalidTrailName,

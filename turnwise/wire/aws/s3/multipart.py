@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import Sequence
 
 from turnwise import errors
-from turnwise.control.buckets import Buckets
-from turnwise.control.content import opened_pieces
-from turnwise.control.multipart import Multipart
+from turnwise.control.objects.buckets import Buckets
+from turnwise.control.objects.content import opened_pieces
+from turnwise.control.objects.multipart import Multipart
 from turnwise.domain.objects import MAX_PAGE, Part, Upload
 from turnwise.wire.aws.protocols import Reply
 from turnwise.wire.aws.s3 import conditions, xml

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from turnwise import errors
-from turnwise.control.buckets import Buckets
+from turnwise.control.objects.buckets import Buckets
 from turnwise.domain.access import Action
 from turnwise.wire.aws.door import Outcome
 from turnwise.wire.aws.protocols import Reply, Request
