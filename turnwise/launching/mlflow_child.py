@@ -90,12 +90,14 @@ def _confine(artifacts: Path) -> None:
     """
     from mlflow.exceptions import MlflowException
     from mlflow.store.artifact import artifact_repository_registry as registry
+    from mlflow.utils.file_utils import local_file_uri_to_path
 
     repositories: dict[str, Any] = registry.get_registered_artifact_repositories()
     local, proxied = repositories["file"], repositories["mlflow-artifacts"]
 
     def guarded_local(artifact_uri: str, *args: Any, **kwargs: Any) -> Any:
-        path = Path(urlsplit(artifact_uri).path).resolve()
+        # As the repository itself reads it: "%2e%2e" in a URI is "..".
+        path = Path(local_file_uri_to_path(artifact_uri)).resolve()
         if urlsplit(artifact_uri).netloc or not path.is_relative_to(artifacts.resolve()):
             raise MlflowException.invalid_parameter_value(
                 "this server keeps artifacts in its own folder only; leave the location out"
