@@ -621,15 +621,15 @@ async def test_what_a_resumed_job_cost_counts_though_nobody_asked_while_it_ran(
     await door.create("walk", training(door.rows))
     (await door.world.running("walk")).end(JobStatus.FAILED)
     await door.world.until("walk", JobStatus.FAILED)
-    assert await trained(door) == [1, 1]
+    assert await counted(door) == [1, 1]
 
     await door.world.jobs.resume(ADMIN, "walk")
     (await door.world.running("walk")).end()
     await door.world.until("walk", JobStatus.COMPLETED)
-    assert await trained(door) == [2, 2]
+    assert await counted(door) == [2, 2]
 
 
-async def trained(door: JobDoor) -> list[int]:
+async def counted(door: JobDoor) -> list[int]:
     """Tokens trained, as two calls tell."""
     found = [await door.describe("walk") for _ in range(2)]
     outputs = [each["JobConfigDocument"]["ServiceOutput"] for each in found]

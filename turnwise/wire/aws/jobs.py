@@ -59,8 +59,8 @@ _READ = (EventKind.STATUS, EventKind.LOG, EventKind.STEP)
 class JobRooms:
     """What the handlers call.
 
-    `job_arn` gives a job's ARN; `dataset_uri` finds the rows of a hub's data set by its ARN; `check_group` raises `NotFound`
-    for a model package group that there is not.
+    `job_arn` gives a job's ARN; `dataset_uri` finds the rows of a hub's data set by its ARN;
+    `check_group` raises `NotFound` for a model package group that there is not.
     """
 
     jobs: Jobs

@@ -88,7 +88,7 @@ class Tags:
 
 
 def checked(tags: Sequence[Json]) -> dict[str, str]:
-    """Tags as pairs. Raises `InvalidInput`, `LimitExceeded` for what no thing may be tagged with."""
+    """Tags as pairs. Raises `InvalidInput`, `LimitExceeded` for what nothing may be tagged with."""
     for tag in tags:
         if tag["Key"].lower().startswith("aws:"):
             raise errors.InvalidInput("Tags", tag["Key"], 'may not begin with "aws:"')
