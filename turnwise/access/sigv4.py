@@ -81,7 +81,7 @@ class Signature:
         scope = given.get("Credential", "").split("/")
         if len(scope) != 5 or scope[4] != "aws4_request" or not given.get("Signature"):
             raise errors.BadSignature("the signature is incomplete")
-        if expires is not None and not expires.isdecimal():
+        if expires is not None and not re.fullmatch("[0-9]{1,9}", expires):
             raise errors.BadSignature("X-Amz-Expires must be a number of seconds")
         return cls(
             access_key_id=scope[0],

@@ -193,7 +193,7 @@ def _parameter(item: Any) -> Parameter:
         raise errors.InvalidInput(where, item, "must have a Name and a Type")
     _check_members(where, item, frozenset({"Name", "Type", "DefaultValue", "EnumValues"}))
     name, kind = item["Name"], item.get("Type")
-    if kind not in _PARAMETERS:
+    if not isinstance(kind, str) or kind not in _PARAMETERS:
         raise errors.InvalidInput(
             f"{where}.{name}.Type", kind, "is unknown", remedy=f"one of {', '.join(_PARAMETERS)}"
         )

@@ -55,7 +55,7 @@ def _start(items: Sequence[Any], given: Mapping[str, Any], key: str, size: str) 
     try:
         state = json.loads(base64.urlsafe_b64decode(token))
         place, last, query = int(state["next"]), str(state["last"]), str(state["query"])
-    except (binascii.Error, ValueError, KeyError, TypeError):
+    except (binascii.Error, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         raise errors.InvalidInput(key, token, "is no token of this operation") from None
     if query != _query(given, key, size):
         raise errors.InvalidInput(
