@@ -27,12 +27,13 @@ from botocore.credentials import Credentials
 from tests import builders
 from tests.families import save_family
 from tests.unit.control.kit import Loop
-from tests.unit.gateway.kit import SECRET, SECRET_SHA256, PlainRenderer, Script
+from tests.unit.gateway.kit import SECRET, SECRET_SHA256, Script
 from tests.wire.aws.job_kit import RECIPE, ROLE, training
-from turnwise import app
+from turnwise import app, errors
 from turnwise.domain.audit import Category
 from turnwise.domain.event import EventKind
 from turnwise.domain.job import JobStatus, Secondary
+from turnwise.rendering.family import load_renderer
 from turnwise.sampling.scripted import ScriptedSampler
 from turnwise.settings import Settings
 from turnwise.wire.aws.door import Modelled
@@ -93,6 +94,7 @@ class Building:
         logging.getLogger("turnwise").addHandler(self._errors)
         self.key = self.access_key_id = self.secret = ""
         self.known: dict[str, list[Any]] = {}
+        self._made: list[tuple[str, str, dict[str, Any]]] = []
         self._runner.run(self._open())
 
     async def _open(self) -> None:
@@ -185,14 +187,23 @@ class Building:
         self._learn(begun, artifact, apps, listed)
         await asyncio.sleep(0.2)  # the execution comes to its end
 
+    async def restore(self) -> None:
+        """Make again what an accepted request has taken away, so that later ones find it."""
+        for service, operation, given in self._made:
+            await self._ask(self.json_call(service, operation, json.dumps(given).encode()))
+        for path, body in (("/stuff", b""), ("/stuff/a/b.txt", b"content"), ("/trails", b"")):
+            await self._ask(self.signed("s3", Sent(method="PUT", target=path, body=body)))
+        with contextlib.suppress(errors.Conflict):
+            await self._add_done()
+
     async def _add_jobs(self) -> None:
         store = self.service.store
         spec = builders.spec(model=str(self.folder / "models" / "tiny"), dataset=str(self.rows))
         done = await store.create_job(builders.job(spec=spec, status=JobStatus.RUNNING))
         await store.open_group(builders.group())
-        self.service.gateway.attach(
-            done, ScriptedSampler(Script(["hello", "[so]yes"])), PlainRenderer()
-        )
+        renderer = load_renderer(self.folder / "models" / "tiny", done.spec.history)
+        sampler = ScriptedSampler(Script(["hello", "there"]))
+        self.service.gateway.attach(done, sampler, renderer)
         await self.service.gateway.open(
             [
                 builders.rollout(
@@ -205,10 +216,14 @@ class Building:
             ]
         )
         await store.register([builders.package(path=str(self.folder))])
-        await store.create_job(
+        self._spec = replace(spec, name="done")
+        await self._add_done()
+
+    async def _add_done(self) -> None:
+        await self.service.store.create_job(
             builders.job(
                 "done",
-                spec=replace(spec, name="done"),
+                spec=self._spec,
                 status=JobStatus.COMPLETED,
                 secondary=Secondary.COMPLETED,
                 started_at=1001.0,
@@ -281,6 +296,8 @@ class Building:
     async def _json(self, service: str, operation: str, **given: Any) -> Any:
         answer = await self._ask(self.json_call(service, operation, json.dumps(given).encode()))
         assert answer.status == 200, answer.text
+        if operation.startswith("Create"):
+            self._made.append((service, operation, given))
         return json.loads(answer.body)
 
     async def _s3(self, method: str, path: str, body: bytes = b"") -> None:
@@ -339,6 +356,10 @@ class Building:
                 if isinstance(one, Modelled):
                     found[one._service.name] = set(one._service.handlers)
         return found[service]
+
+    def refurnish(self) -> None:
+        """`restore`, for who is outside the loop."""
+        self._runner.run(self.restore())
 
     def ask(self, sent: Sent) -> Answer:
         """Send a request and wait for the whole answer."""

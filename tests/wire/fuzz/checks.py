@@ -63,6 +63,8 @@ class Checked:
         if answer.status < 400:
             if operation is not None:
                 _parse(operation, answer)
+            if sent.method == "DELETE" or (operation and operation.name.startswith("Delete")):
+                self.building.refurnish()
             self._state = self.building.state()
             return answer
         assert not (problem := wrong(answer)), (problem, answer)

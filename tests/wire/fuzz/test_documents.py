@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.wire.aws.job_kit import BASE, ROLE, evaluation, training
+from tests.wire.aws.job_kit import ROLE, evaluation, training
 from tests.wire.fuzz.building import NUMBER, REGION, Building, a_building
 from tests.wire.fuzz.checks import Checked, fuzzing
 from tests.wire.fuzz.test_aws import is_json_error
@@ -56,7 +56,13 @@ def job_document(building: Building, kind: str) -> dict[str, Any]:
     more = {
         "ModelPackageConfig": packages,
         "StoppingCondition": {"MaxRuntimeInSeconds": 60},
-        "OutputDataConfig": {"S3OutputPath": "s3://stuff/out", "MlflowConfig": {}},
+        "OutputDataConfig": {
+            "S3OutputPath": "s3://stuff/out",
+            "MlflowConfig": {
+                "MlflowResourceArn": f"arn:aws:sagemaker:{REGION}:{NUMBER}:mlflow-app/app-default",
+                "MlflowExperimentName": "tries",
+            },
+        },
     }
     return training(rows, hyperparameters=hyperparameters, **config) | more
 
@@ -218,9 +224,8 @@ def test_a_logs_filter_is_read_or_refused(checked: Checked, pattern: str, times:
     ask(checked, "logs", "GetLogEvents", {"logGroupName": "/aws/lambda/fn", "logStreamName": "one"})
 
 
-def test_a_document_that_is_right_is_taken(checked: Checked):
+def test_documents_that_are_right_are_taken(checked: Checked):
     """Else the tests above would see refusals alone."""
-    assert BASE
     given = {
         "JobName": "right",
         "RoleArn": ROLE,
@@ -231,7 +236,7 @@ def test_a_document_that_is_right_is_taken(checked: Checked):
     sent = checked.building.json_call("sagemaker", "CreateJob", as_json(given))
     answer = checked.building.ask(sent)
     assert answer.status == 200, answer
-    given = {"PipelineName": "right", "PipelineDefinition": json.dumps(DEFINITION), "RoleArn": ROLE}
-    body = as_json(given | {"ClientRequestToken": "t" * 32})
+    given = {"PipelineName": "right", "PipelineDefinition": json.dumps(DEFINITION)}
+    body = as_json(given | {"RoleArn": ROLE, "ClientRequestToken": "t" * 32})
     answer = checked.building.ask(checked.building.json_call("sagemaker", "CreatePipeline", body))
     assert answer.status == 200, answer

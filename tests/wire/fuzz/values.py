@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import copy
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -112,8 +114,12 @@ NASTY_OTHERS: tuple[Any, ...] = (
     *(None, True, False, [], {}, [None], [[]], {"": None}, {"a": 1}, ["\ud800"], {"\ud800": "x"}),
     *_RAW,
 )
+#: Names of members that are not there.
+odd_names = st.sampled_from(("", "\ud800", "x\x00", "é" * 99, "__class__", "a" * 5000, "Name", "a.b"))
 nasty = st.one_of(
-    st.sampled_from(NASTY_TEXTS), st.sampled_from(NASTY_NUMBERS), st.sampled_from(NASTY_OTHERS)
+    st.sampled_from(NASTY_TEXTS),
+    st.sampled_from(NASTY_NUMBERS),
+    st.sampled_from(NASTY_OTHERS).map(copy.deepcopy),
 )
 
 
@@ -188,6 +194,12 @@ def _paths(value: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return found
 
 
+def _at(value: Any, path: Sequence[Any]) -> Any:
+    for key in path:
+        value = value[key]
+    return value
+
+
 @st.composite
 def spoilt(draw: st.DrawFn, values: st.SearchStrategy[Any]) -> Any:
     """A value with up to two of its parts taken out or replaced by what does not belong."""
@@ -197,9 +209,10 @@ def spoilt(draw: st.DrawFn, values: st.SearchStrategy[Any]) -> Any:
         if not paths:
             return value
         path = draw(st.sampled_from(paths))
-        holder = value
-        for key in path[:-1]:
-            holder = holder[key]
+        if draw(st.integers(0, 7)) == 0:
+            _at(value, path[:-1] if isinstance(path[-1], str) else ())[draw(odd_names)] = 1
+            continue
+        holder = _at(value, path[:-1])
         if draw(st.booleans()) and draw(st.booleans()):
             del holder[path[-1]]
         else:
@@ -216,8 +229,6 @@ def as_json(value: Any) -> bytes:
 
 
 def _blob(value: Any) -> str:
-    import base64
-
     return base64.b64encode(value).decode()
 
 
