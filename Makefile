@@ -55,6 +55,7 @@ docs: setup  ## write the generated pages
 	$(BIN)/python -m turnwise.domain.metrics > docs/metrics.md
 	$(BIN)/python -m turnwise.settings > docs/settings.md
 	$(BIN)/python -m turnwise.control.job_settings > docs/job-file.md
+	$(BIN)/python -m turnwise.wire.aws.coverage > docs/aws-operations.md
 
 serve: setup  ## start a server on this machine
 	$(BIN)/turnwise serve
