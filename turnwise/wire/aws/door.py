@@ -88,6 +88,11 @@ class Modelled:
         return self._signing_name
 
     @property
+    def service(self) -> AwsService:
+        """What it answers by."""
+        return self._service
+
+    @property
     def target_prefix(self) -> str:
         """What X-Amz-Target begins with; "" where it is not used."""
         return str(self._service.model.metadata.get("targetPrefix") or "")
@@ -131,6 +136,11 @@ class Planes:
 
     def __init__(self, *planes: Modelled) -> None:
         self._planes = planes
+
+    @property
+    def planes(self) -> Sequence[Modelled]:
+        """The models."""
+        return self._planes
 
     @property
     def name(self) -> str:
