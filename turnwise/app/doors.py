@@ -10,17 +10,17 @@ from turnwise.access import sigv4
 from turnwise.access.callers import Callers
 from turnwise.app.rooms import House
 from turnwise.control.browse import Browse
-from turnwise.control.hubs import Hubs
 from turnwise.control.logs import Logs
+from turnwise.control.models.hubs import Hubs
+from turnwise.control.models.served import ServedModels, verified_base, verified_folder
 from turnwise.control.results import StoredResults
-from turnwise.control.served import ServedModels, verified_base, verified_folder
 from turnwise.exporting.archives import Archives
 from turnwise.system import SYSTEM_CLOCK, new_id
 from turnwise.wire.asgi import Receive, Scope, Send
 from turnwise.wire.aws import faults
 from turnwise.wire.aws.audit import Auditor
 from turnwise.wire.aws.door import AwsDoor
-from turnwise.wire.aws.mlflow_apps import MlflowApps
+from turnwise.wire.aws.sagemaker.mlflow_apps import MlflowApps
 from turnwise.wire.aws.services import Rooms, open_services
 from turnwise.wire.data_events import DataEvents
 from turnwise.wire.dataplane import DataPlane

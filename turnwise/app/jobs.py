@@ -13,8 +13,8 @@ from turnwise.agents import open_runner, open_scorers
 from turnwise.control.agent_logs import AgentLogs
 from turnwise.control.agents import Agents
 from turnwise.control.job_data import JobData, load_job_rows
+from turnwise.control.models.served import adapter_id, verified_folder
 from turnwise.control.outputs import Outputs
-from turnwise.control.served import adapter_id, verified_folder
 from turnwise.domain.job import History, Job, JobKind, JobSpec
 from turnwise.domain.rollout import Rollout
 from turnwise.domain.training import LearnerSpec

@@ -18,18 +18,18 @@ from turnwise.app.jobs import Workshop
 from turnwise.channel import Connection
 from turnwise.control.agent_logs import AgentLogs
 from turnwise.control.agents import Agents
-from turnwise.control.audit import AuditTrail
-from turnwise.control.buckets import Buckets
-from turnwise.control.catalogue import Catalogue
+from turnwise.control.audit.audit_trail import AuditTrail
+from turnwise.control.audit.trails import Trails
 from turnwise.control.job_data import JobData, load_job_rows
 from turnwise.control.jobs import Jobs
-from turnwise.control.model_files import ModelFiles, models_bucket
+from turnwise.control.models.catalogue import Catalogue
+from turnwise.control.models.model_files import ModelFiles, models_bucket
+from turnwise.control.models.recipe_files import RecipeFiles, recipes_bucket
+from turnwise.control.models.registry import Registry
+from turnwise.control.objects.buckets import Buckets
 from turnwise.control.outputs import Outputs
-from turnwise.control.pipelines import Pipelines
+from turnwise.control.pipelines.pipelines import Pipelines
 from turnwise.control.queue import Limits
-from turnwise.control.recipe_files import RecipeFiles, recipes_bucket
-from turnwise.control.registry import Registry
-from turnwise.control.trails import Trails
 from turnwise.domain.audit import Sealer
 from turnwise.domain.job import Job, JobKind
 from turnwise.exporting.handle import RemoteArchive

@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from turnwise import errors
-from turnwise.control.locations import check_address
+from turnwise.control.objects.locations import check_address
 from turnwise.domain.access import Action, Principal
 from turnwise.domain.job import AgentKind, AgentSpec
 from turnwise.domain.resource import Resource

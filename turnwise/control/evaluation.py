@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from turnwise import errors
-from turnwise.control.locations import check_address
+from turnwise.control.objects.locations import check_address
 from turnwise.domain.evaluation import AGENT
 from turnwise.domain.job import EvaluationSpec, ScorerSpec
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from turnwise import errors
-from turnwise.control.buckets import Buckets
 from turnwise.control.datasets import DataFile, load_files
-from turnwise.control.locations import is_uri, parse_location
+from turnwise.control.objects.buckets import Buckets
+from turnwise.control.objects.locations import is_uri, parse_location
 from turnwise.domain.data import Row
 from turnwise.domain.job import JobSpec
 from turnwise.modeling.fingerprint import file_sha256

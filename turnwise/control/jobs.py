@@ -14,7 +14,7 @@ import asyncio
 import dataclasses
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -22,14 +22,15 @@ from turnwise import errors
 from turnwise.control.agents import Agents
 from turnwise.control.datasets import prompt_column_of
 from turnwise.control.evaluated import with_models
-from turnwise.control.groups import check_groups
 from turnwise.control.job_data import JobData, load_job_rows
 from turnwise.control.lineage import Beginning, Lineage
+from turnwise.control.models.groups import check_groups
 from turnwise.control.queue import Limits, check_quota, in_order, startable
 from turnwise.control.reach import IsBase, adapter_folders, check_base, check_reach
 from turnwise.domain.access import Action, Principal
 from turnwise.domain.event import EventDraft, EventKind, Level
 from turnwise.domain.job import Job, JobKind, JobSpec, JobStatus, Secondary
+from turnwise.domain.resource import Resource
 from turnwise.ports import Clock, NewId, Store
 
 log = logging.getLogger(__name__)
@@ -55,6 +56,13 @@ MAX_JOBS = 10_000
 
 #: Builds engine, learner and loop for a job. Given by `turnwise.app`.
 Start = Callable[[Job], Awaitable[Running]]
+
+#: The records, by kind and name, that a door keeps of a job.
+RecordsOf = Callable[[Job], Awaitable[Collection[tuple[str, str]]]]
+
+
+async def _no_records(job: Job) -> Collection[tuple[str, str]]:
+    return ()
 
 
 def status_event(
@@ -108,11 +116,23 @@ class Jobs:
         self._tasks: set[asyncio.Task[None]] = set()
         self._moving = asyncio.Lock()  # held from a look at a job's status to the move it allows
         self._is_closed = False
+        self._records_of: RecordsOf = _no_records
+
+    def plug(self, records_of: RecordsOf) -> None:
+        """Say which records a door keeps of a job; whoever deletes the job deletes them too."""
+        self._records_of = records_of
 
     async def create(
-        self, principal: Principal, spec: JobSpec, *, within_quota: bool = False
+        self,
+        principal: Principal,
+        spec: JobSpec,
+        *,
+        within_quota: bool = False,
+        records: Callable[[Job], Sequence[Resource]] = lambda job: (),
     ) -> Job:
         """Check a spec, store the job and run it when there is a place.
+
+        `records` of the job are stored with it: after a crash there are both or neither.
 
         `within_quota` refuses, as `check_quota` does, a job that the account has no room for; of
         calls at the same moment, no more pass than there is room.
@@ -140,7 +160,7 @@ class Jobs:
             # A name that is taken is refused as that: whoever repeats a call must learn it.
             if within_quota and not await self._exists(principal, spec.name):
                 await self._require_room(principal, spec.kind)
-            await self._store.create_job(job)
+            await self._store.create_job(job, records(job))
             await self._move(job, JobStatus.PENDING, Secondary.PENDING)
         await self._fill_places()
         return await self.describe(principal, job.job_id)
@@ -213,7 +233,8 @@ class Jobs:
                 raise errors.Conflict(
                     f"job {job.name!r} is {job.status.value} and cannot be deleted; stop it first"
                 )
-            await self._store.delete_job(principal.account_id, job.job_id)
+            records = await self._records_of(job)
+            await self._store.delete_job(principal.account_id, job.job_id, records)
         return job
 
     async def recover(self) -> None:

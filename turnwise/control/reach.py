@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from turnwise import errors
-from turnwise.control.locations import is_bucket
+from turnwise.control.objects.locations import is_bucket
 from turnwise.domain.access import OPERATORS
 from turnwise.domain.job import AgentKind, JobSpec
 

@@ -11,9 +11,9 @@ from tests import builders
 from tests.builders import ACCOUNT
 from tests.unit.control.kit import ADMIN, World
 from turnwise import errors
-from turnwise.control.buckets import Buckets
 from turnwise.control.job_data import JobData
 from turnwise.control.jobs import Jobs
+from turnwise.control.objects.buckets import Buckets
 from turnwise.control.queue import Limits
 from turnwise.domain.access import Account, Principal
 from turnwise.domain.job import AgentKind, AgentSpec, EvaluationSpec, JobKind, ScorerSpec

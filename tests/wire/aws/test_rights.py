@@ -17,15 +17,15 @@ from turnwise.access.links import Links
 from turnwise.access.vault import Vault
 from turnwise.agents import AgentCalls
 from turnwise.control.agent_logs import AgentLogs
-from turnwise.control.audit import AuditTrail
+from turnwise.control.audit.audit_trail import AuditTrail
+from turnwise.control.audit.trails import Trails
 from turnwise.control.browse import Browse
-from turnwise.control.catalogue import Catalogue
-from turnwise.control.hubs import Hubs
 from turnwise.control.logs import Logs
-from turnwise.control.model_files import ModelFiles
-from turnwise.control.pipelines import Pipelines
-from turnwise.control.recipe_files import RecipeFiles
-from turnwise.control.trails import Trails
+from turnwise.control.models.catalogue import Catalogue
+from turnwise.control.models.hubs import Hubs
+from turnwise.control.models.model_files import ModelFiles
+from turnwise.control.models.recipe_files import RecipeFiles
+from turnwise.control.pipelines.pipelines import Pipelines
 from turnwise.domain.access import Action
 from turnwise.domain.audit import Sealer
 from turnwise.storage.sql import SqlStore
@@ -37,7 +37,7 @@ from turnwise.wire.aws.door import _READ_ONLY
 from turnwise.wire.aws.iam import iam
 from turnwise.wire.aws.lambdas import Functions, lambdas
 from turnwise.wire.aws.logs import logs
-from turnwise.wire.aws.mlflow_apps import MlflowApps
+from turnwise.wire.aws.sagemaker.mlflow_apps import MlflowApps
 from turnwise.wire.aws.service import AwsError, AwsService, Call
 from turnwise.wire.aws.services import Rooms, sagemaker
 from turnwise.wire.aws.sts import sts

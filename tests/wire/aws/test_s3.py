@@ -28,8 +28,8 @@ from hypothesis import strategies as st
 from tests.wire.aws.kit import a_call
 from tests.wire.aws.s3_served import REGION, SECRET, Served, served
 from turnwise import errors
-from turnwise.control.buckets import Buckets
-from turnwise.control.locations import parse_location
+from turnwise.control.objects.buckets import Buckets
+from turnwise.control.objects.locations import parse_location
 from turnwise.domain.access import OPERATORS
 from turnwise.domain.objects import StoredObject
 from turnwise.storage.blobs import FolderBlobs

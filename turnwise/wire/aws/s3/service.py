@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from turnwise import errors
-from turnwise.control.buckets import Buckets
+from turnwise.control.objects.buckets import Buckets
 from turnwise.domain.access import Action
 from turnwise.wire.aws.door import Outcome
 from turnwise.wire.aws.protocols import Reply, Request
@@ -97,6 +97,11 @@ class S3:
             **object_operations(buckets),
             **multipart_operations(buckets),
         }
+
+    @property
+    def operations(self) -> Mapping[str, Handler]:
+        """What answers each operation."""
+        return self._handlers
 
     async def answer(self, call: Call, request: Request, outcome: Outcome) -> Reply:
         """Answer a verified call and say in `outcome` what it was. Raises nothing."""
