@@ -80,6 +80,12 @@ class Principal:
             what = f"rollout {rollout_id!r}" if rollout_id else f"job {job_id!r}" if job_id else ""
             raise errors.Denied(f"this key may not {action.value} {what}".rstrip())
 
+    def require_all(self, action: Action, what: str) -> None:
+        """Raise `Denied` unless the action is granted on the whole account, of which `what` is."""
+        self.require(action)
+        if self.job_ids is not None or self.rollout_id is not None:
+            raise errors.Denied(f"this key is for certain jobs; {what} are the whole account's")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Key:

@@ -176,7 +176,7 @@ class Trails:
         options: Mapping[str, Any] | None = None,
     ) -> Trail:
         """A trail that does not log yet, for all management events."""
-        self._require(principal)
+        principal.require_all(Action.MANAGE, "trails")
         check_name(name)
         self._check_place(principal, bucket, prefix, folder)
         await self._check_bucket(account.account_id, bucket)
@@ -206,7 +206,7 @@ class Trails:
 
     async def update(self, principal: Principal, name: str, changes: Mapping[str, Any]) -> Trail:
         """Change where a trail's files go, or its options."""
-        self._require(principal)
+        principal.require_all(Action.MANAGE, "trails")
         async with self._moving:
             trail = self._find(principal, name)
             options = {**trail.options, **changes.get("options", {})}
@@ -220,7 +220,7 @@ class Trails:
 
     async def delete(self, principal: Principal, name: str) -> Trail:
         """Forget a trail; the files that it has delivered stay."""
-        self._require(principal)
+        principal.require_all(Action.MANAGE, "trails")
         async with self._moving:
             trail = self._find(principal, name)
             await self._resources.delete_resource(principal.account_id, KIND, name)
@@ -230,18 +230,18 @@ class Trails:
 
     def trail(self, principal: Principal, name: str) -> Trail:
         """One trail. Raises `NotFound`."""
-        self._require(principal, Action.READ)
+        principal.require_all(Action.READ, "trails")
         return self._find(principal, name)
 
     def trails(self, principal: Principal) -> list[Trail]:
         """Those of the caller's account, by name."""
-        self._require(principal, Action.READ)
+        principal.require_all(Action.READ, "trails")
         mine = [each for key, (_, each) in self._known.items() if key[0] == principal.account_id]
         return sorted(mine, key=lambda each: each.name)
 
     async def start_logging(self, principal: Principal, name: str) -> Trail:
         """Deliver what happens from now on; no change while it is logging."""
-        self._require(principal)
+        principal.require_all(Action.MANAGE, "trails")
         async with self._moving:
             trail = self._find(principal, name)
             if trail.is_logging:
@@ -256,7 +256,7 @@ class Trails:
 
     async def stop_logging(self, principal: Principal, name: str) -> Trail:
         """Deliver what has happened, and nothing that happens after."""
-        self._require(principal)
+        principal.require_all(Action.MANAGE, "trails")
         async with self._moving:
             trail = self._find(principal, name)
             if not trail.is_logging:
@@ -278,7 +278,7 @@ class Trails:
         advanced: Sequence[Json] = (),
     ) -> Trail:
         """Replace what a trail selects. Raises `audit_selectors.InvalidSelectors`."""
-        self._require(principal)
+        principal.require_all(Action.MANAGE, "trails")
         audit_selectors.check(classic, advanced)
         async with self._moving:
             # What happened until now is judged by the selectors that were there.
@@ -289,11 +289,6 @@ class Trails:
                 principal.account_id,
                 dataclasses.replace(trail, classic=list(classic), advanced=list(advanced)),
             )
-
-    def _require(self, principal: Principal, action: Action = Action.MANAGE) -> None:
-        principal.require(action)
-        if principal.job_ids is not None or principal.rollout_id is not None:
-            raise errors.Denied("this key is for certain jobs; trails are the account's")
 
     def _check_place(self, principal: Principal, bucket: str, prefix: str, folder: str) -> None:
         if bool(bucket) == bool(folder):

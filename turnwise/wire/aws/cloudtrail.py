@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,6 +21,7 @@ from turnwise.control.audit.trails import (
     Trails,
 )
 from turnwise.domain.audit import AuditQuery, AuditRecord, Category
+from turnwise.domain.times import iso
 from turnwise.ports import Clock
 from turnwise.wire.aws.service import AwsError, AwsService, Call, Handler, Json
 
@@ -185,7 +185,7 @@ def _described(call: Call, trail: Trail) -> Json:
 
 
 def _status(trail: Trail) -> Json:
-    iso = {
+    texts = {
         "LatestDeliveryAttemptTime": trail.attempted_at,
         "LatestDeliveryAttemptSucceeded": trail.delivered_at,
         "TimeLoggingStarted": trail.started_at,
@@ -197,12 +197,8 @@ def _status(trail: Trail) -> Json:
         "LatestDeliveryTime": trail.delivered_at,
         "StartLoggingTime": trail.started_at,
         "StopLoggingTime": trail.stopped_at,
-        **{name: "" if at is None else _iso(at) for name, at in iso.items()},
+        **{name: "" if at is None else iso(at) for name, at in texts.items()},
     }
-
-
-def _iso(at: float) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(at))
 
 
 # ── selectors ─────────────────────────────────────────────────────────────────────────────────

@@ -14,6 +14,7 @@ from typing import Any
 import botocore.session
 from botocore.model import OperationModel, ServiceModel
 
+from turnwise import errors
 from turnwise.domain.access import Account, Principal
 
 Json = dict[str, Any]
@@ -42,6 +43,11 @@ class Call:
         'arn:aws:sagemaker:us-west-2:000000000001:job/AgentRFT/walk'
         """
         return f"arn:aws:{service}:{self.region}:{self.account.number}:{resource}"
+
+    def check_own(self, kind: str, arn: str) -> None:
+        """Raise `NotFound` for an ARN of another account or region."""
+        if arn.split(":", 5)[3:5] != [self.region, self.account.number]:
+            raise errors.NotFound(kind, arn)
 
 
 Handler = Callable[[Call, Json], Awaitable[Json]]

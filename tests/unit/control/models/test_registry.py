@@ -11,6 +11,7 @@ from tests.builders import ACCOUNT
 from tests.unit.control.kit import ADMIN, a_registry
 from tests.unit.control.models.kit import FolderObjects, finish_steps, save_adapter, save_base
 from turnwise import errors
+from turnwise.control.job_data import JobData, JobFiles
 from turnwise.control.lineage import Lineage
 from turnwise.control.models.registry import Registry
 from turnwise.control.models.served import verified_base, verified_folder
@@ -142,7 +143,7 @@ async def test_a_job_starts_from_an_adapter_of_ones_own(
     package = await registry.register(ADMIN, "mine", "s3://data/tuned")
     lora = LoraSpec(rank=2, alpha=4.0, target_modules=("q_proj",))
     spec = builders.spec("on", model=str(base), input_adapter="mine/1", lora=lora)
-    beginning = await Lineage(store).beginning(ACCOUNT, spec, 1)
+    beginning = await Lineage(store, JobData()).beginning(ACCOUNT, spec, JobFiles(dataset=()), 1)
     assert (beginning.parent, beginning.step) == ("mine/1", 0)
     assert beginning.spec.input_adapter == package.path
 

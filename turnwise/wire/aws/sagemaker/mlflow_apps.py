@@ -135,13 +135,13 @@ class MlflowApps:
 
     async def presign_app(self, call: Call, given: Json) -> Json:
         """CreatePresignedMlflowAppUrl."""
-        _check_all_jobs(call)
+        call.principal.require_all(Action.READ, "runs in MLflow")
         await self._app(call, given["Arn"])
         return self._presigned(call, given)
 
     async def presign_server(self, call: Call, given: Json) -> Json:
         """CreatePresignedMlflowTrackingServerUrl, by an app's name."""
-        _check_all_jobs(call)
+        call.principal.require_all(Action.READ, "runs in MLflow")
         name = given["TrackingServerName"]
         if name not in {app.name for app in await self._apps(call)}:
             raise errors.NotFound("MLflow tracking server", name)
@@ -225,12 +225,6 @@ def mlflow_handlers(apps: MlflowApps, tags: Tags) -> Mapping[str, Handler]:
 
 def _arn(call: Call, app: Resource) -> str:
     return call.arn("sagemaker", f"mlflow-app/{app.body['id']}")
-
-
-def _check_all_jobs(call: Call) -> None:
-    call.principal.require(Action.READ)
-    if call.principal.job_ids is not None:
-        raise errors.Denied("this key is for certain jobs; MLflow shows all of an account's")
 
 
 def _matches(app: Resource, given: Json) -> bool:

@@ -17,7 +17,7 @@ from turnwise.domain.access import Account, Action, Principal
 from turnwise.domain.job import JobKind
 from turnwise.ports import NewId
 from turnwise.wire.aws import shapes
-from turnwise.wire.aws.paging import page
+from turnwise.wire.aws.paging import in_time, page
 from turnwise.wire.aws.sagemaker.tags import Tags
 from turnwise.wire.aws.service import AwsError, AwsService, Call, Handler, Json
 
@@ -291,12 +291,7 @@ async def _find(pipelines: Pipelines, call: Call, given: Json) -> Execution:
 
 
 def _created_within(found: Sequence[Any], given: Json) -> list[Any]:
-    after, before = given.get("CreatedAfter", float("-inf")), given.get("CreatedBefore")
-    return [
-        one
-        for one in found
-        if one.created_at > after and (before is None or one.created_at < before)
-    ]
+    return [one for one in found if in_time(given, one.created_at, "Created")]
 
 
 def _ordered(items: Sequence[Item], given: Json) -> list[Item]:
