@@ -531,8 +531,11 @@ class Store(Protocol):
     """The database. Every call takes the account; a call returns once its change is synced."""
 
     # jobs and events
-    async def create_job(self, job: Job) -> Job:
-        """Raises `Conflict` if its name is taken, or a model that it needs is gone."""
+    async def create_job(self, job: Job, records: Sequence[Resource] = ()) -> Job:
+        """Raises `Conflict` if its name is taken, or a model that it needs is gone.
+
+        `records` are kept with it, in place of what may be left of their names.
+        """
         ...
 
     async def job(self, account_id: str, id_or_name: str) -> Job:
@@ -549,10 +552,12 @@ class Store(Protocol):
         """Replace the spec of a job that has not started."""
         ...
 
-    async def delete_job(self, account_id: str, job_id: str) -> None:
+    async def delete_job(
+        self, account_id: str, job_id: str, records: Collection[tuple[str, str]] = ()
+    ) -> None:
         """Remove a final job and all that belongs to it, but for its model packages.
 
-        Raises `Conflict` if it is not final.
+        With it go the records of these kinds and names. Raises `Conflict` if it is not final.
         """
         ...
 

@@ -66,6 +66,14 @@ async def test_a_file_uri_gets_the_output_too(world: World, buckets: Buckets, tm
     assert (folder / weights).read_bytes() == (Path(newest.path) / weights).read_bytes()
 
 
+async def test_the_adapters_of_a_job_with_a_group_of_its_choice_are_written_too(
+    world: World, buckets: Buckets
+):
+    job = await run(world, make_job(output_path="s3://out", output_group="shared"))
+    assert job.output.startswith("shared/")
+    assert await written(buckets) == [f"walk/output/{name}" for name in ADAPTER]
+
+
 async def test_a_job_that_fails_after_a_step_leaves_what_it_has(world: World, buckets: Buckets):
     job = make_job(output_path="s3://out")
     await world.store.create_job(job)

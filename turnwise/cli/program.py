@@ -67,7 +67,7 @@ def serve(
     as_json: AsJson = False,
 ) -> None:
     """Start the server: every door, the gateway, the jobs' loops, and their processes."""
-    from turnwise.app import run_server  # uvicorn and the doors are for the server alone
+    from turnwise.app.server import run_server  # uvicorn and the doors are for the server alone
     from turnwise.settings import load_settings
 
     given: Json = {"host": host, "port": port, "data_dir": server.data_dir}

@@ -14,7 +14,7 @@ import asyncio
 import dataclasses
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -26,9 +26,11 @@ from turnwise.control.job_data import JobData, load_job_rows
 from turnwise.control.lineage import Beginning, Lineage
 from turnwise.control.models.groups import check_groups
 from turnwise.control.queue import Limits, check_quota, in_order, startable
+from turnwise.control.reach import IsBase, adapter_folders, check_base, check_reach
 from turnwise.domain.access import Action, Principal
 from turnwise.domain.event import EventDraft, EventKind, Level
 from turnwise.domain.job import Job, JobKind, JobSpec, JobStatus, Secondary
+from turnwise.domain.resource import Resource
 from turnwise.ports import Clock, NewId, Store
 
 log = logging.getLogger(__name__)
@@ -54,6 +56,13 @@ MAX_JOBS = 10_000
 
 #: Builds engine, learner and loop for a job. Given by `turnwise.app`.
 Start = Callable[[Job], Awaitable[Running]]
+
+#: The records, by kind and name, that a door keeps of a job.
+RecordsOf = Callable[[Job], Awaitable[Collection[tuple[str, str]]]]
+
+
+async def _no_records(job: Job) -> Collection[tuple[str, str]]:
+    return ()
 
 
 def status_event(
@@ -91,7 +100,9 @@ class Jobs:
         start: Start,
         limits: Limits,
         data: JobData | None = None,
+        is_base: IsBase | None = None,
     ) -> None:
+        """`is_base` says which folders are base models that any account may name; None: all."""
         self._store = store
         self._agents = agents
         self._clock = clock
@@ -99,21 +110,35 @@ class Jobs:
         self._start = start
         self._limits = limits
         self._data = data or JobData()
+        self._is_base = is_base
         self._lineage = Lineage(store, self._data)
         self._places: dict[str, _Place] = {}  # by job id
         self._tasks: set[asyncio.Task[None]] = set()
         self._moving = asyncio.Lock()  # held from a look at a job's status to the move it allows
         self._is_closed = False
+        self._records_of: RecordsOf = _no_records
+
+    def plug(self, records_of: RecordsOf) -> None:
+        """Say which records a door keeps of a job; whoever deletes the job deletes them too."""
+        self._records_of = records_of
 
     async def create(
-        self, principal: Principal, spec: JobSpec, *, within_quota: bool = False
+        self,
+        principal: Principal,
+        spec: JobSpec,
+        *,
+        within_quota: bool = False,
+        records: Callable[[Job], Sequence[Resource]] = lambda job: (),
     ) -> Job:
         """Check a spec, store the job and run it when there is a place.
+
+        `records` of the job are stored with it: after a crash there are both or neither.
 
         `within_quota` refuses, as `check_quota` does, a job that the account has no room for; of
         calls at the same moment, no more pass than there is room.
 
         Raises `InvalidInput` for a dataset, model, adapter or checkpoint that cannot be used,
+        `Denied` for what only the operator's account may name (`control.reach`),
         `NotFound` for an agent's name that is not registered,
         `Conflict` if the name is taken or what to start from was pruned.
         """
@@ -135,7 +160,7 @@ class Jobs:
             # A name that is taken is refused as that: whoever repeats a call must learn it.
             if within_quota and not await self._exists(principal, spec.name):
                 await self._require_room(principal, spec.kind)
-            await self._store.create_job(job)
+            await self._store.create_job(job, records(job))
             await self._move(job, JobStatus.PENDING, Secondary.PENDING)
         await self._fill_places()
         return await self.describe(principal, job.job_id)
@@ -208,7 +233,8 @@ class Jobs:
                 raise errors.Conflict(
                     f"job {job.name!r} is {job.status.value} and cannot be deleted; stop it first"
                 )
-            await self._store.delete_job(principal.account_id, job.job_id)
+            records = await self._records_of(job)
+            await self._store.delete_job(principal.account_id, job.job_id, records)
         return job
 
     async def recover(self) -> None:
@@ -335,6 +361,10 @@ class Jobs:
 
     async def _checked(self, principal: Principal, spec: JobSpec) -> Beginning:
         """The spec with its model, its rows and what it starts from found."""
+        check_reach(principal.account_id, spec)
+        await asyncio.to_thread(check_base, principal.account_id, spec.model, self._is_base)
+        for field, folder in adapter_folders(spec):
+            self._data.check_open(principal.account_id, field, folder)
         if not (Path(spec.model) / "config.json").is_file():
             raise errors.InvalidInput(
                 "model",

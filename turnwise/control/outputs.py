@@ -83,7 +83,7 @@ class Outputs:
 
     async def _newest(self, job: Job) -> ModelPackage | None:
         """The adapter of the last step whose files are still there."""
-        found = await self._store.packages(job.account_id, group=job.name)
+        found = await self._store.packages(job.account_id, group=job.spec.adapters_in)
         kept = (
             each
             for each in reversed(found)

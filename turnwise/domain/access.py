@@ -22,6 +22,10 @@ ALL_ACTIONS: frozenset[Action] = frozenset(Action)
 #: The name of the key in the data folder, the operator's; nobody else's key may have it.
 ADMIN = "admin"
 
+#: The operator's own account, there from the first start. Only its keys may name what lies on the
+#: server's machine: files, Python functions, and the buckets that its own credentials open.
+OPERATORS = "acc_default"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Account:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from enum import StrEnum
 from typing import Any
@@ -31,7 +31,9 @@ from turnwise.domain.job import (
     Secondary,
     check_move,
 )
+from turnwise.domain.resource import Resource
 from turnwise.ports import ModelPackage
+from turnwise.storage import resources as resources_of
 from turnwise.storage.rows import from_row, from_rows, select_nouns, to_row
 from turnwise.storage.tables import (
     checkpoints,
@@ -56,8 +58,11 @@ _COUNT = (
 )
 
 
-def create(connection: Connection, job: Job) -> Job:
-    """Insert a job; `Conflict` if its name is taken, or a model that it needs is gone."""
+def create(connection: Connection, job: Job, records: Sequence[Resource]) -> Job:
+    """Insert a job; `Conflict` if its name is taken, or a model that it needs is gone.
+
+    Its records replace what may be left of their names.
+    """
     taken = select(jobs.c.job_id).where(
         jobs.c.account_id == job.account_id, or_(jobs.c.name == job.name, _is(job.job_id))
     )
@@ -72,6 +77,9 @@ def create(connection: Connection, job: Job) -> Job:
             how = "pruned" if deleted is None else "deleted"
             raise errors.Conflict(f"model {model!r} has just been {how}; choose another version")
     connection.execute(jobs.insert(), to_row(job))
+    for record in records:
+        resources_of.forget(connection, record.account_id, record.kind, record.name)
+        resources_of.create(connection, record)
     return job
 
 
@@ -106,8 +114,10 @@ def update_spec(connection: Connection, account_id: str, job_id: str, spec: JobS
     connection.execute(update(jobs).where(_is(job_id)).values(spec=spec))
 
 
-def remove(connection: Connection, account_id: str, job_id: str) -> None:
-    """Delete a final job, its events, rollouts and checkpoints. Model packages stay."""
+def remove(
+    connection: Connection, account_id: str, job_id: str, records: Collection[tuple[str, str]]
+) -> None:
+    """Delete a final job, its events, rollouts, checkpoints and records. Model packages stay."""
     job = lock(connection, account_id, job_id)
     if not job.status.is_final:
         raise errors.Conflict(f"job {job.name!r} is {job.status.value}; stop it first")
@@ -116,6 +126,8 @@ def remove(connection: Connection, account_id: str, job_id: str) -> None:
         connection.execute(delete(table).where(table.c.rollout_id.in_(its_rollouts)))
     for table in (rollouts, groups, events, steps, checkpoints, jobs):
         connection.execute(delete(table).where(table.c.job_id == job_id))
+    for kind, name in records:
+        resources_of.forget(connection, account_id, kind, name)
 
 
 def record_inputs(connection: Connection, account_id: str, job_id: str, inputs: Inputs) -> None:
@@ -247,7 +259,8 @@ def _newest_adapter(connection: Connection, job: Job) -> str:
 def newest_packages(connection: Connection, account_id: str, job_id: str) -> list[ModelPackage]:
     """The newest package of each kind that a job registered."""
     its = (packages.c.account_id == account_id, packages.c.job_id == job_id)
-    newest = select(func.max(packages.c.seq)).where(*its).group_by(packages.c.kind)
+    kept = packages.c.deleted_at.is_(None)
+    newest = select(func.max(packages.c.seq)).where(*its, kept).group_by(packages.c.kind)
     query = select_nouns(ModelPackage, packages.c.seq.in_(newest))
     return from_rows(ModelPackage, connection.execute(query).all())
 

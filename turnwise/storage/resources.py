@@ -52,8 +52,13 @@ def listed(connection: Connection, account_id: str, kind: str, prefix: str) -> l
 def remove(connection: Connection, account_id: str, kind: str, name: str) -> Resource:
     """The record as it was; `NotFound`."""
     removed = find(connection, account_id, kind, name)
-    connection.execute(delete(resources).where(*_its(account_id, kind, name)))
+    forget(connection, account_id, kind, name)
     return removed
+
+
+def forget(connection: Connection, account_id: str, kind: str, name: str) -> None:
+    """Remove a record; one that is not there is fine."""
+    connection.execute(delete(resources).where(*_its(account_id, kind, name)))
 
 
 def _its(account_id: str, kind: str, name: str) -> tuple[ColumnElement[bool], ...]:

@@ -161,9 +161,9 @@ class SqlStore:
 
     # ── jobs and events ───────────────────────────────────────────────────────────────────────
 
-    async def create_job(self, job: Job) -> Job:
+    async def create_job(self, job: Job, records: Sequence[Resource] = ()) -> Job:
         """Raises `Conflict` if its name is taken, or a model that it needs was pruned."""
-        return await self._write(jobs.create, job)
+        return await self._write(jobs.create, job, records)
 
     async def job(self, account_id: str, id_or_name: str) -> Job:
         """Raises `NotFound`."""
@@ -179,9 +179,11 @@ class SqlStore:
         """Replace the spec of a job that has not started, else `Conflict`."""
         await self._write(jobs.update_spec, account_id, job_id, spec)
 
-    async def delete_job(self, account_id: str, job_id: str) -> None:
-        """Remove a final job with all but its model packages; else `Conflict`."""
-        await self._write(jobs.remove, account_id, job_id)
+    async def delete_job(
+        self, account_id: str, job_id: str, records: Collection[tuple[str, str]] = ()
+    ) -> None:
+        """Remove a final job and these records, with all but its packages; else `Conflict`."""
+        await self._write(jobs.remove, account_id, job_id, records)
 
     async def append(
         self, account_id: str, job_id: str, drafts: Sequence[EventDraft]

@@ -20,7 +20,7 @@ import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from http.cookies import CookieError, SimpleCookie
 from typing import Protocol
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import aiohttp
 import msgspec
@@ -210,6 +210,9 @@ class MlflowDoor:
 
     async def _answer(self, http: HttpCall, path: str, receive: Receive, send: Send) -> None:
         action = _action(http.method, path)
+        target = http.raw_path.removeprefix(PREFIX)
+        if not target.startswith("/") or unquote(target) != path:
+            action = None  # "/mlflow%2F...": what MLflow would read is not what was looked at
         principal, body = await self._caller(http)
         await self._check_app(http, principal)
         if action is None:
@@ -218,12 +221,13 @@ class MlflowDoor:
         if action is Action.READ and _API.fullmatch(path):
             await self._settle(principal.account_id)
         content = _pieces(receive) if body is None and _has_body(http) else body
-        await self._forward(http, principal.account_id, content, send)
+        await self._forward(http, principal.account_id, target, content, send)
 
     async def _forward(
         self,
         http: HttpCall,
         account_id: str,
+        target: str,
         content: bytes | AsyncIterator[bytes] | None,
         send: Send,
     ) -> None:
@@ -232,7 +236,7 @@ class MlflowDoor:
         try:
             async with session.request(
                 http.method,
-                _url(http.raw_path.removeprefix(PREFIX), http.query),
+                _url(target, http.query),
                 headers=headers,
                 data=content,
                 allow_redirects=False,
@@ -312,7 +316,7 @@ async def _pieces(receive: Receive) -> AsyncIterator[bytes]:
 
 
 def _url(target: str, query: str) -> yarl.URL:
-    text = f"http://localhost{target or '/'}" + (f"?{query}" if query else "")
+    text = f"http://localhost{target}" + (f"?{query}" if query else "")
     return yarl.URL(text, encoded=True)
 
 

@@ -12,7 +12,8 @@ from turnwise.control.agents import Agents
 from turnwise.control.browse import Browse
 from turnwise.control.models.catalogue import Catalogue
 from turnwise.domain.access import Principal
-from turnwise.domain.job import AgentKind
+from turnwise.domain.job import AgentKind, Job
+from turnwise.wire.aws.arns import JobArn
 from turnwise.wire.aws.sagemaker.jobs import JobRooms, job_handlers
 from turnwise.wire.aws.sagemaker.tags import Tags
 
@@ -91,6 +92,7 @@ class JobDoor:
                 agents=self.agents,
                 tags=Tags(world.store, world.clock),
                 clock=world.clock,
+                job_arn=self._job_arn,
                 dataset_uri=self._dataset,
                 check_group=self._group,
             )
@@ -120,6 +122,9 @@ class JobDoor:
 
     async def _number(self, account_id: str) -> str:
         return NUMBER
+
+    async def _job_arn(self, job: Job) -> str:
+        return str(JobArn.of(job, REGION, NUMBER))
 
     async def _dataset(self, principal: Principal, arn: str) -> str:
         if arn != DATA_SET:

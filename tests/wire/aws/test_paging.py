@@ -39,6 +39,20 @@ def test_what_comes_and_goes_between_two_pages_neither_repeats_nor_hides_the_res
     assert shown + rest == items
 
 
+@given(st.data())
+def test_whoever_deletes_what_a_page_shows_is_shown_all_the_rest(data):
+    items = list(range(100, 120))
+    shown, token = page(items, {"MaxResults": 8})
+    gone = data.draw(st.sets(st.sampled_from(shown), min_size=1)) | {shown[-1]}
+    newer = data.draw(st.lists(st.integers(0, 99), unique=True, max_size=5))
+    rest, _ = page(
+        newer + [item for item in items if item not in gone],
+        {"MaxResults": 50, "NextToken": token},
+        maximum=50,
+    )
+    assert shown + rest == items
+
+
 def test_a_page_holds_the_default_unless_asked_and_never_more_than_the_maximum():
     assert len(page(range(99), {})[0]) == 10
     assert len(page(range(99), {"MaxResults": 90}, maximum=50)[0]) == 50
@@ -63,5 +77,5 @@ def test_a_token_belongs_to_its_filters():
 
 def test_a_forged_place_ends_the_list_rather_than_the_server():
     _, token = page("abc", {"MaxResults": 1})
-    state = json.loads(base64.urlsafe_b64decode(token)) | {"last": "", "next": -5}
+    state = json.loads(base64.urlsafe_b64decode(token)) | {"last": "", "then": "", "next": -5}
     assert page("abc", {"NextToken": forged(state)})[0] == ["a", "b", "c"]

@@ -65,30 +65,30 @@ class Hubs:
 
     async def create(self, principal: Principal, name: str, fields: Mapping[str, Any]) -> Hub:
         """Raises `Conflict` if it is there."""
-        principal.require(Action.MANAGE)
+        principal.require_all(Action.MANAGE, "hubs")
         record = self._record(principal, HUB, name, fields)
         return _hub(await self._resources.create_resource(record))
 
     async def hub(self, principal: Principal, name: str) -> Hub:
         """Raises `NotFound`."""
-        principal.require(Action.READ)
+        principal.require_all(Action.READ, "hubs")
         return _hub(await self._resources.resource(principal.account_id, HUB, name))
 
     async def hubs(self, principal: Principal) -> list[Hub]:
         """Oldest first."""
-        principal.require(Action.READ)
+        principal.require_all(Action.READ, "hubs")
         return [_hub(each) for each in await self._resources.resources(principal.account_id, HUB)]
 
     async def update(self, principal: Principal, name: str, fields: Mapping[str, Any]) -> Hub:
         """Replace what is said of it, by key. Raises `NotFound`."""
-        principal.require(Action.MANAGE)
+        principal.require_all(Action.MANAGE, "hubs")
         hub = await self.hub(principal, name)
         record = self._record(principal, HUB, name, {**hub.fields, **fields})
         return _hub(await self._resources.change_resource(record))
 
     async def delete(self, principal: Principal, name: str) -> None:
         """Raises `NotFound`, and `Conflict` while something is in it."""
-        principal.require(Action.MANAGE)
+        principal.require_all(Action.MANAGE, "hubs")
         await self.hub(principal, name)
         async with self._importing:
             if held := await self._contents(principal, f"{name}/"):
@@ -111,7 +111,7 @@ class Hubs:
         Raises `NotFound` without the hub, `Conflict` for a version that is there, `InvalidInput`
         for a document that is no JSON object or, of a data set, does not say where the rows are.
         """
-        principal.require(Action.MANAGE)
+        principal.require_all(Action.MANAGE, "hubs")
         await self.hub(principal, hub)
         _check_document(kind, str(fields["HubContentDocument"]))
         async with self._importing:
@@ -136,7 +136,7 @@ class Hubs:
         self, principal: Principal, hub: str, kind: str, name: str
     ) -> list[HubContent]:
         """All versions, the lowest first; none if there is no such content."""
-        principal.require(Action.READ)
+        principal.require_all(Action.READ, "hubs")
         return await self._versions(principal, hub, kind, name)
 
     async def newest(self, principal: Principal, hub: str, kind: str) -> list[HubContent]:
@@ -152,7 +152,7 @@ class Hubs:
         self, principal: Principal, hub: str, kind: str, name: str, version: str
     ) -> HubContent:
         """Delete one version; as it was. Raises `NotFound`."""
-        principal.require(Action.MANAGE)
+        principal.require_all(Action.MANAGE, "hubs")
         content = await self.content(principal, hub, kind, name, version)
         key = f"{hub}/{kind}/{name}/{content.version}"
         await self._resources.delete_resource(principal.account_id, CONTENT, key)

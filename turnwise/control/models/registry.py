@@ -85,7 +85,7 @@ class Registry:
         self, principal: Principal, name: str, fields: Mapping[str, Any]
     ) -> PackageGroup:
         """Raises `Conflict` for one that is there, by its packages or made before."""
-        principal.require(Action.MANAGE)
+        principal.require_all(Action.MANAGE, "groups of models")
         async with self._changing:
             if await self._store.packages(principal.account_id, group=name):
                 raise errors.Conflict(f"model package group {name!r} exists already")
@@ -116,7 +116,7 @@ class Registry:
 
     async def delete_group(self, principal: Principal, name: str) -> None:
         """Raises `NotFound`, and `Conflict` while something is registered in it."""
-        principal.require(Action.MANAGE)
+        principal.require_all(Action.MANAGE, "groups of models")
         async with self._changing:
             if held := await self._store.packages(principal.account_id, group=name):
                 raise errors.Conflict(
@@ -253,7 +253,7 @@ class Registry:
         `base` is a base model's name; without one, the adapter's own configuration says it.
         Raises `InvalidInput` for what is no plain LoRA adapter of that base, `NotFound`.
         """
-        principal.require(Action.MANAGE)
+        principal.require_all(Action.MANAGE, "models of one's own")
         await self.group(principal, group)
         held = await self._store.packages(principal.account_id, group=group)
         if any(package.kind != "adapter" for package in held):

@@ -36,6 +36,11 @@ def is_uri(text: str) -> bool:
     return text.startswith((_S3, _FILE))
 
 
+def is_bucket(text: str) -> bool:
+    """Whether a setting names its data in a bucket."""
+    return text.startswith(_S3)
+
+
 def parse_location(uri: str, field: str = "uri") -> Location:
     """Read a URI. Raises `InvalidInput` for `field`.
 

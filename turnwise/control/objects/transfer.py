@@ -17,6 +17,8 @@ from turnwise import errors
 from turnwise.control.datasets import DataFile
 from turnwise.control.objects.content import link_or_copy, read_pieces
 from turnwise.control.objects.locations import Location
+from turnwise.control.reach import denied
+from turnwise.domain.access import OPERATORS
 from turnwise.domain.objects import StoredObject
 
 if TYPE_CHECKING:
@@ -62,11 +64,11 @@ class Transfer:
         Raises `InvalidInput` for `field` if there is none.
         """
         if location.path is not None:
-            found = await asyncio.to_thread(self._local, location, location.path, field)
+            found = await asyncio.to_thread(self._local, account_id, location, field)
         elif await self._buckets.exists(account_id, location.bucket):
             found = await self._own(account_id, location)
-        elif self._remote is not None:
-            found = await self._fetched(self._remote, location)
+        elif remote := self._remote_of(account_id):
+            found = await self._fetched(remote, location)
         else:
             raise self._no_bucket(location, field)
         if not found:
@@ -81,7 +83,7 @@ class Transfer:
     async def download(self, account_id: str, location: Location) -> Path:
         """The path of the file there, or of a folder of those below."""
         if location.path is not None:
-            self._check_open(location.path, str(location), "uri")
+            self.check_open(account_id, location.path, "uri")
             if not location.path.exists():
                 raise errors.InvalidInput("uri", str(location), "is not there")
             return location.path
@@ -106,30 +108,31 @@ class Transfer:
     async def write(self, account_id: str, file: Path, to: Location) -> None:
         """Keep a file at a location."""
         if to.path is not None:
-            self._check_open(to.path, str(to), "uri")
+            self.check_open(account_id, to.path, "uri")
             await asyncio.to_thread(_copy, file, to.path)
         elif await self._buckets.exists(account_id, to.bucket):
             await self._buckets.put_pieces(account_id, to.bucket, to.key, read_pieces(file))
-        elif self._remote is not None:
-            await asyncio.to_thread(self._remote.upload, file, to.bucket, to.key)
+        elif remote := self._remote_of(account_id):
+            await asyncio.to_thread(remote.upload, file, to.bucket, to.key)
         else:
             raise self._no_bucket(to, "uri")
 
     async def check_writable(self, account_id: str, to: Location, field: str) -> None:
         """Raise unless files could be kept below a location, as far as can be seen by now."""
         if to.path is not None:
-            self._check_open(to.path, str(to), field)
+            self.check_open(account_id, to.path, field)
         elif await self._buckets.exists(account_id, to.bucket):
             self._buckets.check_writable(to.bucket)
-        elif self._remote is not None:
-            await asyncio.to_thread(self._remote.check, to.bucket)
+        elif remote := self._remote_of(account_id):
+            await asyncio.to_thread(remote.check, to.bucket)
         else:
             raise self._no_bucket(to, field)
 
     # ── where it lies ─────────────────────────────────────────────────────────────────────────
 
-    def _local(self, location: Location, path: Path, field: str) -> list[DataFile]:
-        self._check_open(path, str(location), field)
+    def _local(self, account_id: str, location: Location, field: str) -> list[DataFile]:
+        path = location.path or Path()
+        self.check_open(account_id, path, field)
         if path.is_dir():
             return [
                 DataFile(name=f"{location.below(relative)}", relative=relative, path=file)
@@ -177,11 +180,21 @@ class Transfer:
             path=folder / "content",
         )
 
-    def _check_open(self, path: Path, uri: str, field: str) -> None:
+    def check_open(self, account_id: str, path: Path, field: str) -> None:
+        """Raise unless the account may name this place of the server's machine."""
+        if account_id != OPERATORS:
+            raise denied(field, str(path), "use s3://bucket/key")
         if self._private is not None and path.resolve().is_relative_to(self._private):
             raise errors.InvalidInput(
-                field, uri, "leads into the server's own data", remedy="keep files elsewhere"
+                field,
+                str(path),
+                "leads into the server's own data",
+                remedy="keep files elsewhere",
             )
+
+    def _remote_of(self, account_id: str) -> Remote | None:
+        """The real S3, which opens to the server's own credentials: the operator's."""
+        return self._remote if account_id == OPERATORS else None
 
     def _no_bucket(self, location: Location, field: str) -> errors.InvalidInput:
         return errors.InvalidInput(

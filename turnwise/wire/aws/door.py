@@ -27,7 +27,9 @@ from turnwise.wire.aws.signed import signed_request
 
 log = logging.getLogger(__name__)
 
-_READ_ONLY = re.compile(r"(Describe|List|Get|Head|Lookup|Filter|Search|Query|Simulate|BatchGet)")
+_READ_ONLY = re.compile(
+    r"(Describe|List|Get|Head|Lookup|Filter|Search|Query|Simulate|BatchGet|BatchDescribe)"
+)
 
 #: Services without regions; clients sign for this one, or for their own at another endpoint.
 _GLOBAL = {"iam": "us-east-1"}

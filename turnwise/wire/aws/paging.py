@@ -27,13 +27,15 @@ def page(
 
     `items` are all that match, in order; `size` names the parameter of how many a page holds. A
     token is for one query: `InvalidInput` for one that is not ours, or came with other filters.
-    It remembers the last item shown, so that what is added or removed meanwhile is neither shown
-    twice nor hides another.
+    It remembers the last item shown and the one after it, so that what is added or removed
+    meanwhile is neither shown twice nor hides another.
 
     >>> page("abcde", {"MaxResults": 2})[0]
     ['a', 'b']
     >>> token = page("abcde", {"MaxResults": 2})[1]
     >>> page("xabcde", {"MaxResults": 2, "NextToken": token})[0]
+    ['c', 'd']
+    >>> page("cde", {"MaxResults": 2, "NextToken": token})[0]
     ['c', 'd']
     >>> page("abcde", {"MaxResults": 5})
     (['a', 'b', 'c', 'd', 'e'], None)
@@ -43,27 +45,40 @@ def page(
     shown = list(items[start:end])
     if end >= len(items) or not shown:
         return shown, None
-    state = {"next": end, "last": _digest(repr(shown[-1])), "query": _query(given, key, size)}
+    around = {"last": _digest(repr(shown[-1])), "then": _digest(repr(items[end]))}
+    state = {"next": end, **around, "query": _query(given, key, size)}
     return shown, base64.urlsafe_b64encode(json.dumps(state).encode()).decode()
 
 
 def _start(items: Sequence[Any], given: Mapping[str, Any], key: str, size: str) -> int:
-    """Where the page begins: after the item that the last one ended with, wherever it is now."""
+    """Where the page begins: after the item that the last one ended with, wherever it is now.
+
+    Whoever deletes what a page shows before asking for the next has it begin with what came then.
+    """
     token = given.get(key)
     if not token:
         return 0
     try:
         state = json.loads(base64.urlsafe_b64decode(token))
-        place, last, query = int(state["next"]), str(state["last"]), str(state["query"])
-    except (binascii.Error, ValueError, KeyError, TypeError):
+        place, query = int(state["next"]), str(state["query"])
+        last, then = str(state["last"]), str(state["then"])
+    except (binascii.Error, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         raise errors.InvalidInput(key, token, "is no token of this operation") from None
     if query != _query(given, key, size):
         raise errors.InvalidInput(
             key, token, "belongs to another query", remedy="repeat the filters it came with"
         )
-    before = [place - 1, *range(len(items))]
-    found = (n for n in before if 0 <= n < len(items) and _digest(repr(items[n])) == last)
-    return max(0, next(found, place - 1) + 1)
+    for digest, step in ((last, 1), (then, 0)):
+        if (found := _found(items, digest, near=place - step)) is not None:
+            return found + step
+    return max(0, place)
+
+
+def _found(items: Sequence[Any], digest: str, *, near: int) -> int | None:
+    """Where an item is now; looked for first where it was."""
+    places = (near, *range(len(items)))
+    found = (n for n in places if 0 <= n < len(items) and _digest(repr(items[n])) == digest)
+    return next(found, None)
 
 
 def _query(given: Mapping[str, Any], key: str, size: str) -> str:

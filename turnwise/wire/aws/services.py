@@ -22,8 +22,10 @@ from turnwise.control.models.registry import Registry
 from turnwise.control.objects.buckets import Buckets
 from turnwise.control.pipelines.pipelines import Pipelines
 from turnwise.domain.access import Account
+from turnwise.domain.job import Job
 from turnwise.ports import Clock, NewId, Resources
 from turnwise.wire.aws.agents import agent_services
+from turnwise.wire.aws.arns import JobArn
 from turnwise.wire.aws.cloudtrail import cloudtrail
 from turnwise.wire.aws.door import Answering, Modelled
 from turnwise.wire.aws.iam import iam
@@ -39,7 +41,7 @@ from turnwise.wire.aws.sagemaker.pipelines import (
     describe_training_job,
     pipeline_handlers,
 )
-from turnwise.wire.aws.sagemaker.tags import Tags, tag_handlers
+from turnwise.wire.aws.sagemaker.tags import Tags, checking, tag_handlers
 from turnwise.wire.aws.service import AwsService
 from turnwise.wire.aws.sts import sts
 
@@ -75,6 +77,11 @@ class Rooms:
 def sagemaker(rooms: Rooms) -> AwsService:
     """SageMaker's control plane: each noun brings its operations."""
     tags = Tags(rooms.resources, rooms.clock)
+
+    async def job_arn(job: Job) -> str:
+        number = (await rooms.account(job.account_id)).number
+        return str(JobArn.of(job, rooms.region, number))
+
     jobs = JobRooms(
         jobs=rooms.jobs,
         browse=rooms.browse,
@@ -83,6 +90,7 @@ def sagemaker(rooms: Rooms) -> AwsService:
         agents=rooms.agents,
         tags=tags,
         clock=rooms.clock,
+        job_arn=job_arn,
         dataset_uri=partial(dataset_uri, rooms.hubs),
         check_group=rooms.registry.group,
     )
@@ -102,7 +110,7 @@ def sagemaker(rooms: Rooms) -> AwsService:
         **artifact_handlers(rooms.resources, tags, rooms.clock),
         "DescribeTrainingJob": describe_training_job,
     }
-    service = AwsService(name="sagemaker", handlers=handlers)
+    service = AwsService(name="sagemaker", handlers=checking(handlers))
     rooms.pipelines.plug(
         InsideJobs(
             service, rooms.jobs, account=rooms.account, region=rooms.region, new_id=rooms.new_id

@@ -32,7 +32,7 @@ from turnwise.storage.sql import SqlStore
 from turnwise.storage.tables import objects
 from turnwise.system import new_id
 
-A, B = "acc_a", "acc_b"
+A, B = "acc_default", "acc_b"
 ODD_KEYS = [
     "../../etc",
     "/lead",

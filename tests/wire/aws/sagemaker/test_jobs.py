@@ -28,11 +28,14 @@ from tests.wire.aws.job_kit import (
     training,
 )
 from tests.wire.aws.kit import NUMBER, REGION, Refused, a_call
+from turnwise.control.browse import Browse
 from turnwise.control.queue import Limits
 from turnwise.domain.access import Action
 from turnwise.domain.event import EventDraft, EventKind
 from turnwise.domain.job import JobKind, JobStatus, Secondary
+from turnwise.domain.ledger import TokenUsage
 from turnwise.storage.sql import SqlStore
+from turnwise.tracking.details import RunState, save_run_state
 
 
 @pytest.fixture
@@ -565,3 +568,69 @@ async def test_unknown_schemas_are_not_found(door: JobDoor) -> None:
         )
     with pytest.raises(Refused, match="ResourceNotFound: job schema of category"):
         await door.ask("ListJobSchemaVersions", JobCategory="DataTransformation")
+
+
+async def test_a_job_that_is_deleted_by_another_door_leaves_no_tags_and_no_records(
+    door: JobDoor,
+) -> None:
+    await door.create("walk", training(door.rows), Tags=[{"Key": "team", "Value": "a"}])
+    job = await door.world.store.job(ACCOUNT, "walk")
+    run = RunState(experiment="e", experiment_id="1", run_name="walk", run_id="r")
+    await save_run_state(door.world.store, ACCOUNT, job.job_id, run)
+    (await door.world.running("walk")).end()
+    await door.world.until("walk", JobStatus.COMPLETED)
+    await door.world.jobs.delete(ADMIN, "walk")
+
+    for kind in ("sagemaker-job", "tags", "mlflow-run"):
+        assert await door.world.store.resources(ACCOUNT, kind) == []
+    await door.create("walk", training(door.rows))
+    assert (await door.describe("walk")).get("Tags", []) == []
+
+
+async def test_a_server_that_is_killed_just_after_a_job_was_stored_knows_what_it_was_given(
+    door: JobDoor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def killed(*given: Any) -> None:
+        raise RuntimeError("killed")
+
+    monkeypatch.setattr(door.world.jobs, "_fill_places", killed)
+    document = training(door.rows, VpcConfig={"SecurityGroupIds": ["sg-1"], "Subnets": ["s-1"]})
+    with pytest.raises(Refused):
+        await door.create("walk", document, Tags=[{"Key": "team", "Value": "a"}])
+
+    found = await door.describe("walk")
+    assert found["JobConfigDocument"]["VpcConfig"] == document["VpcConfig"]
+    assert (found["RoleArn"], found["Tags"]) == (ROLE, [{"Key": "team", "Value": "a"}])
+
+
+async def test_no_job_is_made_with_tags_that_are_refused(door: JobDoor) -> None:
+    with pytest.raises(Refused, match='may not begin with "aws:"'):
+        await door.create("walk", training(door.rows), Tags=[{"Key": "aws:a", "Value": ""}])
+    assert await door.world.jobs.list(ADMIN) == []
+
+
+async def test_what_a_resumed_job_cost_counts_though_nobody_asked_while_it_ran(
+    door: JobDoor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    costs = iter([TokenUsage(train=1), TokenUsage(train=2)])
+
+    async def usage(*given: Any) -> TokenUsage:
+        return next(costs)
+
+    monkeypatch.setattr(Browse, "usage", usage)
+    await door.create("walk", training(door.rows))
+    (await door.world.running("walk")).end(JobStatus.FAILED)
+    await door.world.until("walk", JobStatus.FAILED)
+    assert await counted(door) == [1, 1]
+
+    await door.world.jobs.resume(ADMIN, "walk")
+    (await door.world.running("walk")).end()
+    await door.world.until("walk", JobStatus.COMPLETED)
+    assert await counted(door) == [2, 2]
+
+
+async def counted(door: JobDoor) -> list[int]:
+    """Tokens trained, as two calls tell."""
+    found = [await door.describe("walk") for _ in range(2)]
+    outputs = [each["JobConfigDocument"]["ServiceOutput"] for each in found]
+    return [output["BillableTokenUsage"]["TrainTokenCount"] for output in outputs]

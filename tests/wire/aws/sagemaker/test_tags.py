@@ -8,7 +8,8 @@ from tests.wire.aws.kit import Caller, Refused, a_call
 from turnwise.domain.access import Action
 from turnwise.storage.sql import SqlStore
 from turnwise.system import SYSTEM_CLOCK
-from turnwise.wire.aws.sagemaker.tags import Tags, tag_handlers
+from turnwise.wire.aws.sagemaker.tags import Tags, checking, tag_handlers
+from turnwise.wire.aws.service import Call, Json
 
 ARN = "arn:aws:sagemaker:us-west-2:000000000001:job/AgentRFT/walk"
 
@@ -91,3 +92,21 @@ async def test_tags_need_the_right_of_the_whole_account(ask: Caller):
         with pytest.raises(Refused) as refused:
             await ask("ListTags", ResourceArn=ARN, by=a_call(**who))
         assert refused.value.code == "AccessDeniedException"
+
+
+async def test_nothing_is_made_with_tags_that_are_refused(tags: Tags):
+    made = []
+
+    async def create(call: Call, given: Json) -> Json:
+        made.append(given)
+        return {"PipelineArn": ARN}
+
+    ask = Caller(checking({"CreatePipeline": create}))
+    role = "arn:aws:iam::000000000001:role/trainer"
+    asked = {"PipelineName": "p", "ClientRequestToken": "t" * 32, "RoleArn": role}
+    for wrong in ([tag("aws:mine")], [tag(f"k{n}") for n in range(51)]):
+        with pytest.raises(Refused):
+            await ask("CreatePipeline", **asked, Tags=wrong)
+    assert made == []
+    await ask("CreatePipeline", **asked, Tags=[tag("mine")])
+    assert len(made) == 1

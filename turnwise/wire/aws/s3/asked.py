@@ -45,8 +45,9 @@ class Asked:
         text = self.query.get(name, "")
         if not text:
             return default
-        if not (text.isascii() and text.isdecimal() and low <= int(text) <= high):
-            raise AwsError("InvalidArgument", f"{name}: {text!r} must be {low} to {high}")
+        is_short = text.isascii() and text.isdecimal() and len(text) < 20
+        if not (is_short and low <= int(text) <= high):
+            raise AwsError("InvalidArgument", f"{name}: {text[:40]!r} must be {low} to {high}")
         return int(text)
 
     @property

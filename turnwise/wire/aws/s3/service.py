@@ -81,6 +81,8 @@ _OBJECT: Mapping[tuple[str, str], str] = {
     ("DELETE", "uploadId"): "AbortMultipartUpload",
     ("DELETE", ""): "DeleteObject",
 }
+#: Of an older presigned URL; whoever reads the audit trail must not be able to use it again.
+_SIGNATURE = frozenset({"AWSAccessKeyId", "Signature", "Expires"})
 _COPIES = {"PutObject": "CopyObject", "UploadPart": "UploadPartCopy"}
 
 
@@ -146,7 +148,9 @@ def _unknown(asked: Asked, mark: str) -> AwsError:
 def _parameters(asked: Asked) -> dict[str, str]:
     """What the audit trail keeps of a call: where it went, and none of the content."""
     given = {"bucketName": asked.bucket, "key": asked.key} | {
-        name: value for name, value in asked.query.items() if not name.startswith("X-Amz-")
+        name: value
+        for name, value in asked.query.items()
+        if not name.startswith("X-Amz-") and name not in _SIGNATURE
     }
     source = asked.header("x-amz-copy-source")
     given |= {"x-amz-copy-source": source} if source else {}

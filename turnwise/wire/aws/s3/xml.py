@@ -19,6 +19,9 @@ _HEAD = '<?xml version="1.0" encoding="UTF-8"?>\n'
 #: Characters that XML cannot hold as they are; S3 writes references, as of "\r" everybody does.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\ufffe\uffff]")
 
+#: Ten thousand parts with checksums are 3 MB.
+MAX_BYTES = 8 * 1024 * 1024
+
 Content = str | int | bool | Iterable[tuple[str, "Content"]]
 
 
@@ -68,10 +71,17 @@ class Element:
     @classmethod
     def parse(cls, body: bytes, name: str) -> Element:
         """Read a body whose outermost element has that name. Raises `AwsError`."""
-        if b"<!DOCTYPE" in body or b"<!ENTITY" in body:
+        if len(body) > MAX_BYTES:
+            raise malformed(f"is larger than {MAX_BYTES} bytes")
+        try:
+            # Whatever encoding it declares: in another one, what is looked for would be hidden.
+            text = body.decode("utf-8-sig")
+        except UnicodeDecodeError:
+            raise malformed("is not UTF-8") from None
+        if "<!DOCTYPE" in text or "<!ENTITY" in text:
             raise malformed("has a document type")
         try:
-            element = ElementTree.fromstring(body)
+            element = ElementTree.fromstring(text)
         except (ElementTree.ParseError, ValueError, LookupError) as error:
             raise malformed(f"is not XML: {error}") from None
         if _local(element) != name:

@@ -109,7 +109,9 @@ class _Hub:
         return await self._described(call, _hub_name(call, given))
 
     async def list(self, call: Call, given: Json) -> Json:
-        names = [PUBLIC_HUB, *(hub.name for hub in await self._hubs.hubs(call.principal))]
+        names = [PUBLIC_HUB]
+        if call.principal.job_ids is None:  # own hubs are the whole account's
+            names += [hub.name for hub in await self._hubs.hubs(call.principal)]
         found = [await self._described(call, name) for name in names]
         found = [
             {key: value for key, value in each.items() if key != "S3StorageConfig"}

@@ -29,6 +29,7 @@ from turnwise.domain.job import AgentSpec, Job, JobKind
 from turnwise.domain.ledger import TokenUsage
 from turnwise.domain.resource import Resource
 from turnwise.ports import Clock, ModelPackage, Resources
+from turnwise.tracking.details import KIND as RUN
 from turnwise.tracking.details import mlflow_details
 from turnwise.wire.aws.arns import JobArn, ModelPackageArn, ModelPackageGroupArn
 from turnwise.wire.aws.paging import in_time, page
@@ -40,7 +41,8 @@ from turnwise.wire.aws.sagemaker.job_progress import (
     modified_at,
     secondary_of,
 )
-from turnwise.wire.aws.sagemaker.tags import Tags
+from turnwise.wire.aws.sagemaker.tags import KIND as TAGS
+from turnwise.wire.aws.sagemaker.tags import Tags, checked
 from turnwise.wire.aws.service import AwsError, Call, Handler, Json
 
 #: The kind of a job's record.
@@ -57,8 +59,8 @@ _READ = (EventKind.STATUS, EventKind.LOG, EventKind.STEP)
 class JobRooms:
     """What the handlers call.
 
-    `dataset_uri` finds the rows of a hub's data set by its ARN; `check_group` raises `NotFound`
-    for a model package group that there is not.
+    `job_arn` gives a job's ARN; `dataset_uri` finds the rows of a hub's data set by its ARN;
+    `check_group` raises `NotFound` for a model package group that there is not.
     """
 
     jobs: Jobs
@@ -68,6 +70,7 @@ class JobRooms:
     agents: Agents
     tags: Tags
     clock: Clock
+    job_arn: Callable[[Job], Awaitable[str]]
     dataset_uri: Callable[[Principal, str], Awaitable[str]]
     check_group: Callable[[Principal, str], Awaitable[object]]
 
@@ -75,6 +78,7 @@ class JobRooms:
 def job_handlers(rooms: JobRooms) -> dict[str, Handler]:
     """CreateJob, DescribeJob, ListJobs, StopJob, DeleteJob, and the schemas of their documents."""
     served = _JobHandlers(rooms)
+    rooms.jobs.plug(served.records_of)
     return {
         "CreateJob": served.create,
         "DescribeJob": served.describe,
@@ -104,16 +108,19 @@ class _JobHandlers:
                 remedy=f"use {documents.VERSION}",
             )
         asked = documents.read(kind, given["JobConfigDocument"])
+        tags = checked(given.get("Tags", ()))
         found = await self._find(call, asked)
         spec = parse_job(documents.job_file(given["JobName"], asked, found))
         try:
-            job = await self._rooms.jobs.create(call.principal, spec, within_quota=True)
+            job = await self._rooms.jobs.create(
+                call.principal,
+                spec,
+                within_quota=True,
+                records=lambda job: self._records(call, job, given, tags),
+            )
         except (errors.Conflict, errors.Corrupted) as error:
             raise await self._refusal(call, spec.name, error) from error
-        await self._keep(job, given)
-        arn = _arn(call, job)
-        await self._rooms.tags.put(call, arn, given.get("Tags", []))
-        return {"JobArn": arn}
+        return {"JobArn": _arn(call, job)}
 
     async def _find(self, call: Call, asked: documents.Asked) -> documents.Found:
         """What a document names, in this account."""
@@ -162,8 +169,10 @@ class _JobHandlers:
             return AwsError("ValidationException", str(error))
         return AwsError("ResourceInUse", str(error))
 
-    async def _keep(self, job: Job, given: Json) -> None:
-        """Remember what was given, in place of what was said of an earlier job of that name."""
+    def _records(
+        self, call: Call, job: Job, given: Json, tags: Mapping[str, str]
+    ) -> list[Resource]:
+        """What to remember of what was given."""
         record = Resource(
             account_id=job.account_id,
             kind=KIND,
@@ -176,10 +185,11 @@ class _JobHandlers:
             },
             created_at=job.created_at,
         )
-        try:
-            await self._rooms.resources.create_resource(record)
-        except errors.Conflict:
-            await self._rooms.resources.change_resource(record)
+        return [record, *([self._rooms.tags.record(call, _arn(call, job), tags)] if tags else [])]
+
+    async def records_of(self, job: Job) -> list[tuple[str, str]]:
+        """What is remembered of a job: its document, its tags, its run in MLflow."""
+        return [(KIND, job.name), (TAGS, await self._rooms.job_arn(job)), (RUN, job.job_id)]
 
     # ── describe ──────────────────────────────────────────────────────────────────────────────
 
@@ -288,9 +298,6 @@ class _JobHandlers:
     async def delete(self, call: Call, given: Json) -> Json:
         job = await self._job(call, given)
         await self._rooms.jobs.delete(call.principal, job.job_id)
-        await self._rooms.tags.drop(call, _arn(call, job))
-        with contextlib.suppress(errors.NotFound):  # it came by another door
-            await self._rooms.resources.delete_resource(job.account_id, KIND, job.name)
         return {}
 
     async def _job(self, call: Call, given: Json) -> Job:
@@ -309,7 +316,7 @@ class _Watch:
         self._browse = browse
         self._clock = clock
         self._progress: OrderedDict[str, Progress] = OrderedDict()
-        self._usage: OrderedDict[str, tuple[float, bool, TokenUsage]] = OrderedDict()
+        self._usage: OrderedDict[str, tuple[float, float | None, TokenUsage]] = OrderedDict()
 
     async def progress(self, principal: Principal, job: Job) -> Progress:
         """How far a job is."""
@@ -329,11 +336,12 @@ class _Watch:
 
     async def usage(self, principal: Principal, job: Job) -> TokenUsage:
         """What a job cost, at most `USAGE_AGE_S` old while it runs."""
-        at, was_final, usage = self._usage.get(job.job_id, (-USAGE_AGE_S, False, TokenUsage()))
+        at, ended_at, usage = self._usage.get(job.job_id, (-USAGE_AGE_S, None, TokenUsage()))
         now = self._clock.now()
-        if was_final is not job.status.is_final or (not was_final and now - at >= USAGE_AGE_S):
+        is_old = job.ended_at is None and now - at >= USAGE_AGE_S
+        if is_old or job.ended_at != ended_at:  # it may have been resumed since, and have ended
             usage = await self._browse.usage(principal, job.job_id)
-            _remember(self._usage, job.job_id, (now, job.status.is_final, usage))
+            _remember(self._usage, job.job_id, (now, job.ended_at, usage))
         return usage
 
 

@@ -81,7 +81,7 @@ class MlflowApps:
 
     async def create_app(self, call: Call, given: Json) -> Json:
         """CreateMlflowApp."""
-        call.principal.require(Action.MANAGE)
+        call.principal.require_all(Action.MANAGE, "MLflow apps")
         self._check_there()
         if given["Name"] == DEFAULT:
             raise errors.Conflict(f"the MLflow app {DEFAULT!r} exists already")
@@ -115,7 +115,7 @@ class MlflowApps:
 
     async def update_app(self, call: Call, given: Json) -> Json:
         """UpdateMlflowApp; a name stays as it is."""
-        call.principal.require(Action.MANAGE)
+        call.principal.require_all(Action.MANAGE, "MLflow apps")
         app = await self._app(call, given["Arn"])
         if given.get("Name", app.name) != app.name:
             raise errors.InvalidInput("Name", given["Name"], "cannot be changed")
@@ -126,7 +126,7 @@ class MlflowApps:
 
     async def delete_app(self, call: Call, given: Json) -> Json:
         """DeleteMlflowApp: the name goes, what MLflow holds stays."""
-        call.principal.require(Action.MANAGE)
+        call.principal.require_all(Action.MANAGE, "MLflow apps")
         app = await self._app(call, given["Arn"])
         if app.name == DEFAULT:
             raise errors.InvalidInput("Arn", given["Arn"], "is the account's default app and stays")

@@ -15,6 +15,7 @@ from turnwise import errors
 from turnwise.control.models.catalogue import Catalogue
 from turnwise.control.models.model_files import ModelFiles
 from turnwise.control.models.registry import PackageGroup, Registry
+from turnwise.domain.access import Action
 from turnwise.domain.times import in_words
 from turnwise.ports import ModelPackage
 from turnwise.wire.aws.arns import ModelPackageArn, ModelPackageGroupArn
@@ -158,6 +159,7 @@ class _ModelPackages:
         return await self._described(call, package, notes)
 
     async def batch_describe(self, call: Call, given: Json) -> Json:
+        call.principal.require(Action.READ)  # not only of each: there may be none
         summaries, faults = {}, {}
         for arn in given["ModelPackageArnList"]:
             try:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import wraps
 
 from turnwise import errors
 from turnwise.domain.access import Action
@@ -33,14 +34,10 @@ class Tags:
 
         Raises `InvalidInput` for a key that begins with "aws:", `LimitExceeded` past 50.
         """
-        for tag in tags:
-            if tag["Key"].lower().startswith("aws:"):
-                raise errors.InvalidInput("Tags", tag["Key"], 'may not begin with "aws:"')
+        given = checked(tags)
         async with self._writing:
-            kept = await self._pairs(call, arn)
-            kept |= {tag["Key"]: tag.get("Value", "") for tag in tags}
-            if len(kept) > MOST:
-                raise errors.LimitExceeded(f"{arn} would have {len(kept)} tags; {MOST} is the most")
+            kept = await self._pairs(call, arn) | given
+            _check_count(kept, arn)
             if tags:
                 await self._keep(call, arn, kept)
         return _listed(kept)
@@ -72,18 +69,51 @@ class Tags:
             return {}
         return {key: value for key, value in found.body["tags"]}
 
-    async def _keep(self, call: Call, arn: str, pairs: dict[str, str]) -> None:
-        record = Resource(
+    def record(self, call: Call, arn: str, pairs: Mapping[str, str]) -> Resource:
+        """The record of what an ARN is tagged with."""
+        return Resource(
             account_id=call.account.account_id,
             kind=KIND,
             name=arn,
             body={"tags": [list(pair) for pair in pairs.items()]},
             created_at=self._clock.now(),
         )
+
+    async def _keep(self, call: Call, arn: str, pairs: dict[str, str]) -> None:
+        record = self.record(call, arn, pairs)
         try:
             await self._resources.change_resource(record)
         except errors.NotFound:
             await self._resources.create_resource(record)
+
+
+def checked(tags: Sequence[Json]) -> dict[str, str]:
+    """Tags as pairs. Raises `InvalidInput`, `LimitExceeded` for what nothing may be tagged with."""
+    for tag in tags:
+        if tag["Key"].lower().startswith("aws:"):
+            raise errors.InvalidInput("Tags", tag["Key"], 'may not begin with "aws:"')
+    pairs = {tag["Key"]: tag.get("Value", "") for tag in tags}
+    _check_count(pairs, "what is tagged so")
+    return pairs
+
+
+def checking(handlers: Mapping[str, Handler]) -> dict[str, Handler]:
+    """Handlers that look at `Tags` before they make what these are for."""
+    return {name: _checking(handler) for name, handler in handlers.items()}
+
+
+def _checking(handler: Handler) -> Handler:
+    @wraps(handler)
+    async def handle(call: Call, given: Json) -> Json:
+        checked(given.get("Tags", ()))
+        return await handler(call, given)
+
+    return handle
+
+
+def _check_count(pairs: Mapping[str, str], arn: str) -> None:
+    if len(pairs) > MOST:
+        raise errors.LimitExceeded(f"{arn} would have {len(pairs)} tags; {MOST} is the most")
 
 
 def tag_handlers(tags: Tags) -> dict[str, Handler]:
