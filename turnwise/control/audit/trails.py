@@ -60,30 +60,6 @@ class Buckets(Protocol):
         ...
 
 
-class NoBucket(errors.NotFound):
-    """The bucket that a trail is to write to does not exist."""
-
-
-class InvalidTrailName(errors.InvalidInput):
-    """A trail's name that CloudTrail would refuse."""
-
-
-class InvalidBucketName(errors.InvalidInput):
-    """A bucket's name that S3 would refuse."""
-
-
-class InvalidPrefix(errors.InvalidInput):
-    """A key prefix that is too long or leads elsewhere."""
-
-
-class TrailExists(errors.Conflict):
-    """The account has a trail of that name."""
-
-
-class TooManyTrails(errors.LimitExceeded):
-    """The account has as many as it may."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trail:
     """A trail as it is kept. Exactly one of `bucket` and `folder` is set.
@@ -191,9 +167,9 @@ class Trails:
         async with self._moving:
             mine = [key for key in self._known if key[0] == account.account_id]
             if (account.account_id, name) in mine:
-                raise TrailExists(f"trail {name!r} exists already")
+                raise errors.Conflict(f"trail {name!r} exists already")
             if len(mine) >= MAX_TRAILS:
-                raise TooManyTrails(f"an account may have {MAX_TRAILS} trails")
+                raise errors.LimitExceeded(f"an account may have {MAX_TRAILS} trails")
             now = self._clock.now()
             body = dataclasses.asdict(made)
             await self._resources.create_resource(
@@ -277,7 +253,7 @@ class Trails:
         classic: Sequence[Json] = (),
         advanced: Sequence[Json] = (),
     ) -> Trail:
-        """Replace what a trail selects. Raises `audit_selectors.InvalidSelectors`."""
+        """Replace what a trail selects. Raises `InvalidInput`."""
         principal.require_all(Action.MANAGE, "trails")
         audit_selectors.check(classic, advanced)
         async with self._moving:
@@ -296,11 +272,11 @@ class Trails:
                 "bucket", bucket, "and a folder exclude each other", remedy="name one of the two"
             )
         if bucket and not _BUCKET.fullmatch(bucket):
-            raise InvalidBucketName(
+            raise errors.InvalidInput(
                 "S3BucketName", bucket, "is no bucket's name", remedy="3 to 63 of a-z, 0-9, . and -"
             )
         if len(prefix) > 200 or prefix.startswith("/") or ".." in PurePosixPath(prefix).parts:
-            raise InvalidPrefix(
+            raise errors.InvalidInput(
                 "S3KeyPrefix", prefix, "is no prefix", remedy="up to 200 characters, without .."
             )
         if not folder:
@@ -315,7 +291,7 @@ class Trails:
     async def _check_bucket(self, account_id: str, bucket: str) -> None:
         if not bucket or (self._buckets and await self._buckets.exists(account_id, bucket)):
             return
-        raise NoBucket("bucket", bucket, remedy="create it first, or name a folder")
+        raise errors.NotFound("bucket", bucket, remedy="create it first, or name a folder")
 
     def _find(self, principal: Principal, name: str) -> Trail:
         found = self._known.get((principal.account_id, name))
@@ -451,9 +427,9 @@ _ERROR_NAMES: Mapping[type[Exception], str] = {
 
 
 def check_name(name: str) -> None:
-    """Raise `InvalidTrailName` for a name that CloudTrail would refuse."""
+    """Raise `InvalidInput` for a name that CloudTrail would refuse."""
     if not _NAME.fullmatch(name):
-        raise InvalidTrailName(
+        raise errors.InvalidInput(
             "Name",
             name,
             "is no trail's name",

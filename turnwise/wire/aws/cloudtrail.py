@@ -9,17 +9,8 @@ from typing import Any
 
 from turnwise import errors
 from turnwise.control.audit.audit_trail import AuditTrail
-from turnwise.control.audit.selectors import DEFAULT, InvalidSelectors
-from turnwise.control.audit.trails import (
-    InvalidBucketName,
-    InvalidPrefix,
-    InvalidTrailName,
-    NoBucket,
-    TooManyTrails,
-    Trail,
-    TrailExists,
-    Trails,
-)
+from turnwise.control.audit.selectors import DEFAULT
+from turnwise.control.audit.trails import Trail, Trails
 from turnwise.domain.audit import AuditQuery, AuditRecord, Category
 from turnwise.domain.times import iso
 from turnwise.ports import Clock
@@ -31,16 +22,19 @@ HISTORY_S = 90 * 24 * 3600.0
 _MAX_RESULTS = 50
 
 CODES: dict[type[Exception], str] = {
-    NoBucket: "S3BucketDoesNotExistException",
     errors.NotFound: "TrailNotFoundException",
-    TrailExists: "TrailAlreadyExistsException",
-    TooManyTrails: "MaximumNumberOfTrailsExceededException",
-    InvalidTrailName: "InvalidTrailNameException",
-    InvalidBucketName: "InvalidS3BucketNameException",
-    InvalidPrefix: "InvalidS3PrefixException",
-    InvalidSelectors: "InvalidEventSelectorsException",
+    errors.Conflict: "TrailAlreadyExistsException",
+    errors.LimitExceeded: "MaximumNumberOfTrailsExceededException",
     errors.InvalidInput: "InvalidParameterException",
-    errors.Conflict: "ConflictException",
+}
+#: Those of errors about one thing.
+CODES_OF: dict[str, str] = {
+    "bucket": "S3BucketDoesNotExistException",
+    "Name": "InvalidTrailNameException",
+    "S3BucketName": "InvalidS3BucketNameException",
+    "S3KeyPrefix": "InvalidS3PrefixException",
+    "EventSelectors": "InvalidEventSelectorsException",
+    "AdvancedEventSelectors": "InvalidEventSelectorsException",
 }
 
 #: Options that are kept and shown as they were given, with what they are by default.
@@ -58,7 +52,10 @@ def cloudtrail(audit: AuditTrail, trails: Trails, clock: Clock) -> AwsService:
     handlers = _trail_handlers(trails) | _selector_handlers(trails)
     history = _History(audit, clock)
     return AwsService(
-        name="cloudtrail", handlers=handlers | {"LookupEvents": history.lookup}, codes=CODES
+        name="cloudtrail",
+        handlers=handlers | {"LookupEvents": history.lookup},
+        codes=CODES,
+        codes_of=CODES_OF,
     )
 
 

@@ -67,11 +67,14 @@ class AwsService:
     """One service: its name in botocore, its operations, and its codes for our errors.
 
     `codes` are looked up by the most specific class first; what they lack is in `faults.CODES`.
+    `codes_of` goes before both: codes by what an error is about, the outermost member that is
+    invalid or the kind of what does not exist.
     """
 
     name: str
     handlers: Mapping[str, Handler]
     codes: Mapping[type[Exception], str] = field(default_factory=dict)
+    codes_of: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def model(self) -> ServiceModel:
