@@ -95,7 +95,7 @@ async def test_who_is_not_verified_is_refused_and_not_told():
 async def test_a_bearer_token_of_the_data_plane_opens_no_other_door():
     """It is a signature of POST / with an empty body; the operation in a header is not signed."""
     from tests.unit.access.test_callers import token
-    from turnwise.access.token import presigned
+    from turnwise.access.sdk_token import presigned
 
     async with a_door({"ListJobs": _never}) as door:
         request = presigned(token(door.key, door.secret))

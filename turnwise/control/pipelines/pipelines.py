@@ -332,7 +332,7 @@ class Pipelines:
 
     async def _look(self, account_id: str, execution_id: str, driven: _Driven) -> ExecutionStatus:
         """One look. What breaks is the execution's failure, unless waiting may mend it."""
-        principal = _driver(account_id)
+        principal = driver(account_id)
         async with driven.lock:
             try:
                 execution = await self.execution(principal, execution_id)
@@ -353,7 +353,7 @@ class Pipelines:
         except Exception as error:  # supervision: whatever broke, the execution says so
             log.exception("execution %s broke", execution.execution_id)
             broken = dataclasses.replace(
-                await self.execution(_driver(account_id), execution.execution_id),
+                await self.execution(driver(account_id), execution.execution_id),
                 status=ExecutionStatus.FAILED,
                 failure=f"internal error: {type(error).__name__}",
             )
@@ -504,7 +504,7 @@ def _pipeline(kept: Resource) -> Pipeline:
     return pipeline
 
 
-def _driver(account_id: str) -> Principal:
+def driver(account_id: str) -> Principal:
     """Who drives: an execution goes on when the key that started it is revoked."""
     return Principal(
         account_id=account_id, actions=frozenset({Action.MANAGE, Action.READ}), name="pipelines"

@@ -41,6 +41,8 @@ from turnwise.wire.aws.sagemaker.job_progress import (
     modified_at,
     secondary_of,
 )
+from turnwise.wire.aws.sagemaker.mlflow_apps import KIND as MLFLOW_APP
+from turnwise.wire.aws.sagemaker.mlflow_apps import app_arn
 from turnwise.wire.aws.sagemaker.tags import KIND as TAGS
 from turnwise.wire.aws.sagemaker.tags import Tags, checked
 from turnwise.wire.aws.service import AwsError, Call, Handler, Json
@@ -249,8 +251,8 @@ class _JobHandlers:
 
     async def _mlflow_arn(self, call: Call) -> str:
         """The account's MLflow app, the first that was made."""
-        apps = await self._rooms.resources.resources(call.account.account_id, "mlflow-app")
-        return call.arn("sagemaker", f"mlflow-app/{apps[0].body['id']}") if apps else ""
+        apps = await self._rooms.resources.resources(call.account.account_id, MLFLOW_APP)
+        return app_arn(call, apps[0]) if apps else ""
 
     async def _outcome(self, call: Call, job: Job, progress: Progress) -> documents.Outcome:
         newest = {

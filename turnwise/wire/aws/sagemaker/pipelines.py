@@ -12,8 +12,8 @@ from turnwise import errors
 from turnwise.control.jobs import Jobs
 from turnwise.control.pipelines.definition import StepKind, parse_definition
 from turnwise.control.pipelines.execution import Execution, StepState
-from turnwise.control.pipelines.pipelines import Pipeline, Pipelines, Start
-from turnwise.domain.access import Account, Action, Principal
+from turnwise.control.pipelines.pipelines import Pipeline, Pipelines, Start, driver
+from turnwise.domain.access import Account, Action
 from turnwise.domain.job import JobKind
 from turnwise.ports import NewId
 from turnwise.wire.aws import shapes
@@ -391,7 +391,7 @@ class InsideJobs:
         is_evaluation = given["JobCategory"] == "AgentRFTEvaluation"
         # First, for it is asked again and again while there is none.
         await self._jobs.check_quota(
-            _principal(account_id), JobKind.EVALUATION if is_evaluation else JobKind.TRAIN
+            driver(account_id), JobKind.EVALUATION if is_evaluation else JobKind.TRAIN
         )
         await self._call(account_id, "CreateJob", create_parameters(given))
 
@@ -406,7 +406,7 @@ class InsideJobs:
 
     async def _call(self, account_id: str, operation: str, given: Json) -> Json:
         call = Call(
-            principal=_principal(account_id),
+            principal=driver(account_id),
             account=await self._account(account_id),
             region=self._region,
             request_id=self._new_id("req"),
@@ -430,11 +430,6 @@ def create_parameters(given: Mapping[str, Any]) -> Json:
         document = {"VpcConfig": network} | document
     is_text = isinstance(document, str)
     return parameters | {"JobConfigDocument": document if is_text else json.dumps(document)}
-
-
-def _principal(account_id: str) -> Principal:
-    actions = frozenset({Action.MANAGE, Action.READ})
-    return Principal(account_id=account_id, actions=actions, name="pipelines")
 
 
 def _ours(error: AwsError, given: Json) -> errors.TurnwiseError:
