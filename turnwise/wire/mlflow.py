@@ -209,6 +209,8 @@ class MlflowDoor:
     # ── the way through ───────────────────────────────────────────────────────────────────────
 
     async def _answer(self, http: HttpCall, path: str, receive: Receive, send: Send) -> None:
+        if unquote(http.raw_path.removeprefix(PREFIX)) != path:  # its beginning is encoded
+            raise errors.NotFound("page", path)
         action = _action(http.method, path)
         target = http.raw_path.removeprefix(PREFIX)
         if not target.startswith("/") or unquote(target) != path:
@@ -294,7 +296,8 @@ def _cookie(http: HttpCall) -> str:
 def _check_origin(http: HttpCall) -> None:
     """Refuse what another site's page makes a browser send with our cookie."""
     origin, site = http.header("origin"), http.header("sec-fetch-site")
-    is_foreign = origin and urlsplit(origin).netloc != http.header("host")
+    host = http.header("host")
+    is_foreign = origin and origin not in (f"http://{host}", f"https://{host}")
     if http.method not in ("GET", "HEAD") and (is_foreign or site == "cross-site"):
         raise errors.Denied(f"a page of {origin or 'another site'} may not change anything here")
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from turnwise import errors
+from turnwise.control.json_text import read_json
 from turnwise.domain.access import Action, Principal
 from turnwise.domain.resource import Resource
 from turnwise.ports import Clock, Resources
@@ -187,10 +188,7 @@ def rows_uri(content: HubContent) -> str:
 
 
 def _check_document(kind: str, document: str) -> None:
-    try:
-        said = json.loads(document)
-    except (ValueError, RecursionError) as error:
-        raise errors.InvalidInput("HubContentDocument", document, f"is not JSON: {error}") from None
+    said = read_json("HubContentDocument", document)
     if not isinstance(said, dict):
         raise errors.InvalidInput("HubContentDocument", document, "must be a JSON object")
     for name in ("DatasetS3Bucket", "DatasetS3Prefix") if kind == DATA_SET else ():

@@ -26,6 +26,7 @@ from enum import StrEnum
 from typing import Any
 
 from turnwise import errors
+from turnwise.control.json_text import read_json
 
 VERSION = "2020-12-01"
 #: As many steps as AWS allows in one pipeline.
@@ -106,6 +107,8 @@ class Parameter:
                 value = int(text) if self.kind == "Integer" else float(text)
             except ValueError:
                 value = None
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            value = None
         if value is None or (isinstance(value, float) and not math.isfinite(value)):
             raise errors.InvalidInput(f"parameter {self.name}", text, f"is no {self.kind}")
         if self.choices and value not in self.choices:
@@ -154,10 +157,7 @@ class Definition:
 
 def parse_definition(text: str) -> Definition:
     """Read and check a definition. Raises `InvalidInput` that names the step at fault."""
-    try:
-        data = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise errors.InvalidInput("PipelineDefinition", text, f"is not JSON: {error}") from None
+    data = read_json("PipelineDefinition", text)
     try:
         return _definition(data)
     except RecursionError:
@@ -193,7 +193,7 @@ def _parameter(item: Any) -> Parameter:
         raise errors.InvalidInput(where, item, "must have a Name and a Type")
     _check_members(where, item, frozenset({"Name", "Type", "DefaultValue", "EnumValues"}))
     name, kind = item["Name"], item.get("Type")
-    if kind not in _PARAMETERS:
+    if not isinstance(kind, str) or kind not in _PARAMETERS:
         raise errors.InvalidInput(
             f"{where}.{name}.Type", kind, "is unknown", remedy=f"one of {', '.join(_PARAMETERS)}"
         )

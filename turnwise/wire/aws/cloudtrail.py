@@ -64,6 +64,7 @@ def cloudtrail(audit: AuditTrail, trails: Trails, clock: Clock) -> AwsService:
 
 def _trail_handlers(trails: Trails) -> dict[str, Handler]:
     async def create(call: Call, given: Json) -> Json:
+        """Delivers to a bucket of this server. No SNS topic, log group or KMS key."""
         _check_supported(given)
         options = {name: given.get(name, default) for name, default in _OPTIONS.items()}
         made = await trails.create(
@@ -77,6 +78,7 @@ def _trail_handlers(trails: Trails) -> dict[str, Handler]:
         return _shown(call, made)
 
     async def update(call: Call, given: Json) -> Json:
+        """Its bucket, prefix and options."""
         _check_supported(given)
         changes: Json = {"options": {key: given[key] for key in _OPTIONS if key in given}}
         places = {"bucket": "S3BucketName", "prefix": "S3KeyPrefix"}
@@ -84,14 +86,17 @@ def _trail_handlers(trails: Trails) -> dict[str, Handler]:
         return _shown(call, await trails.update(call.principal, _named(call, given), changes))
 
     async def delete(call: Call, given: Json) -> Json:
+        """The trail; the files that it has delivered stay."""
         await trails.delete(call.principal, _named(call, given))
         return {}
 
     async def get(call: Call, given: Json) -> Json:
+        """A trail by name or ARN."""
         trail = trails.trail(call.principal, _named(call, given))
         return {"Trail": _described(call, trail)}
 
     async def describe(call: Call, given: Json) -> Json:
+        """Trails by their names, or all."""
         wanted = {_name(call, each) for each in given.get("trailNameList", ())}
         found = [
             each for each in trails.trails(call.principal) if not wanted or each.name in wanted
@@ -99,6 +104,7 @@ def _trail_handlers(trails: Trails) -> dict[str, Handler]:
         return {"trailList": [_described(call, each) for each in found]}
 
     async def list_(call: Call, given: Json) -> Json:
+        """All, each with its ARN."""
         return {
             "Trails": [
                 {"TrailARN": _arn(call, each), "Name": each.name, "HomeRegion": call.region}
@@ -107,13 +113,16 @@ def _trail_handlers(trails: Trails) -> dict[str, Handler]:
         }
 
     async def status(call: Call, given: Json) -> Json:
+        """Whether it logs, and what keeps it from delivering."""
         return _status(trails.trail(call.principal, _named(call, given)))
 
     async def start(call: Call, given: Json) -> Json:
+        """Delivers what happens from now on."""
         await trails.start_logging(call.principal, _named(call, given))
         return {}
 
     async def stop(call: Call, given: Json) -> Json:
+        """Delivers nothing that happens after."""
         await trails.stop_logging(call.principal, _named(call, given))
         return {}
 
@@ -203,6 +212,7 @@ def _status(trail: Trail) -> Json:
 
 def _selector_handlers(trails: Trails) -> dict[str, Handler]:
     async def put(call: Call, given: Json) -> Json:
+        """Classic or advanced; data events are off until they are selected."""
         trail = await trails.put_selectors(
             call.principal,
             _named(call, given),
@@ -212,6 +222,7 @@ def _selector_handlers(trails: Trails) -> dict[str, Handler]:
         return _selectors(call, trail)
 
     async def get(call: Call, given: Json) -> Json:
+        """A trail's selectors."""
         return _selectors(call, trails.trail(call.principal, _named(call, given)))
 
     return {"PutEventSelectors": put, "GetEventSelectors": get}

@@ -59,7 +59,7 @@ class AwsError(Exception):
     def __init__(self, code: str, message: str, *, status: int = 400) -> None:
         self.code = code
         self.status = status
-        super().__init__(message)
+        super().__init__(errors.sendable(message))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,20 +1,32 @@
-"""One server for all tests that do not stop, kill or configure theirs."""
+"""One server, one model and one trained job for all tests that need no other."""
 
 from __future__ import annotations
 
+import contextlib
+import io
+import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.wire.aws.clients.running import RunningJob, save_model
-from tests.wire.aws.clients.service import Server
+from tests.wire.aws.clients.answering import Json, answering
+from tests.wire.aws.clients.place import BASE, RECIPE, Place
+from tests.wire.aws.clients.playing import playing
+from tests.wire.aws.clients.running import RunningJob
+from tests.wire.aws.clients.service import Server, run_python
+
+#: Unfinished training jobs of the account: the one that lends rollouts, and one of a test.
+QUOTA = 2
 
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A running server with an empty data folder."""
-    started = Server(tmp_path_factory.mktemp("server") / "data")
+    folder = tmp_path_factory.mktemp("server") / "data"
+    started = Server(folder, TURNWISE_QUOTA_TRAINING_JOBS=str(QUOTA))
     yield started
     started.stop()
     print(started.log.read_text())
@@ -27,9 +39,78 @@ def env(server: Server) -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One model for all jobs, so that they share an engine."""
-    return save_model(tmp_path_factory.mktemp("models") / "tiny")
+def shell(
+    env: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, str]]:
+    """The same, set: clients read it when they are imported.
+
+    The SDK's reports of its use, which go past the endpoint, are off by its own configuration.
+    """
+    config = tmp_path_factory.mktemp("sagemaker") / "config.yaml"
+    opt_out = {"PythonSDK": {"Modules": {"TelemetryOptOut": True}}}
+    config.write_text(json.dumps({"SchemaVersion": "1.0", "SageMaker": opt_out}))
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in env.items():
+            patch.setenv(name, value)
+        patch.setenv("SAGEMAKER_USER_CONFIG_OVERRIDE", str(config))
+        yield env
+
+
+@pytest.fixture(scope="session")
+def tiny_model(server: Server) -> Path:
+    """A tiny random model with its tokenizer and recipe, which the hub has as `BASE`."""
+    folder = server.data_dir / "models" / BASE
+    folder.parent.mkdir(exist_ok=True)
+    run_python(
+        "from pathlib import Path; from tests.service import save_chat_model; "
+        f"save_chat_model(Path({str(folder)!r}))"
+    )
+    (folder / "turnwise-recipe.json").write_text(json.dumps(RECIPE))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def place(
+    server: Server,
+    shell: dict[str, str],
+    tiny_model: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Place]:
+    """What jobs are made of. Of its agents, one plays, one is silent, and one is not there."""
+
+    def accept(path: str, payload: Json) -> tuple[int, object]:
+        return 200, {"status": "accepted"}
+
+    with playing() as (player, url), answering(accept) as silent:
+        agents = {"player": url, "silent": silent, "nobody": "http://127.0.0.1:9"}
+        yield Place(server, shell, player, agents, tmp_path_factory.mktemp("place"))
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A training job that the SDK has waited for: `MultiTurnRLTrainer(...).train(wait=True)`."""
+
+    trainer: Any
+    job: Any  # AgentRFTJob
+    printed: str
+
+    @property
+    def name(self) -> str:
+        """The job's name."""
+        return str(self.job.job_name)
+
+
+@pytest.fixture(scope="session")
+def trained(place: Place) -> Trained:
+    """Two steps, shown in the experiment "walks" as the run "walk"."""
+    printed = io.StringIO()
+    trainer = place.trainer(
+        base_job_name="walk", mlflow_experiment_name="walks", mlflow_run_name="walk"
+    )
+    with contextlib.redirect_stdout(printed):
+        job = trainer.train(wait=True)
+    assert job.job_status == "Completed", job.failure_reason
+    return Trained(trainer, job, printed.getvalue())
 
 
 @pytest.fixture(scope="session")
@@ -37,7 +118,7 @@ def running(
     server: Server, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[RunningJob]:
     """A training job that lends open rollouts; started when a test first asks for it."""
-    job = RunningJob(server, tmp_path_factory.mktemp("running"), model=tiny_model)
+    job = RunningJob(server, tmp_path_factory.mktemp("running"), tiny_model)
     yield job
     job.close()
 

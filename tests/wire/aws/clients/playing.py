@@ -1,88 +1,58 @@
-"""An agent that plays each rollout by itself: one turn, and a reward of 0 or 1 by turns.
-
-While its gate is shut, rollouts wait before their turn, so that a job goes on and on.
-"""
+"""An agent that plays each rollout by itself: two turns, and rewards that differ in each group."""
 
 from __future__ import annotations
 
 import itertools
-import json
 import threading
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
 from urllib.error import URLError
-from urllib.request import Request, urlopen
+
+from tests.wire.aws.clients.answering import Json, answering, report, turn
 
 
 class Player:
-    """The agent; `url` is where it listens."""
+    """The agent's mind. `held()` keeps rollouts before their first turn, so that a job goes on."""
 
     def __init__(self) -> None:
-        self.gate = threading.Event()
-        self.gate.set()
-        self._count = itertools.count()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self._play))
-        self._server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
-        self._thread.start()
+        self._gate = threading.Event()
+        self._gate.set()
+        self._counts: defaultdict[str, itertools.count[int]] = defaultdict(itertools.count)
 
-    def close(self) -> None:
-        self.gate.set()
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join(5)
-
-    def _play(self, payload: dict[str, Any]) -> None:
-        self.gate.wait()
-        metadata = payload["metadata"]
-        endpoint, rollout = metadata["endpoint"], metadata["trajectory_id"]
-        messages = [{"role": "user", "content": payload["prompt"]}]
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """No rollout goes on meanwhile."""
+        self._gate.clear()
         try:
-            _post(f"{endpoint}/v1/chat/completions", {"model": "default", "messages": messages})
-            _post(f"{endpoint}/complete-rollout", {"TrajectoryId": rollout, "Status": "ready"})
-            reward = float(next(self._count) % 2)
-            _post(f"{endpoint}/update-reward", {"TrajectoryId": rollout, "Rewards": [reward]})
+            yield
+        finally:
+            self.let_go()
+
+    def let_go(self) -> None:
+        """Leave no rollout waiting."""
+        self._gate.set()
+
+    def play(self, path: str, payload: Json) -> tuple[int, object]:
+        """One rollout."""
+        self._gate.wait()
+        try:
+            asked = [{"role": "user", "content": payload["prompt"]}]
+            reply = turn(payload, asked)
+            turn(payload, [*asked, reply, {"role": "user", "content": "more"}])
+            # By the prompt, so that no group is without a difference to learn from.
+            report(payload, float(next(self._counts[payload["prompt"]]) % 2))
         except URLError:
-            return  # the job has been stopped meanwhile
+            pass  # the job has been stopped meanwhile
+        return 200, {}
 
 
 @contextmanager
-def playing() -> Iterator[Player]:
-    """An agent that is ended at the end."""
+def playing() -> Iterator[tuple[Player, str]]:
+    """A player and its URL, ended at the end."""
     player = Player()
-    try:
-        yield player
-    finally:
-        player.close()
-
-
-def _post(url: str, body: object) -> None:
-    request = Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
-    with urlopen(request, timeout=60) as answer:
-        answer.read()
-
-
-def _handler(play: Any) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self._answer({"status": "healthy"})
-
-        def do_POST(self) -> None:
-            play(json.loads(self.rfile.read(int(self.headers["content-length"]))))
-            self._answer({})
-
-        def log_message(self, format: str, *args: object) -> None:
-            """Nothing: the tests' output is theirs."""
-
-        def _answer(self, body: object) -> None:
-            data = json.dumps(body).encode()
-            self.send_response(200)
-            self.send_header("content-type", "application/json")
-            self.send_header("content-length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-
-    return Handler
+    with answering(player.play) as url:
+        try:
+            yield player, url
+        finally:
+            player.let_go()

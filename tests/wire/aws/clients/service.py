@@ -6,19 +6,27 @@ import json
 import os
 import signal
 import subprocess
-from collections.abc import Mapping
+import sys
+import time
+from collections.abc import Callable, Mapping
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 ROOT = Path(__file__).parents[4]
 #: The server runs in its own environment.
 SERVER_PYTHON = os.environ.get("TURNWISE_PYTHON", str(ROOT / ".venv/bin/python"))
 REGION = "us-west-2"
 
+T = TypeVar("T")
+
 
 def server_env(**more: str) -> dict[str, str]:
     """The environment of the server's side: our code, and nothing of ours that is set outside."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("TURNWISE_")}
+    users = ("TURNWISE_", "AWS_", "SAGEMAKER_")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(users)}
     return kept | {"PYTHONPATH": str(ROOT)} | more
 
 
@@ -51,6 +59,35 @@ class Server:
             self.stop()
             raise RuntimeError(self.log.read_text())
         self.url: str = json.loads(line)["url"]
+
+    @cached_property
+    def key(self) -> str:
+        """The operator's key."""
+        return (self.data_dir / "admin.key").read_text().strip()
+
+    def call(self, method: str, path: str, body: object = None) -> dict[str, Any]:
+        """A call of the native API, as the operator: `call("GET", "/jobs/walk")`."""
+        request = Request(
+            f"{self.url}/api/v1{path}",
+            None if body is None else json.dumps(body).encode(),
+            {"Authorization": f"Bearer {self.key}", "Content-Type": "application/json"},
+            method=method,
+        )
+        try:
+            with urlopen(request, timeout=90) as answer:
+                said: dict[str, Any] = json.load(answer)
+        except HTTPError as error:
+            raise AssertionError(error.read().decode()) from error
+        return said
+
+    def ended(self, job: str) -> dict[str, Any]:
+        """A job, once it is over."""
+
+        def over() -> dict[str, Any] | None:
+            found = self.call("GET", f"/jobs/{job}")
+            return found if found["status"] in ("COMPLETED", "FAILED", "STOPPED") else None
+
+        return until(over)
 
     def cli(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """A command of our own CLI against this server."""
@@ -111,3 +148,27 @@ def client(name: str, env: Mapping[str, str], **options: Any) -> Any:
         aws_secret_access_key=env["AWS_SECRET_ACCESS_KEY"],
         **options,
     )
+
+
+def aws(env: Mapping[str, str], *arguments: str) -> str:
+    """What the aws command prints; it succeeds."""
+    command = [sys.executable, "-m", "awscli", *arguments]
+    done = subprocess.run(
+        command, env=os.environ | dict(env), capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def until(look: Callable[[], T], timeout_s: float = 120.0, *, poll_s: float = 0.2) -> T:
+    """The first look that finds something true."""
+    end = time.monotonic() + timeout_s
+    while not (found := look()):
+        assert time.monotonic() < end, f"it did not come to pass; last: {found!r}"
+        time.sleep(poll_s)
+    return found
+
+
+def code_of(error: Any) -> str:
+    """The code of an AWS error, as caught by boto3 or `pytest.raises`."""
+    return str(getattr(error, "value", error).response["Error"]["Code"])

@@ -5,16 +5,12 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-import os
 import socket
-import subprocess
 import sys
 import threading
-import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -22,38 +18,26 @@ from urllib.request import Request, urlopen
 
 import pytest
 
-from tests.wire.aws.clients.service import Server, client
+from tests.wire.aws.clients.answering import Json, answering, report, turn
+from tests.wire.aws.clients.place import Place
+from tests.wire.aws.clients.service import Server, aws, client, until
 
-Json = dict[str, Any]
 EMULATOR = "/2015-03-31/functions/function/invocations"
 AGENTCORE = Path(__file__).with_name("agentcore_agent.py")
 
+pytestmark = pytest.mark.usefixtures("shell")
+
 
 class Api:
-    """The native API, and jobs over one tiny model."""
+    """Agents, and evaluations (or training jobs) of the tiny model with them."""
 
     def __init__(self, server: Server, model: Path, folder: Path) -> None:
         self.server = server
         self._folder = folder
         self._model = model
-        self._key = (server.data_dir / "admin.key").read_text().strip()
-
-    def call(self, method: str, path: str, body: object = None) -> Json:
-        request = Request(
-            f"{self.server.url}/api/v1{path}",
-            None if body is None else json.dumps(body).encode(),
-            {"Authorization": f"Bearer {self._key}", "Content-Type": "application/json"},
-            method=method,
-        )
-        try:
-            with urlopen(request, timeout=90) as answer:
-                said: Json = json.load(answer)
-        except HTTPError as error:
-            raise AssertionError(error.read().decode()) from error
-        return said
 
     def register(self, name: str, url: str, contract: str) -> Json:
-        return self.call("POST", "/agents", {"name": name, "url": url, "as": contract})
+        return self.server.call("POST", "/agents", {"name": name, "url": url, "as": contract})
 
     def job(self, name: str, agent: Json, prompts: list[str], **changes: Any) -> Json:
         """An evaluation (or what `changes` say) over these prompts, once it has ended."""
@@ -68,85 +52,23 @@ class Api:
             "eval_sampling_params": {"max_tokens": 8, "temperature": 0.5},
             "rollout": {"rollout_max_retries": 0},
         }
-        self.call("POST", "/jobs", given | changes)
-        deadline = time.monotonic() + 120
-        while (job := self.call("GET", f"/jobs/{name}"))["status"] not in (
-            *("COMPLETED", "FAILED", "STOPPED"),
-        ):
-            assert time.monotonic() < deadline, job
-            time.sleep(0.1)
-        return job
+        self.server.call("POST", "/jobs", given | changes)
+        return self.server.ended(name)
 
     def attempts(self, job: str) -> list[Json]:
         """Its rollouts, by row and attempt."""
-        found = self.call("GET", f"/jobs/{job}/rollouts?limit=1000")["rollouts"]
-        whole = [self.call("GET", f"/rollouts/{each['rollout_id']}") for each in found]
+        found = self.server.call("GET", f"/jobs/{job}/rollouts?limit=1000")["rollouts"]
+        whole = [self.server.call("GET", f"/rollouts/{each['rollout_id']}") for each in found]
         return sorted(whole, key=lambda each: (each["row_index"], each["attempt"]))
 
     def log(self, agent: str) -> list[tuple[str, str]]:
-        entries = self.call("GET", f"/agents/{agent}/logs")["entries"]
+        entries = self.server.call("GET", f"/agents/{agent}/logs")["entries"]
         return [(entry["kind"], entry["text"]) for entry in entries]
 
 
 @pytest.fixture(scope="module")
 def api(server: Server, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Api:
     return Api(server, tiny_model, tmp_path_factory.mktemp("agents"))
-
-
-@contextmanager
-def answering(behave: Callable[[str, Json], tuple[int, object]]) -> Iterator[str]:
-    """A server that answers GET with health, and POST of a payload by `behave(path, payload)`."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self._answer(200, {"status": "healthy"})
-
-        def do_POST(self) -> None:
-            payload = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            self._answer(*behave(self.path, payload))
-
-        def _answer(self, status: int, body: object) -> None:
-            sent = json.dumps(body).encode()
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(sent)))
-            self.end_headers()
-            self.wfile.write(sent)
-
-        def log_message(self, format: str, *arguments: object) -> None:
-            pass
-
-    httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    httpd.daemon_threads = True
-    thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{httpd.server_port}"
-    finally:
-        httpd.shutdown()
-        httpd.server_close()
-        thread.join()
-
-
-def post(url: str, body: object) -> Json:
-    request = Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
-    with urlopen(request, timeout=30) as answer:
-        said: Json = json.load(answer)
-    return said
-
-
-def report(payload: Json, reward: float | None, *, status: str = "ready") -> None:
-    """What an agent without any SDK does."""
-    metadata = payload["metadata"]
-    subject = {"JobArn": metadata["jobArn"], "TrajectoryId": metadata["rolloutId"]}
-    post(f"{metadata['endpoint']}/complete-rollout", {**subject, "Status": status})
-    if reward is not None:
-        post(f"{metadata['endpoint']}/update-reward", {**subject, "Rewards": [reward]})
-
-
-def one_turn(payload: Json) -> None:
-    body = {"model": "default", "messages": [{"role": "user", "content": payload["prompt"]}]}
-    post(f"{payload['metadata']['endpoint']}/v1/chat/completions", body)
 
 
 def free_port() -> int:
@@ -167,7 +89,7 @@ def test_the_agent_payload_has_both_spellings_and_validates_against_the_sdks_rol
 
     def behave(path: str, payload: Json) -> tuple[int, object]:
         seen.append(payload)
-        one_turn(payload)
+        turn(payload)
         report(payload, 1.0)
         return 200, {}
 
@@ -181,7 +103,7 @@ def test_the_agent_payload_has_both_spellings_and_validates_against_the_sdks_rol
     assert payload["prompt"] == '{"truth": 42}'  # the column's text, unparsed
     metadata = payload["metadata"]
     assert metadata["jobArn"] == metadata["job_arn"] == request.metadata.job_arn
-    assert metadata["jobArn"].endswith(":job/AgentRFT/payload")
+    assert metadata["jobArn"].endswith(":job/AgentRFTEvaluation/payload")
     assert metadata["rolloutId"] == metadata["trajectory_id"] == request.metadata.trajectory_id
     assert request.metadata.endpoint.startswith(api.server.url)
     assert request.metadata.region == "us-west-2"
@@ -205,16 +127,16 @@ def agentcore(api: Api, env: Mapping[str, str]) -> Iterator[Json]:
     command = [sys.executable, str(AGENTCORE), str(port)]
     running = api.server.start_cli("agents", "run", "core-agent", "--", *command, **env)
     try:
-        deadline = time.monotonic() + 60
-        while True:
+
+        def is_up() -> bool:
+            assert running.poll() is None, running.communicate()
             try:
                 with urllib.request.urlopen(f"{agent['url']}/ping", timeout=5) as answer:
-                    assert json.load(answer)["status"] in ("Healthy", "HealthyBusy")
-                break
+                    return json.load(answer)["status"] in ("Healthy", "HealthyBusy")
             except OSError:
-                assert running.poll() is None, running.communicate()
-                assert time.monotonic() < deadline
-                time.sleep(0.1)
+                return False
+
+        until(is_up)
         yield agent
     finally:
         running.terminate()
@@ -246,10 +168,7 @@ def test_a_bedrock_agentcore_app_is_driven_through_invocations_and_its_health_is
     assert (kinds.count("received"), kinds.count("answered")) == (2, 2)
     text = json.dumps(api.log("core-agent"))
     assert "/r/rollout_" not in text.replace(".***", "")
-    deadline = time.monotonic() + 10
-    while ("printed", "asked walk") not in api.log("core-agent"):
-        assert time.monotonic() < deadline, api.log("core-agent")
-        time.sleep(0.1)
+    until(lambda: ("printed", "asked walk") in api.log("core-agent"), 10)
 
 
 def test_agents_test_says_that_the_agent_was_reached_and_what_it_answered(
@@ -261,8 +180,8 @@ def test_agents_test_says_that_the_agent_was_reached_and_what_it_answered(
     assert "error" in json.loads(found["answer"])
 
 
-def test_agentcores_clients_find_and_invoke_a_registered_runtime(
-    api: Api, agentcore: Json, env: Mapping[str, str]
+def test_agentcores_clients_and_the_sdk_find_and_invoke_a_registered_runtime(
+    place: Place, agentcore: Json, env: Mapping[str, str]
 ) -> None:
     from botocore.exceptions import ClientError
 
@@ -274,35 +193,37 @@ def test_agentcores_clients_find_and_invoke_a_registered_runtime(
     assert (found["agentRuntimeArn"], found["status"]) == (agentcore["arn"], "READY")
     with pytest.raises(control.exceptions.ResourceNotFoundException, match="agents register"):
         control.get_agent_runtime(agentRuntimeId="gone-abcdefghij")
+    from sagemaker.train.multi_turn_rl_trainer import MultiTurnRLTrainer
+
+    assert MultiTurnRLTrainer.list_bedrock_agentcore_runtimes() == [
+        {
+            "name": "core_agent",
+            "runtime_id": runtime["agentRuntimeId"],
+            "arn": agentcore["arn"],
+            "status": "READY",
+        }
+    ]
+    by_id = place.trainer(agent_env=runtime["agentRuntimeId"])
+    assert by_id.agent_env == agentcore["arn"]
 
     session = "session-of-more-than-33-characters"
-    place = {"agentRuntimeArn": agentcore["arn"], "runtimeSessionId": session}
+    at = {"agentRuntimeArn": agentcore["arn"], "runtimeSessionId": session}
     with pytest.raises(ClientError) as raised:  # no rollout, so the agent fails, and is heard
-        data.invoke_agent_runtime(**place, payload=b'{"prompt": "hello"}')
+        data.invoke_agent_runtime(**at, payload=b'{"prompt": "hello"}')
     assert raised.value.response["Error"]["Code"] == "RuntimeClientError"
     assert "the agent answered 500" in raised.value.response["Error"]["Message"]
-    assert data.stop_runtime_session(**place)["statusCode"] == 200
+    assert data.stop_runtime_session(**at)["statusCode"] == 200
     with pytest.raises(data.exceptions.ResourceNotFoundException, match="DEFAULT"):
-        data.invoke_agent_runtime(**place, qualifier="OTHER", payload=b"{}")
-
-
-def aws(env: Mapping[str, str], *arguments: str) -> Json:
-    """The AWS CLI; what it printed."""
-    command = [str(Path(sys.executable).with_name("aws")), *arguments]
-    done = subprocess.run(command, env=os.environ | env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    said: Json = json.loads(done.stdout)
-    return said
+        data.invoke_agent_runtime(**at, qualifier="OTHER", payload=b"{}")
 
 
 def test_the_sources_debugging_commands_of_agents_answer(
     api: Api, agentcore: Json, env: Mapping[str, str], tmp_path: Path
 ) -> None:
-    listed = aws(env, "bedrock-agentcore-control", "list-agent-runtimes")
+    listed = json.loads(aws(env, "bedrock-agentcore-control", "list-agent-runtimes"))
     runtime_id = listed["agentRuntimes"][0]["agentRuntimeId"]
-    got = aws(
-        env, "bedrock-agentcore-control", "get-agent-runtime", "--agent-runtime-id", runtime_id
-    )
+    control = "bedrock-agentcore-control"
+    got = json.loads(aws(env, control, "get-agent-runtime", "--agent-runtime-id", runtime_id))
     assert got["agentRuntimeArn"] == agentcore["arn"]
 
     def refuses(path: str, payload: Json) -> tuple[int, object]:
@@ -317,7 +238,7 @@ def test_the_sources_debugging_commands_of_agents_answer(
             *("lambda", "invoke", "--function-name", "rft-agent-forwarder"),
             *("--payload", json.dumps(given), str(out)),
         )
-    assert said["StatusCode"] == 200
+    assert json.loads(said)["StatusCode"] == 200
     answer = json.loads(out.read_text())
     assert answer["errorType"] == "InternalServerError"
     assert "no job test" in answer["errorMessage"]
@@ -371,7 +292,7 @@ def test_a_lambda_forwarder_reaches_rollout_and_its_error_type_is_a_failure_that
         paths.append(path)
         if payload["prompt"] == "breaks":
             return 500, {"error": "the simulator broke"}
-        one_turn(payload)
+        turn(payload)
         report(payload, 0.5)
         return 200, {"status": "accepted"}
 
@@ -463,10 +384,7 @@ def test_boto3_lists_reads_and_invokes_functions(api: Api, env: Mapping[str, str
             Runtime="python3.12",
             Handler="lambda_function.handler",
         )
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in env.items():
-            patch.setenv(name, value)
-        assert CustomAgentLambda.get(made["arn"]).lambda_arn == made["arn"]
+    assert CustomAgentLambda.get(made["arn"]).lambda_arn == made["arn"]
 
 
 # ── agents that fail ──────────────────────────────────────────────────────────────────────────
@@ -479,12 +397,12 @@ def test_an_agent_that_never_completes_is_retried_and_then_fails_in_the_document
 
     def agent(path: str, payload: Json) -> tuple[int, object]:
         if payload["prompt"] == "no reward":
-            one_turn(payload)
+            turn(payload)
             report(payload, None)
         if payload["prompt"] == "gives up":
             report(payload, 0.0, status="failed")
         if payload["prompt"] == "works":
-            one_turn(payload)
+            turn(payload)
             report(payload, 1.0)
         return 200, {"status": "accepted"}
 
@@ -539,15 +457,13 @@ def test_a_chat_completion_on_a_ready_trajectory_is_a_400_and_the_decorated_agen
 
     def agent(path: str, payload: Json) -> tuple[int, object]:
         feedback = RolloutFeedbackClient(payload["metadata"])
-        one_turn(payload)
+        turn(payload)
         feedback.complete_rollout()
         results.append(asyncio.run(strands_agent(payload)))
         feedback.update_reward(0.25)
         return 200, {}
 
-    with pytest.MonkeyPatch.context() as patch, answering(agent) as url:
-        for name, value in env.items():
-            patch.setenv(name, value)
+    with answering(agent) as url:
         job = api.job("ready", {"url": url}, ["hello"])
 
     assert job["status"] == "COMPLETED", job["message"]
@@ -575,7 +491,7 @@ def test_a_strands_model_wrapped_by_ours_serves_concurrent_rollouts_without_mixi
     from turnwise.rft import rft_handler
     from turnwise.rft.adapters.strands import wrap_model
 
-    key = (api.server.data_dir / "admin.key").read_text().strip()
+    key = api.server.key
     shared = {"base_url": f"{api.server.url}/v1", "api_key": key}
     model = wrap_model(OpenAIModel(client_args=shared, model_id="default"))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -13,18 +14,9 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError
 
-from tests.wire.aws.clients.service import Server, client
+from tests.wire.aws.clients.service import Server, client, run_python, until
 
 JOB = "AWS::SageMaker::Job"
-
-
-def until(found: Callable[[], Any], *, seconds: float = 15.0) -> Any:
-    """What `found` returns, once it is something."""
-    end = time.monotonic() + seconds
-    while not (value := found()):
-        assert time.monotonic() < end, "it did not come"
-        time.sleep(0.1)
-    return value
 
 
 def files_of(folder: Path) -> list[dict[str, Any]]:
@@ -263,10 +255,6 @@ def test_the_trail_is_exported_for_sql_and_verified(server: Server, tmp_path: Pa
 
 def sql(parquet: Path, query: str) -> Any:
     """The first value of a query over a Parquet file's rows, by way of SQLite."""
-    import sqlite3
-
-    from tests.wire.aws.clients.service import run_python
-
     code = (
         "import json, pyarrow.parquet as p;"
         f"t = p.read_table({str(parquet)!r}).select(['event_name', 'read_only']);"

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -14,12 +11,12 @@ import pytest
 from botocore.exceptions import ClientError
 
 from tests.wire.aws.clients.running import RunningJob
-from tests.wire.aws.clients.service import Server, client
+from tests.wire.aws.clients.service import Server, aws, client, code_of
 
 GROUP = "/aws/sagemaker/Job/AgentRFT"
 EVALUATIONS = "/aws/sagemaker/Job/AgentRFTEvaluation"
-FINAL = ("COMPLETED", "FAILED", "STOPPED")
-AWS = [sys.executable, "-m", "awscli"]
+
+pytestmark = pytest.mark.usefixtures("shell")
 
 
 @pytest.fixture(scope="module")
@@ -37,23 +34,15 @@ def a_job(running: RunningJob, name: str, **changes: Any) -> dict[str, Any]:
         "batch": {"global_batch_size": 2, "group_size": 2},
         "sampling_params": {"max_tokens": 4},
     }
-    return running.call("POST", "/api/v1/jobs", job | changes)
-
-
-def ended(running: RunningJob, name: str) -> dict[str, Any]:
-    end = time.monotonic() + 120
-    while (job := running.call("GET", f"/api/v1/jobs/{name}"))["status"] not in FINAL:
-        assert time.monotonic() < end, job
-        time.sleep(0.2)
-    return job
+    return running.server.call("POST", "/jobs", job | changes)
 
 
 @pytest.fixture(scope="module")
 def walk(running: RunningJob) -> str:
     """The name of a training job that was stopped."""
     a_job(running, "log-walk")
-    running.call("POST", "/api/v1/jobs/log-walk/stop")
-    ended(running, "log-walk")
+    running.server.call("POST", "/jobs/log-walk/stop")
+    running.server.ended("log-walk")
     return "log-walk"
 
 
@@ -62,36 +51,25 @@ def judged(running: RunningJob) -> str:
     """The name of an evaluation of four rollouts that has ended."""
     evaluation = {"models": ["base"], "max_rows": 4, "group_size": 1}
     a_job(running, "log-judged", kind="evaluation", evaluation=evaluation)
-    assert ended(running, "log-judged")["status"] == "COMPLETED"
+    assert running.server.ended("log-judged")["status"] == "COMPLETED"
     return "log-judged"
-
-
-def aws(env: dict[str, str], *arguments: str) -> str:
-    done = subprocess.run(
-        [*AWS, *arguments], env=os.environ | env, capture_output=True, text=True, timeout=60
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def refused(call: Any, **given: Any) -> str:
     with pytest.raises(ClientError) as error:
         call(**given)
-    return str(error.value.response["Error"]["Code"])
+    return code_of(error)
 
 
 def test_stream_logs_prints_each_line_once_and_exits_at_the_terminal_state(
     env: dict[str, str],
     logs: Any,
     walk: str,
-    monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     """Contract check 16."""
     from sagemaker.train.agent_rft_job import AgentRFTJob
 
-    for name, value in env.items():
-        monkeypatch.setenv(name, value)
     AgentRFTJob.get(walk).stream_logs(poll=1)
     printed = capfd.readouterr().out
     stream = f"{walk}/events"

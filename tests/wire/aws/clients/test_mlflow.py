@@ -6,16 +6,16 @@ import json
 import os
 import re
 import signal
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
 
-from tests.wire.aws.clients.running import save_model
-from tests.wire.aws.clients.service import REGION, Server, client, run_python
+from tests.wire.aws.clients.conftest import Trained
+from tests.wire.aws.clients.place import Place
+from tests.wire.aws.clients.service import REGION, Server, client, until
 
 KEYS = (
     "rollout/reward/mean",
@@ -23,94 +23,23 @@ KEYS = (
     "training/total_tokens",
     "training/num_trajectories",
 )
-STEPS = 3
+STEPS = 2
 ROLE = "arn:aws:iam::000000000001:role/trainer"
 
 
-class Jobs:
-    """Jobs of the shared server, by its own API: two turns per rollout, inside the server."""
+@pytest.fixture
+def aws(shell: Mapping[str, str]) -> Iterator[Mapping[str, str]]:
+    """The user's shell; MLflow's own settings are put back after."""
+    import mlflow
 
-    def __init__(self, server: Server, folder: Path) -> None:
-        self.server = server
-        self.folder = folder
-        models = server.data_dir / "models"
-        models.mkdir(exist_ok=True)
-        self.model = save_model(models / "small")
-        self.rows = folder / "rows.jsonl"
-        self.rows.write_text("".join(json.dumps({"prompt": f"row {n}"}) + "\n" for n in range(8)))
-
-    def start(self, name: str, steps: int = STEPS) -> None:
-        """A training job that is shown in MLflow."""
-        self.call(
-            "POST",
-            "/api/v1/jobs",
-            {
-                "name": name,
-                "model": str(self.model),
-                "dataset": str(self.rows),
-                "agent": {"kind": "python", "target": "tests.flow.inside_agents:chatty"},
-                "batch": {"global_batch_size": 2, "group_size": 4},
-                "schedule": {"max_epochs": 99, "max_steps": steps, "val_every": 0},
-                "sampling_params": {"max_tokens": 8},
-                "lora": {"rank": 4, "alpha": 8},
-                "tracking": {"mlflow": True, "experiment": "walks"},
-            },
-        )
-
-    def wait(self, name: str) -> None:
-        """Until it has completed."""
-        until(lambda: self.call("GET", f"/api/v1/jobs/{name}")["status"] in ("COMPLETED", "FAILED"))
-        job = self.call("GET", f"/api/v1/jobs/{name}")
-        assert job["status"] == "COMPLETED", job
-
-    def rollouts(self, name: str) -> set[str]:
-        """Ids of all rollouts that have ended."""
-        found = self.call("GET", f"/api/v1/jobs/{name}/rollouts?limit=1000")["rollouts"]
-        return {each["rollout_id"] for each in found}
-
-    def call(self, method: str, path: str, body: object = None) -> dict[str, Any]:
-        headers = {"Authorization": "Bearer " + admin_key(self.server)}
-        answer = requests.request(
-            method, self.server.url + path, json=body, headers=headers, timeout=60
-        )
-        assert answer.ok, answer.text
-        found: dict[str, Any] = answer.json()
-        return found
-
-
-def admin_key(server: Server) -> str:
-    return (server.data_dir / "admin.key").read_text().strip()
-
-
-def until(is_so: Callable[[], bool], timeout_s: float = 120.0) -> None:
-    end = time.monotonic() + timeout_s
-    while not is_so():
-        assert time.monotonic() < end, "it did not come to pass"
-        time.sleep(0.1)
-
-
-@pytest.fixture(scope="module")
-def jobs(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Jobs:
-    return Jobs(server, tmp_path_factory.mktemp("jobs"))
-
-
-@pytest.fixture(scope="module")
-def walk(jobs: Jobs) -> str:
-    """The name of a completed job."""
-    jobs.start("walk")
-    jobs.wait("walk")
-    return "walk"
+    yield shell
+    mlflow.set_tracking_uri("file:unused")
 
 
 @pytest.fixture
-def aws(env: Mapping[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Mapping[str, str]]:
-    """The environment that `turnwise env` prints, set; MLflow's own settings put back after."""
-    import mlflow
-
-    for name, value in env.items():
-        monkeypatch.setenv(name, value)
-    yield env
-    mlflow.set_tracking_uri("file:unused")
+def walk(trained: Trained) -> str:
+    """The name of a completed job."""
+    return trained.name
 
 
 @pytest.fixture
@@ -270,80 +199,29 @@ def test_the_url_of_a_job_opens_its_run(aws: Mapping[str, str], walk: str) -> No
     assert requests.get(url, timeout=60).ok
 
 
-@pytest.mark.parametrize("place", ["TrainingConfig", "OutputDataConfig"])
+@pytest.mark.parametrize("member", ["TrainingConfig", "OutputDataConfig"])
 def test_mlflow_config_in_output_data_config_or_training_config_both_work(
-    aws: Mapping[str, str], arn: str, jobs: Jobs, place: str
+    aws: Mapping[str, str], arn: str, place: Place, member: str
 ) -> None:
     """Contract check 9."""
-    name = "asks-in-" + place[:8].lower()
-    _register_agent(jobs.server)
-    document: dict[str, Any] = {
-        "AgentConfig": {
-            "CustomAgentLambdaConfig": {
-                "LambdaArn": f"arn:aws:lambda:{REGION}:000000000001:function:nobody"
-            }
-        },
-        "InputDataConfig": [
-            {
-                "ChannelName": "train",
-                "DataSource": {
-                    "S3DataSource": {"S3DataType": "S3Prefix", "S3Uri": f"file://{jobs.rows}"}
-                },
-            }
-        ],
-        "OutputDataConfig": {"S3OutputPath": f"file://{jobs.folder}/out"},
-        "TrainingConfig": {
-            "BaseModelArn": f"arn:aws:sagemaker:{REGION}:aws:hub-content/SageMakerPublicHub"
-            "/Model/small/1.0.0",
-            "AcceptEula": True,
-        },
-    }
-    document[place]["MlflowConfig"] = {
-        "MlflowResourceArn": arn,
-        "MlflowExperimentName": "asked",
-        "MlflowRunName": name,
-    }
-    client("sagemaker", aws).create_job(
-        JobName=name,
-        RoleArn=ROLE,
-        JobCategory="AgentRFT",
-        JobConfigSchemaVersion="1.0.0",
-        JobConfigDocument=json.dumps(document),
-    )
-    until(lambda: rft_job(name).mlflow_details is not None)
+    name = "asks-in-" + member[:8].lower()
+    document = place.document("nobody") | {"OutputDataConfig": {"S3OutputPath": place.output}}
+    document[member]["MlflowConfig"] = mlflow_config(arn, "asked", name)
+    place.create(name, document)
+    place.ended(name)
     job = rft_job(name)
     assert job.mlflow_details["ExperimentName"] == "asked"
     assert job.mlflow_details["RunName"] == name
     assert job.mlflow_details["RunId"] in job.get_mlflow_url()
 
 
-def _register_agent(server: Server) -> None:
-    """An agent that nobody answers for; the jobs of this test only have to be described."""
-    run_python(
-        f"""
-import asyncio
-from turnwise import errors
-from turnwise.control.agents import Agents
-from turnwise.domain.access import Principal
-from turnwise.domain.job import AgentKind
-from turnwise.storage.sql import SqlStore
-from turnwise.system import SYSTEM_CLOCK
-
-async def main():
-    store = SqlStore.open({str(server.data_dir / "database/turnwise.db")!r})
-    async def account(account_id):
-        return await store.account(account_id)
-    agents = Agents(store, account, SYSTEM_CLOCK, region={REGION!r})
-    who = Principal(account_id="acc_default")
-    try:
-        await agents.register(who, "nobody", "http://127.0.0.1:9", AgentKind.HTTP)
-    except errors.Conflict:
-        pass
-    await store.close()
-
-asyncio.run(main())
-"""
-    )
+def mlflow_config(arn: str, experiment: str, run: str) -> dict[str, str]:
+    """As a document has it."""
+    return {
+        "MlflowResourceArn": arn,
+        "MlflowExperimentName": experiment,
+        "MlflowRunName": run,
+    }
 
 
 # ── MLflow's own client ───────────────────────────────────────────────────────────────────────
@@ -366,14 +244,20 @@ def test_mlflows_client_with_sagemakers_plugin_reads_and_writes(
     assert found["params.greeting"][0] == "hällo + wörld?"
 
 
+def rollouts_of(server: Server, job: str) -> set[str]:
+    """Ids of all rollouts that have ended."""
+    found = server.call("GET", f"/jobs/{job}/rollouts?limit=1000")["rollouts"]
+    return {each["rollout_id"] for each in found}
+
+
 def test_each_rollout_is_a_trace_of_its_turns_in_the_jobs_run(
-    aws: Mapping[str, str], arn: str, jobs: Jobs, walk: str
+    aws: Mapping[str, str], arn: str, server: Server, walk: str
 ) -> None:
     import mlflow
 
     mlflow.set_tracking_uri(arn)
     details = rft_job(walk).mlflow_details
-    rollouts = jobs.rollouts(walk)
+    rollouts = rollouts_of(server, walk)
 
     def traces() -> list[Any]:
         found: list[Any] = mlflow.search_traces(
@@ -400,7 +284,7 @@ def test_each_rollout_is_a_trace_of_its_turns_in_the_jobs_run(
     run = mlflow.get_run(details["RunId"])
     assert run.data.tags["turnwise.traces"] == "every rollout has a trace"
     assert run.info.status == "FINISHED"
-    assert run.data.params["batch.group_size"] == "4"
+    assert run.data.params["batch.group_size"] == "2"
     assert run.inputs.dataset_inputs[0].dataset.name == "rows.jsonl"
 
 
@@ -414,7 +298,7 @@ def test_the_runs_artifacts_hold_the_adapter_and_take_more(
     from mlflow import MlflowClient
 
     # MLflow's client finds proxied artifacts only by an http address, not by an ARN.
-    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", admin_key(server))
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", server.key)
     run_id = rft_job(walk).mlflow_details["RunId"]
     mine = MlflowClient(tracking_uri=server.url + "/mlflow")
     folder = mine.download_artifacts(run_id, "adapter", str(tmp_path))
@@ -433,7 +317,7 @@ def test_mlflows_client_alone_comes_in_with_a_key(
 ) -> None:
     from mlflow import MlflowClient
 
-    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", admin_key(server))
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", server.key)
     mine = MlflowClient(tracking_uri=server.url + "/mlflow")
     assert mine.get_experiment_by_name("walks") is not None
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "tw_" + "a" * 40)
@@ -493,7 +377,7 @@ def test_nobody_without_a_key_comes_in(server: Server, walk: str) -> None:
 def test_an_artifact_location_outside_the_servers_own_folder_shows_nothing(
     server: Server, walk: str
 ) -> None:
-    headers = {"Authorization": "Bearer " + admin_key(server)}
+    headers = {"Authorization": "Bearer " + server.key}
     api = server.url + "/mlflow/api/2.0/mlflow/"
 
     def post(path: str, body: object) -> dict[str, Any]:
@@ -517,11 +401,11 @@ def test_an_artifact_location_outside_the_servers_own_folder_shows_nothing(
             timeout=60,
         )
         assert got.status_code >= 400
-        assert admin_key(server) not in got.text
+        assert server.key not in got.text
 
 
 def test_what_would_run_programs_or_call_others_is_not_served(server: Server, walk: str) -> None:
-    headers = {"Authorization": "Bearer " + admin_key(server)}
+    headers = {"Authorization": "Bearer " + server.key}
     for method, path in (
         ("POST", "/api/2.0/mlflow/webhooks"),
         ("POST", "/ajax-api/2.0/mlflow/gateway-proxy"),
@@ -539,33 +423,35 @@ def test_what_would_run_programs_or_call_others_is_not_served(server: Server, wa
 
 
 def test_a_job_whose_mlflow_is_killed_trains_on_and_is_whole_in_the_end(
-    aws: Mapping[str, str], arn: str, jobs: Jobs, walk: str
+    aws: Mapping[str, str], arn: str, place: Place, server: Server
 ) -> None:
     import mlflow
 
-    jobs.start("tough", steps=6)
+    document = place.document(max_steps="4", max_epochs="9")
+    document["TrainingConfig"]["MlflowConfig"] = mlflow_config(arn, "walks", "tough")
+    place.create("tough", document)
     details = None
 
     def has_begun() -> bool:
         nonlocal details
         details = rft_job("tough").mlflow_details
-        found = jobs.call("GET", "/api/v1/jobs/tough/metrics?name=rollout/reward/mean")
+        found = server.call("GET", "/jobs/tough/metrics?name=rollout/reward/mean")
         return details is not None and bool(found["metrics"])
 
     until(has_begun)
-    killed = _mlflow_pids(jobs.server)
+    killed = _mlflow_pids(server)
     assert killed
     for pid in killed:
         os.kill(pid, signal.SIGKILL)
-    jobs.wait("tough")
+    assert place.ended("tough")["JobStatus"] == "Completed"
     assert details is not None
     mlflow.set_tracking_uri(arn)
     tracker = mlflow.MlflowClient()
     until(lambda: tracker.get_run(details["RunId"]).info.status == "FINISHED")
     for key in KEYS:
         history = tracker.get_metric_history(details["RunId"], key)
-        assert sorted(point.step for point in history) == [*range(6)]
-    rollouts = jobs.rollouts("tough")
+        assert sorted(point.step for point in history) == [*range(4)]
+    rollouts = rollouts_of(server, "tough")
 
     def traced() -> set[str]:
         found = mlflow.search_traces(
@@ -578,7 +464,7 @@ def test_a_job_whose_mlflow_is_killed_trains_on_and_is_whole_in_the_end(
         return {trace.info.tags["turnwise.rollout_id"] for trace in found}
 
     until(lambda: traced() == rollouts, 30)
-    assert _mlflow_pids(jobs.server) not in ([], killed)
+    assert _mlflow_pids(server) not in ([], killed)
 
 
 def _mlflow_pids(server: Server) -> list[int]:

@@ -12,20 +12,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 from botocore.exceptions import ClientError
 
-from tests.wire.aws.clients.service import Server, client, run_python
+from tests.wire.aws.clients.conftest import Trained
+from tests.wire.aws.clients.place import BASE, Place
+from tests.wire.aws.clients.service import Server, client, code_of, run_python
 
 LAMBDA = "arn:aws:lambda:us-west-2:000000000001:function:walker"
 ROLE = "arn:aws:iam::000000000001:role/trainer"
 
 
-@pytest.fixture(autouse=True)
-def _the_env(env: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The sagemaker SDK makes clients while it is imported, from the environment."""
-    for name, value in env.items():
-        monkeypatch.setenv(name, value)
+pytestmark = pytest.mark.usefixtures("shell")
 
 
 @contextlib.contextmanager
@@ -55,10 +54,6 @@ def trainer(model: str, **given: Any) -> Any:
     from sagemaker.train.multi_turn_rl_trainer import MultiTurnRLTrainer
 
     return MultiTurnRLTrainer(model=model, agent_env=LAMBDA, role=ROLE, **given)
-
-
-def code_of(error: Any) -> str:
-    return str(error.value.response["Error"]["Code"])
 
 
 # ── the trainer ───────────────────────────────────────────────────────────────────────────────
@@ -143,7 +138,7 @@ def test_a_models_own_recipe_is_what_its_trainer_offers(base: str, server: Serve
     hyperparameters.global_batch_size = 10
 
 
-def test_the_supported_models_are_exactly_those_that_can_be_trained(
+def test_list_supported_models_returns_exactly_the_models_with_the_mtrl_keyword(
     base: str, sagemaker: Any, server: Server
 ):
     """Contract check 4."""
@@ -211,7 +206,7 @@ class Walked:
 @pytest.fixture(scope="module")
 def walked(server: Server) -> Iterator[Walked]:
     with a_base(server) as base:
-        names = [f"walk-{uuid.uuid4().hex[:8]}" for _ in range(5)]
+        names = [f"walk-{uuid.uuid4().hex[:8]}" for _ in range(4)]
         arguments = (str(server.data_dir), str(server.data_dir / "models" / base), *names)
         run_python(_WITH_STEPS.replace("ARGUMENTS", repr(arguments)))
         yield Walked(base, iter(names))
@@ -228,23 +223,93 @@ def arn_of(sagemaker: Any, group: str, version: int) -> str:
     return str(next(p["ModelPackageArn"] for p in found if p["ModelPackageVersion"] == version))
 
 
-def test_each_step_registers_an_output_that_names_its_base_and_a_checkpoint(
-    sagemaker: Any, job: str, walked: Walked
+def test_an_output_package_names_its_base_and_a_checkpoint_says_that_it_is_one_at_each_step(
+    sagemaker: Any, trained: Trained
 ):
     """Contract check 36."""
-    for group, is_checkpoint in ((job, False), (f"{job}-checkpoints", True)):
-        versions = []
-        pages = sagemaker.get_paginator("list_model_packages").paginate(
-            ModelPackageGroupName=group, PaginationConfig={"PageSize": 1}
-        )
-        for summary in pages.search("ModelPackageSummaryList[]"):
-            found = sagemaker.describe_model_package(ModelPackageName=summary["ModelPackageArn"])
-            [container] = found["InferenceSpecification"]["Containers"]
-            assert container["IsCheckpoint"] is is_checkpoint
-            assert container["BaseModel"]["HubContentName"] == walked.base
-            assert container["BaseModel"]["HubContentVersion"] == "1.0.0"
-            versions.append(found["ModelPackageVersion"])
-        assert versions == [1, 2]
+    output, versions = versions_of(sagemaker, trained.trainer.output_model_package_group)
+    checkpoint, checkpoints = versions_of(
+        sagemaker, trained.trainer.intermediate_checkpoint_model_package_group
+    )
+    assert (versions, checkpoints) == ([1, 2], [1, 2])
+    assert (output["IsCheckpoint"], checkpoint["IsCheckpoint"]) == (False, True)
+    for container in (output, checkpoint):
+        assert container["BaseModel"] == {"HubContentName": BASE, "HubContentVersion": "1.0.0"}
+
+
+def versions_of(sagemaker: Any, group: str) -> tuple[dict[str, Any], list[int]]:
+    """The container of a group's newest package, and the versions that it has."""
+    pages = sagemaker.get_paginator("list_model_packages").paginate(
+        ModelPackageGroupName=group, PaginationConfig={"PageSize": 1}
+    )
+    arns = [each["ModelPackageArn"] for each in pages.search("ModelPackageSummaryList[]")]
+    found = [sagemaker.describe_model_package(ModelPackageName=arn) for arn in arns]
+    versions = {each["ModelPackageVersion"]: each for each in found}
+    [container] = versions[max(versions)]["InferenceSpecification"]["Containers"]
+    return container, sorted(versions)
+
+
+def test_a_trainer_with_an_output_packages_arn_starts_at_step_0_with_its_weights(
+    sagemaker: Any, place: Place, trained: Trained, env: dict[str, str]
+):
+    """Contract check 37, for an output: steps too small to move a weight leave what it had."""
+    again = place.trainer(
+        trained.job.output_model_package_arn,
+        base_job_name="again",
+        output_model_package_group=place.group("again-mpg"),
+    )
+    again.hyperparameters.max_steps = 1
+    again.hyperparameters.learning_rate = 1e-12
+    job = again.train(wait=False)
+    assert place.ended(job.job_name)["JobStatus"] == "Completed"
+    job.refresh()
+    assert [row["step"] for row in job.get_training_metrics()] == [0]
+    s3 = client("s3", env)
+    before, after = [
+        weights_of(sagemaker, s3, each.output_model_package_arn) for each in (trained.job, job)
+    ]
+    assert before.keys() == after.keys()
+    assert all(numpy.abs(before[name] - after[name]).max() < 1e-9 for name in before)
+    assert any(numpy.abs(each).max() > 1e-4 for name, each in before.items() if "lora_B" in name)
+
+
+def weights_of(sagemaker: Any, s3: Any, arn: str) -> dict[str, Any]:
+    """An adapter's tensors, by S3: the format is a length, a table of contents, and numbers."""
+    found = sagemaker.describe_model_package(ModelPackageName=arn)
+    [container] = found["InferenceSpecification"]["Containers"]
+    uri = container["ModelDataSource"]["S3DataSource"]["S3Uri"]
+    bucket, _, prefix = uri.removeprefix("s3://").partition("/")
+    file = s3.get_object(Bucket=bucket, Key=f"{prefix}adapter_model.safetensors")["Body"].read()
+    start = 8 + int.from_bytes(file[:8], "little")
+    contents = json.loads(file[8:start])
+    contents.pop("__metadata__", None)
+    assert {each["dtype"] for each in contents.values()} == {"F32"}
+    return {
+        name: numpy.frombuffer(file[slice(*(start + at for at in each["data_offsets"]))], "<f4")
+        for name, each in contents.items()
+    }
+
+
+def test_a_trainer_with_a_checkpoints_arn_resumes_at_the_next_step_and_keeps_hyperparameters(
+    sagemaker: Any, place: Place, trained: Trained
+):
+    """Contract check 37, for a checkpoint."""
+    first = arn_of(sagemaker, trained.trainer.intermediate_checkpoint_model_package_group, 1)
+    on = place.trainer(
+        first,
+        base_job_name="on",
+        output_model_package_group=place.group("on-mpg"),
+        intermediate_checkpoint_model_package_group=place.group("on-checkpoint-mpg"),
+    )
+    on.hyperparameters.learning_rate = 0.002
+    with pytest.raises(ClientError, match=r"learning_rate is 0\.002") as refused:
+        on.train(wait=False)
+    assert code_of(refused) == "ValidationException"
+    on.hyperparameters.learning_rate = 0.001
+    job = on.train(wait=False)
+    assert place.ended(job.job_name)["JobStatus"] == "Completed"
+    job.refresh()
+    assert [row["step"] for row in job.get_training_metrics()] == [1]  # 0 was the checkpoint's
 
 
 def test_a_packages_files_are_read_and_not_written_through_s3(

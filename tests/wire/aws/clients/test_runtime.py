@@ -22,19 +22,12 @@ from sagemaker.core.helper.iam_role_resolver import resolve_and_validate_role
 from sagemaker.core.token_generator import generate_token
 from sagemaker.train.rft import RolloutFeedbackClient
 
+from tests.wire.aws.clients.place import Place
 from tests.wire.aws.clients.running import Lent, RunningJob
 from tests.wire.aws.clients.service import Server, client
 
 CHAT = {"model": "default", "messages": [{"role": "user", "content": "hi"}]}
 BODY = json.dumps(CHAT).encode()
-
-
-@pytest.fixture
-def shell(env: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """The variables of `turnwise env`, set for clients that read them."""
-    for name, value in env.items():
-        monkeypatch.setenv(name, value)
-    return env
 
 
 @pytest.fixture
@@ -262,7 +255,7 @@ def test_report_error_is_accepted_and_the_failed_trajectory_is_excluded_from_tra
 
 
 def _is_replaced(running: RunningJob, rollout: dict[str, Any]) -> bool:
-    page = running.call("GET", f"/api/v1/jobs/{running.name}/rollouts?limit=1000")
+    page = running.server.call("GET", f"/jobs/{running.name}/rollouts?limit=1000")
     place = ("group_id", "slot")
     return any(
         [each[key] for key in place] == [rollout[key] for key in place]
@@ -308,8 +301,8 @@ def test_an_altered_expired_or_foreign_token_and_another_accounts_key_are_refuse
 ):
     """Contract check 31, what is refused: in OpenAI's words and in AWS's, and nothing happens."""
     soon = generate_token(expiry=datetime.timedelta(seconds=1))
-    other = running.call("POST", "/api/v1/accounts", {"slug": f"other-{lent.trajectory_id[-26:]}"})
-    key = running.call("POST", "/api/v1/keys", {"name": "agent", "account": other["slug"]})
+    other = running.server.call("POST", "/accounts", {"slug": f"other-{lent.trajectory_id[-26:]}"})
+    key = running.server.call("POST", "/keys", {"name": "agent", "account": other["slug"]})
     foreign = shell | {
         "AWS_ACCESS_KEY_ID": key["access_key_id"],
         "AWS_SECRET_ACCESS_KEY": key["secret"],
@@ -385,7 +378,7 @@ def limited(running: RunningJob, env: dict[str, str]) -> Any:
     """Makes a key with limits; what a shell has with it."""
 
     def make(**limits: Any) -> tuple[dict[str, str], str]:
-        key = running.call("POST", "/api/v1/keys", {"name": "limited"} | limits)
+        key = running.server.call("POST", "/keys", {"name": "limited"} | limits)
         pair = {"AWS_ACCESS_KEY_ID": key["access_key_id"], "AWS_SECRET_ACCESS_KEY": key["secret"]}
         return env | pair, key["key_id"]
 
@@ -409,7 +402,7 @@ def test_a_key_does_what_its_actions_and_jobs_allow_until_it_is_revoked(
     with pytest.raises(openai.PermissionDeniedError):
         by_openai(shell, lent, token).chat.completions.create(**CHAT)
     boto.complete_rollout(**subject)
-    running.call("DELETE", f"/api/v1/keys/{key_id}")
+    running.server.call("DELETE", f"/keys/{key_id}")
     with pytest.raises(boto.exceptions.AccessDeniedException, match="has been revoked"):
         boto.update_reward(**subject, Rewards=[1.0])
     with pytest.raises(openai.PermissionDeniedError, match="has been revoked"):
@@ -452,16 +445,18 @@ def _signed(
     )
 
 
-def test_it_works_with_sts_returning_an_iam_user_and_no_iam_service_asked(
-    shell: dict[str, str], monkeypatch: pytest.MonkeyPatch
+def test_it_works_with_sts_returning_an_iam_user_and_no_iam_service(
+    place: Place, shell: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ):
     """Contract check 42: with SAGEMAKER_VALIDATE_ROLE=false no call of IAM is made."""
     assert shell["SAGEMAKER_VALIDATE_ROLE"] == "false"
     who = boto3.client("sts").get_caller_identity()
     assert who["Arn"] == f"arn:aws:iam::{who['Account']}:user/admin"
     monkeypatch.setenv("AWS_ENDPOINT_URL_IAM", "http://127.0.0.1:1")  # nobody answers there
-    role = f"arn:aws:iam::{who['Account']}:role/trainer"
-    assert resolve_and_validate_role(role, role_type="training") == role
+    assert place.trainer(agent_env=place.agent("silent")).train(dry_run=True) is None
+    job = place.trainer(agent_env=place.agent("silent"), base_job_name="no-iam").train(wait=False)
+    job.stop()
+    place.ended(job.job_name)
 
 
 def test_a_role_passes_the_sdks_validation(shell: dict[str, str], monkeypatch: pytest.MonkeyPatch):

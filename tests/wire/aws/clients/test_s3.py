@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import urllib.request
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.wire.aws.clients.service import client
+from tests.wire.aws.clients.service import aws, client
 
 MIB = 1 << 20
 
@@ -28,16 +25,6 @@ def bucket(s3: Any, request: pytest.FixtureRequest) -> str:
     name = "test-" + request.node.name.replace("_", "-").lower()[5:60].strip("-")
     s3.create_bucket(Bucket=name, CreateBucketConfiguration={"LocationConstraint": "us-west-2"})
     return name
-
-
-def aws(env: Mapping[str, str], *arguments: str) -> str:
-    """What the AWS CLI prints."""
-    command = [str(Path(sys.executable).with_name("aws")), *arguments]
-    done = subprocess.run(
-        command, env=os.environ | dict(env), capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def test_the_aws_cli_copies_lists_syncs_and_removes(env: dict[str, str], tmp_path: Path):
@@ -93,11 +80,13 @@ def test_presigned_urls_work_without_a_client(s3: Any, bucket: str, env: dict[st
         assert answered.read() == b"hello"
 
 
-def test_the_sagemaker_session_finds_its_default_bucket(s3: Any, env: dict[str, str]):
-    """The calls with which the SDK makes sure of its output path."""
+def test_a_bucket_is_found_made_and_filled_as_the_sagemaker_session_does(
+    s3: Any, env: dict[str, str]
+):
+    """The calls with which the SDK makes sure of its output path, and what it reads of them."""
     sts = client("sts", env)
     account = sts.get_caller_identity()["Account"]
-    name = f"sagemaker-us-west-2-{account}"
+    name = f"as-sagemaker-does-{account}"
     with pytest.raises(s3.exceptions.ClientError) as missing:
         s3.head_bucket(Bucket=name)
     assert missing.value.response["Error"]["Message"] == "Not Found"

@@ -98,6 +98,11 @@ class S3:
             **multipart_operations(buckets),
         }
 
+    @property
+    def operations(self) -> Mapping[str, Handler]:
+        """What answers each operation."""
+        return self._handlers
+
     async def answer(self, call: Call, request: Request, outcome: Outcome) -> Reply:
         """Answer a verified call and say in `outcome` what it was. Raises nothing."""
         try:

@@ -23,6 +23,7 @@ def artifact_handlers(resources: Resources, tags: Tags, clock: Clock) -> dict[st
     """CreateArtifact, DescribeArtifact, ListArtifacts, DeleteArtifact."""
 
     async def create(call: Call, given: Json) -> Json:
+        """The same source is the same artifact."""
         call.principal.require_all(Action.MANAGE, "artifacts")
         name = artifact_id(given["Source"])
         arn = _arn(call, name)
@@ -42,11 +43,13 @@ def artifact_handlers(resources: Resources, tags: Tags, clock: Clock) -> dict[st
         return {"ArtifactArn": arn}
 
     async def describe(call: Call, given: Json) -> Json:
+        """An artifact by its ARN."""
         call.principal.require_all(Action.READ, "artifacts")
         found = await _find(resources, call, given["ArtifactArn"])
         return dict(found.body) | _addressed(call, found)
 
     async def listed(call: Call, given: Json) -> Json:
+        """By source, type and time."""
         call.principal.require_all(Action.READ, "artifacts")
         found = await resources.resources(call.account.account_id, KIND)
         by_name = {one.name: one for one in found if _matches(one, given)}
@@ -58,6 +61,7 @@ def artifact_handlers(resources: Resources, tags: Tags, clock: Clock) -> dict[st
         return {"ArtifactSummaries": summaries, "NextToken": token}
 
     async def delete(call: Call, given: Json) -> Json:
+        """By ARN or source."""
         call.principal.require_all(Action.MANAGE, "artifacts")
         if ("ArtifactArn" in given) == ("Source" in given):
             raise errors.InvalidInput("ArtifactArn", given, "or Source is required, not both")

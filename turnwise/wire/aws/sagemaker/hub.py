@@ -98,6 +98,7 @@ class _Hub:
     # ── hubs ──────────────────────────────────────────────────────────────────────────────────
 
     async def create(self, call: Call, given: Json) -> Json:
+        """A hub of the account's own."""
         name = given["HubName"]
         _refuse_public(name)
         await self._hubs.create(call.principal, name, _kept(given, _HUB_FIELDS))
@@ -106,9 +107,11 @@ class _Hub:
         return {"HubArn": arn}
 
     async def describe(self, call: Call, given: Json) -> Json:
+        """A hub; `SageMakerPublicHub` holds this server's base models."""
         return await self._described(call, _hub_name(call, given))
 
     async def list(self, call: Call, given: Json) -> Json:
+        """`SageMakerPublicHub`, and the account's own."""
         names = [PUBLIC_HUB]
         if call.principal.job_ids is None:  # own hubs are the whole account's
             names += [hub.name for hub in await self._hubs.hubs(call.principal)]
@@ -125,12 +128,14 @@ class _Hub:
         return {"HubSummaries": shown, "NextToken": token}
 
     async def update(self, call: Call, given: Json) -> Json:
+        """Words about a hub of the account's own."""
         name = _hub_name(call, given)
         _refuse_public(name)
         await self._hubs.update(call.principal, name, _kept(given, _HUB_FIELDS))
         return {"HubArn": _hub_arn(call, name)}
 
     async def delete(self, call: Call, given: Json) -> Json:
+        """A hub of the account's own, once it is empty."""
         name = _hub_name(call, given)
         _refuse_public(name)
         await self._hubs.delete(call.principal, name)
@@ -156,6 +161,7 @@ class _Hub:
     # ── contents ──────────────────────────────────────────────────────────────────────────────
 
     async def import_content(self, call: Call, given: Json) -> Json:
+        """Data sets and JSON documents, into a hub of the account's own; not models."""
         hub, kind = _hub_name(call, given), given["HubContentType"]
         _refuse_public(hub)
         if kind not in _KEPT:
@@ -182,6 +188,7 @@ class _Hub:
         return {name: described[name] for name in ("HubArn", "HubContentArn")}
 
     async def describe_content(self, call: Call, given: Json) -> Json:
+        """A content; of a base model its recipes, with the S3 URIs of their defaults."""
         hub, kind, name = _hub_name(call, given), given["HubContentType"], given["HubContentName"]
         version = given.get("HubContentVersion", "")
         if hub != PUBLIC_HUB:
@@ -197,6 +204,7 @@ class _Hub:
         return self._model(call, model)
 
     async def list_contents(self, call: Call, given: Json) -> Json:
+        """A hub's contents of one kind, each in its newest version."""
         hub, kind = _hub_name(call, given), given["HubContentType"]
         if hub != PUBLIC_HUB:
             own = await self._hubs.newest(call.principal, hub, kind)
@@ -206,6 +214,7 @@ class _Hub:
         return _listed((self._model(call, each) for each in models), given)
 
     async def list_versions(self, call: Call, given: Json) -> Json:
+        """The versions of a content; a base model has one."""
         hub, kind, name = _hub_name(call, given), given["HubContentType"], given["HubContentName"]
         if hub == PUBLIC_HUB:
             one = await self.describe_content(
@@ -220,6 +229,7 @@ class _Hub:
         return _listed((_content_of(call, each) for each in found if each.number >= least), given)
 
     async def delete_content(self, call: Call, given: Json) -> Json:
+        """One version of a content of the account's own."""
         hub = _hub_name(call, given)
         _refuse_public(hub)
         removed = await self._hubs.remove(

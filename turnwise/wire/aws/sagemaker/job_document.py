@@ -7,7 +7,6 @@ file; a job becomes a document again, with a `ServiceOutput` that tells what cam
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self
@@ -19,6 +18,7 @@ from pydantic import ConfigDict, Field, model_validator
 from turnwise import errors
 from turnwise.control.job_file import as_mapping
 from turnwise.control.job_settings import leaves
+from turnwise.control.json_text import read_json
 from turnwise.control.models.catalogue import BaseModel
 from turnwise.control.models.recipes import FIELD, Recipe
 from turnwise.domain.job import BASE, AgentSpec, Job, JobKind, JobSpec
@@ -273,11 +273,7 @@ def read(kind: JobKind, text: str) -> Asked:
 
 def _parsed(kind: JobKind, text: str) -> _Document:
     try:
-        given = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise errors.InvalidInput(DOCUMENT, text, f"is not JSON: {error}") from None
-    try:
-        return _MODELS[kind].model_validate(given)
+        return _MODELS[kind].model_validate(read_json(DOCUMENT, text))
     except pydantic.ValidationError as error:
         raise _invalid(_MODELS[kind], error) from None
 

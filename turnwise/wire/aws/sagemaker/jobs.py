@@ -100,6 +100,7 @@ class _JobHandlers:
     # ── create ────────────────────────────────────────────────────────────────────────────────
 
     async def create(self, call: Call, given: Json) -> Json:
+        """Training or evaluation. Refused past a quota and with a KMS key; a VPC is ignored."""
         call.principal.require(Action.MANAGE)
         kind = _kind(given)
         if given["JobConfigSchemaVersion"] != documents.VERSION:
@@ -196,6 +197,7 @@ class _JobHandlers:
     # ── describe ──────────────────────────────────────────────────────────────────────────────
 
     async def describe(self, call: Call, given: Json) -> Json:
+        """The document as it was given, and a ServiceOutput; of jobs of other doors too."""
         job = await self._job(call, given)
         progress = await self._watch.progress(call.principal, job)
         kept = await self._kept(job)
@@ -271,6 +273,7 @@ class _JobHandlers:
     # ── list, stop, delete ────────────────────────────────────────────────────────────────────
 
     async def list_jobs(self, call: Call, given: Json) -> Json:
+        """Jobs of one category, of whatever door they came by."""
         found = {
             job.name: job
             for job in await self._rooms.jobs.list(call.principal, limit=MAX_JOBS)
@@ -284,6 +287,7 @@ class _JobHandlers:
         return {"JobSummaries": summaries, "NextToken": token}
 
     async def stop(self, call: Call, given: Json) -> Json:
+        """Stop after the step under way; what is trained so far is the output."""
         job = await self._job(call, given)
         if STATUS[job.status] in ("Stopping", "Stopped"):
             call.principal.require(Action.MANAGE, job_id=job.job_id)
@@ -298,6 +302,7 @@ class _JobHandlers:
         return {}
 
     async def delete(self, call: Call, given: Json) -> Json:
+        """An ended job, with its events and rollouts; its model packages stay."""
         job = await self._job(call, given)
         await self._rooms.jobs.delete(call.principal, job.job_id)
         return {}

@@ -7,6 +7,7 @@ server: experiments, runs and traces are the account's, whatever app they are as
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import wraps
 
 from turnwise import errors
 from turnwise.access.links import MLFLOW_SIGN_IN, Links
@@ -55,7 +56,7 @@ class MlflowApps:
         self._start = start
 
     async def list_apps(self, call: Call, given: Json) -> Json:
-        """ListMlflowApps."""
+        """`default`, and what was made beside it; all are the account's one MLflow."""
         call.principal.require(Action.READ)
         apps = [app for app in await self._apps(call) if _matches(app, given)]
         key = given.get("SortBy", "CreationTime")
@@ -80,7 +81,7 @@ class MlflowApps:
         }
 
     async def create_app(self, call: Call, given: Json) -> Json:
-        """CreateMlflowApp."""
+        """A further name of the account's MLflow."""
         call.principal.require_all(Action.MANAGE, "MLflow apps")
         self._check_there()
         if given["Name"] == DEFAULT:
@@ -98,7 +99,7 @@ class MlflowApps:
         return {"Arn": app_arn(call, made)}
 
     async def describe_app(self, call: Call, given: Json) -> Json:
-        """DescribeMlflowApp."""
+        """An app, with what it was given."""
         call.principal.require(Action.READ)
         app = await self._app(call, given["Arn"])
         asked = app.body["given"]
@@ -114,7 +115,7 @@ class MlflowApps:
         }
 
     async def update_app(self, call: Call, given: Json) -> Json:
-        """UpdateMlflowApp; a name stays as it is."""
+        """Its settings are kept and shown; a name stays as it is."""
         call.principal.require_all(Action.MANAGE, "MLflow apps")
         app = await self._app(call, given["Arn"])
         if given.get("Name", app.name) != app.name:
@@ -125,7 +126,7 @@ class MlflowApps:
         return {"Arn": app_arn(call, await self._resources.change_resource(changed))}
 
     async def delete_app(self, call: Call, given: Json) -> Json:
-        """DeleteMlflowApp: the name goes, what MLflow holds stays."""
+        """The name goes, what MLflow holds stays; `default` stays too."""
         call.principal.require_all(Action.MANAGE, "MLflow apps")
         app = await self._app(call, given["Arn"])
         if app.name == DEFAULT:
@@ -134,13 +135,13 @@ class MlflowApps:
         return {"Arn": app_arn(call, app)}
 
     async def presign_app(self, call: Call, given: Json) -> Json:
-        """CreatePresignedMlflowAppUrl."""
+        """A way into the account's MLflow, for five minutes unless asked otherwise."""
         call.principal.require_all(Action.READ, "runs in MLflow")
         await self._app(call, given["Arn"])
         return self._presigned(call, given)
 
     async def presign_server(self, call: Call, given: Json) -> Json:
-        """CreatePresignedMlflowTrackingServerUrl, by an app's name."""
+        """A way into the account's MLflow, by an app's name."""
         call.principal.require_all(Action.READ, "runs in MLflow")
         name = given["TrackingServerName"]
         if name not in {app.name for app in await self._apps(call)}:
@@ -196,11 +197,13 @@ class MlflowApps:
 def mlflow_handlers(apps: MlflowApps, tags: Tags) -> Mapping[str, Handler]:
     """The operations by their names."""
 
+    @wraps(apps.create_app)
     async def create_app(call: Call, given: Json) -> Json:
         made = await apps.create_app(call, given)
         await tags.put(call, made["Arn"], given.get("Tags", []))
         return made
 
+    @wraps(apps.delete_app)
     async def delete_app(call: Call, given: Json) -> Json:
         gone = await apps.delete_app(call, given)
         await tags.drop(call, gone["Arn"])

@@ -101,6 +101,7 @@ class _ModelPackages:
     # ── groups ────────────────────────────────────────────────────────────────────────────────
 
     async def create_group(self, call: Call, given: Json) -> Json:
+        """A group of versions."""
         fields = {name: given[name] for name in _GROUP_FIELDS if name in given}
         group = await self._registry.create_group(
             call.principal, given["ModelPackageGroupName"], fields
@@ -110,10 +111,12 @@ class _ModelPackages:
         return {"ModelPackageGroupArn": arn}
 
     async def describe_group(self, call: Call, given: Json) -> Json:
+        """By name or ARN."""
         group = await self._registry.group(call.principal, _group_name(call, given))
         return _group_summary(call, group) | {"CreatedBy": {}}
 
     async def list_groups(self, call: Call, given: Json) -> Json:
+        """The account's groups."""
         found = [
             _group_summary(call, group)
             for group in await self._registry.groups(call.principal)
@@ -124,6 +127,7 @@ class _ModelPackages:
         return {"ModelPackageGroupSummaryList": shown, "NextToken": token}
 
     async def delete_group(self, call: Call, given: Json) -> Json:
+        """An empty group."""
         name = _group_name(call, given)
         await self._registry.delete_group(call.principal, name)
         await self._tags.drop(call, _group_arn(call, name))
@@ -132,6 +136,7 @@ class _ModelPackages:
     # ── packages ──────────────────────────────────────────────────────────────────────────────
 
     async def create(self, call: Call, given: Json) -> Json:
+        """A PEFT folder in S3 becomes the next version of a group. No containers."""
         if "ModelPackageGroupName" not in given:
             raise errors.InvalidInput(
                 "ModelPackageGroupName",
@@ -154,11 +159,13 @@ class _ModelPackages:
         return {"ModelPackageArn": arn}
 
     async def describe(self, call: Call, given: Json) -> Json:
+        """One version. CustomerMetadataProperties say where it comes from."""
         package = await self._named(call, given["ModelPackageName"])
         notes = await self._registry.notes_of(package)
         return await self._described(call, package, notes)
 
     async def batch_describe(self, call: Call, given: Json) -> Json:
+        """Several at once, each with its own error."""
         call.principal.require(Action.READ)  # not only of each: there may be none
         summaries, faults = {}, {}
         for arn in given["ModelPackageArnList"]:
@@ -173,6 +180,7 @@ class _ModelPackages:
         return {"ModelPackageSummaries": summaries, "BatchDescribeModelPackageErrorMap": faults}
 
     async def list(self, call: Call, given: Json) -> Json:
+        """Versions; all are versioned."""
         group = _group_name(call, given) if "ModelPackageGroupName" in given else None
         if group is not None:
             await self._registry.group(call.principal, group)
@@ -191,6 +199,7 @@ class _ModelPackages:
         return {"ModelPackageSummaryList": shown, "NextToken": token}
 
     async def update(self, call: Call, given: Json) -> Json:
+        """What is said of a version; what is registered stays as it is."""
         for name in _REFUSED:
             if name in given:
                 raise errors.InvalidInput(
@@ -207,6 +216,7 @@ class _ModelPackages:
         return {"ModelPackageArn": _arn(call, package)}
 
     async def delete(self, call: Call, given: Json) -> Json:
+        """A version and its files, unless a job that has not ended needs it."""
         name = _package_name(call, given["ModelPackageName"])
         package = await self._registry.delete(call.principal, name)
         await self._tags.drop(call, _arn(call, package))

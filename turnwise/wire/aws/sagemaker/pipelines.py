@@ -6,6 +6,7 @@ import contextlib
 import json
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import wraps
 from typing import Any, TypeVar
 
 from turnwise import errors
@@ -34,6 +35,7 @@ def pipeline_handlers(pipelines: Pipelines, tags: Tags) -> dict[str, Handler]:
 
 def _pipeline_operations(pipelines: Pipelines, tags: Tags) -> dict[str, Handler]:
     async def create(call: Call, given: Json) -> Json:
+        """The definition comes with the call; its steps are of type Job or Lineage."""
         _refuse(given, "PipelineDefinitionS3Location", "PipelineVersionAliases")
         pipeline = Pipeline(
             name=given["PipelineName"],
@@ -52,6 +54,7 @@ def _pipeline_operations(pipelines: Pipelines, tags: Tags) -> dict[str, Handler]
         return {"PipelineArn": arn}
 
     async def update(call: Call, given: Json) -> Json:
+        """A new definition; executions under way keep theirs."""
         _refuse(given, "PipelineDefinitionS3Location", "PipelineVersionAliases")
         changes = _changes(given)
         if "PipelineDefinition" in given:
@@ -61,6 +64,7 @@ def _pipeline_operations(pipelines: Pipelines, tags: Tags) -> dict[str, Handler]
         return {"PipelineArn": arn, "PipelineVersionId": changed.version}
 
     async def describe(call: Call, given: Json) -> Json:
+        """The newest version."""
         _refuse(given, "PipelineVersionAlias")
         pipeline = await pipelines.describe(call.principal, _name(call, given["PipelineName"]))
         _check_version(pipeline, given)
@@ -72,6 +76,7 @@ def _pipeline_operations(pipelines: Pipelines, tags: Tags) -> dict[str, Handler]
         }
 
     async def listed(call: Call, given: Json) -> Json:
+        """The account's pipelines."""
         found = await pipelines.list(call.principal, prefix=given.get("PipelineNamePrefix", ""))
         by_name = {one.name: one for one in _created_within(found, given)}
         names = list(by_name)
@@ -86,6 +91,7 @@ def _pipeline_operations(pipelines: Pipelines, tags: Tags) -> dict[str, Handler]
         return {"PipelineSummaries": summaries, "NextToken": token}
 
     async def delete(call: Call, given: Json) -> Json:
+        """With its executions, none of which may be under way; their jobs stay."""
         pipeline = await pipelines.delete(call.principal, given["PipelineName"])
         arn = _pipeline_arn(call, pipeline.name)
         await tags.drop(call, arn)
@@ -102,6 +108,7 @@ def _pipeline_operations(pipelines: Pipelines, tags: Tags) -> dict[str, Handler]
 
 def _execution_operations(pipelines: Pipelines) -> dict[str, Handler]:
     async def start(call: Call, given: Json) -> Json:
+        """Runs the definition as it is now. No selective execution."""
         _refuse(given, "SelectiveExecutionConfig", "PipelineVersionAlias", "MlflowExperimentName")
         name = _name(call, given["PipelineName"])
         if "PipelineVersionId" in given:
@@ -127,6 +134,7 @@ def _execution_operations(pipelines: Pipelines) -> dict[str, Handler]:
         return {"PipelineExecutionArn": _execution_arn(call, name, execution.execution_id)}
 
     async def describe(call: Call, given: Json) -> Json:
+        """An execution, with its failure's reason."""
         execution = await _find(pipelines, call, given)
         return {
             "PipelineArn": _pipeline_arn(call, execution.pipeline),
@@ -144,6 +152,7 @@ def _execution_operations(pipelines: Pipelines) -> dict[str, Handler]:
         }
 
     async def listed(call: Call, given: Json) -> Json:
+        """A pipeline's executions."""
         _refuse(given, "PipelineVersionAlias")
         name = _name(call, given["PipelineName"])
         found = await pipelines.executions(call.principal, name)
@@ -166,6 +175,7 @@ def _execution_operations(pipelines: Pipelines) -> dict[str, Handler]:
         return {"PipelineExecutionSummaries": summaries, "NextToken": token}
 
     async def steps(call: Call, given: Json) -> Json:
+        """The steps that have begun, with the ARNs of their jobs."""
         execution = await _find(pipelines, call, given)
         names = _ordered([name for name, _ in execution.begun], given)
         shown, token = page(names, given)
@@ -175,11 +185,13 @@ def _execution_operations(pipelines: Pipelines) -> dict[str, Handler]:
         }
 
     async def stop(call: Call, given: Json) -> Json:
+        """Stops its jobs as well."""
         execution = await _find(pipelines, call, given)
         await pipelines.stop(call.principal, execution.execution_id)
         return {"PipelineExecutionArn": given["PipelineExecutionArn"]}
 
     async def definition(call: Call, given: Json) -> Json:
+        """The definition that the execution began with."""
         execution = await _find(pipelines, call, given)
         return {
             "PipelineDefinition": execution.definition,
@@ -187,6 +199,7 @@ def _execution_operations(pipelines: Pipelines) -> dict[str, Handler]:
         }
 
     async def parameters(call: Call, given: Json) -> Json:
+        """The values that the execution began with."""
         execution = await _find(pipelines, call, given)
         shown, token = page(list(execution.parameters), given)
         values = [
@@ -206,7 +219,7 @@ def _execution_operations(pipelines: Pipelines) -> dict[str, Handler]:
 
 
 async def describe_training_job(call: Call, given: Json) -> Json:
-    """DescribeTrainingJob: there are none here, and the SDK's evaluator asks for some."""
+    """There are none here; the SDK's evaluator asks for some by the name of a job."""
     call.principal.require(Action.READ)
     raise AwsError("ResourceNotFound", f"training job {given['TrainingJobName']!r} does not exist")
 
@@ -217,6 +230,7 @@ async def describe_training_job(call: Call, given: Json) -> Json:
 def _conflicting(handler: Handler) -> Handler:
     """A handler whose conflicts have the code that the model gives them for pipelines."""
 
+    @wraps(handler)
     async def answer(call: Call, given: Json) -> Json:
         try:
             return await handler(call, given)

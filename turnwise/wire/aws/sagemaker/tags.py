@@ -120,15 +120,18 @@ def tag_handlers(tags: Tags) -> dict[str, Handler]:
     """AddTags, ListTags, DeleteTags."""
 
     async def add(call: Call, given: Json) -> Json:
+        """Of anything with an ARN of the account, at most 50."""
         arn = _own(call, given["ResourceArn"], Action.MANAGE)
         return {"Tags": await tags.put(call, arn, given["Tags"])}
 
     async def listed(call: Call, given: Json) -> Json:
+        """The tags of an ARN."""
         arn = _own(call, given["ResourceArn"], Action.READ)
         found, token = page(await tags.of(call, arn), given, default=MOST)
         return {"Tags": found, "NextToken": token}
 
     async def delete(call: Call, given: Json) -> Json:
+        """By their keys."""
         arn = _own(call, given["ResourceArn"], Action.MANAGE)
         await tags.remove(call, arn, given["TagKeys"])
         return {}
