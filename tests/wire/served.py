@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import socket
 from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
-import uvicorn
 from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
 from tests.unit.gateway.kit import KEY, SECRET, PlainRenderer, World
+from tests.wire.listening import listening
 from turnwise import errors
 from turnwise.access.sigv4 import SignedRequest
 from turnwise.control.models.served import ServedModels
@@ -72,28 +71,11 @@ def a_serving(world: World, *, idle_s: float = 600.0, max_models: int = 8) -> Se
 async def served(world: World, callers: Verifying | None = None) -> AsyncIterator[str]:
     """The server's base URL."""
     serving = a_serving(world)
-    # With the protocol named: asyncio sets TCP_NODELAY only then, and head and body of an answer
-    # are two writes, between which the client would wait 40 ms.
-    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    listener.bind(("127.0.0.1", 0))
-    config = uvicorn.Config(
-        data_plane(world, serving, callers),
-        lifespan="off",
-        ws="none",
-        http="httptools",
-        log_config=None,
-        timeout_graceful_shutdown=1,
-    )
-    config.load()
-    server = uvicorn.Server(config)
-    server.lifespan = config.lifespan_class(config)
-    # Not `serve()`: its loop looks for the end ten times a second, which every test would wait.
-    await server.startup(sockets=[listener])
     try:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        async with listening(data_plane(world, serving, callers), http="httptools") as url:
+            yield url
     finally:
         await serving.close()
-        await server.shutdown(sockets=[listener])
 
 
 def a_browser() -> httpx.AsyncClient:

@@ -127,9 +127,7 @@ class Accounts:
 
     async def _managed(self, principal: Principal, slug: str) -> str:
         """The id of the account whose keys the caller wants to manage, if it may."""
-        principal.require(Action.MANAGE)
-        if principal.job_ids is not None:
-            raise errors.Denied("this key is for certain jobs; it may not manage keys")
+        principal.require_all(Action.MANAGE, "keys")
         if not slug:
             return principal.account_id
         if not principal.is_operator:

@@ -1,13 +1,13 @@
 """Who calls the data plane: the holder of an access key, in any of three ways.
 
-bearer     the key itself, or the token that the sagemaker SDK makes of it (`access.token`)
+bearer     the key itself, or the token that the sagemaker SDK makes of it (`access.sdk_token`)
 signature  AWS's Signature Version 4, for service `sagemaker` and this server's region
 """
 
 from __future__ import annotations
 
 from turnwise import errors
-from turnwise.access import sigv4, token
+from turnwise.access import sdk_token, sigv4
 from turnwise.access.keys import Keyring
 from turnwise.access.sigv4 import Signature, SignedRequest
 from turnwise.domain.access import Principal
@@ -31,7 +31,7 @@ class Callers:
 
     async def bearer(self, bearer: str) -> Principal:
         """The caller who presents an access key or a token. Raises `Unauthenticated`."""
-        if not bearer.startswith(token.PREFIX):
+        if not bearer.startswith(sdk_token.PREFIX):
             return await self._keyring.authenticate(bearer)
         try:
             return await self._token(bearer)
@@ -54,11 +54,11 @@ class Callers:
                 del self._tokens[bearer]
                 raise errors.BadSignature("the token has expired; make a new one")
             return await self._keyring.holder(access_key_id)
-        request = token.presigned(bearer)
+        request = sdk_token.presigned(bearer)
         signature = Signature.of(request)
         if signature is None or signature.expires_s is None:
             raise errors.BadSignature("the token is not signed")
-        who = await self._verify(request, signature, max_expires_s=token.MAX_EXPIRES_S)
+        who = await self._verify(request, signature, max_expires_s=sdk_token.MAX_EXPIRES_S)
         if len(self._tokens) >= _MAX_TOKENS:
             del self._tokens[next(iter(self._tokens))]
         expires_at = sigv4.expires_at(signature)

@@ -17,9 +17,6 @@ from turnwise.ports import Clock
 #: Purposes: a presigned address that signs a browser in, and the cookie that it then has.
 MLFLOW_SIGN_IN, MLFLOW_SESSION = "mlflow sign-in", "mlflow session"
 
-#: Purposes: a presigned address that signs a browser in, and the cookie that it then has.
-MLFLOW_SIGN_IN, MLFLOW_SESSION = "mlflow sign-in", "mlflow session"
-
 _HEX, _LETTERS = "0123456789abcdef", "abcdefghijklmnop"
 _TO_LETTERS = str.maketrans(_HEX, _LETTERS)
 _FROM_LETTERS = str.maketrans(_LETTERS, _HEX)

@@ -18,6 +18,7 @@ from turnwise.cli.server import pages, server
 from turnwise.client import Client
 from turnwise.control.job_file import as_mapping, parse_job, read_job
 from turnwise.domain.job import JobKind
+from turnwise.domain.metrics import HEADLINE
 from turnwise.terminal import harmless, summary
 
 Json = dict[str, Any]
@@ -224,20 +225,8 @@ def _event_text(event: Json) -> str:
     return f"{clock(event['at'])} {event['level']:<7} {event['kind']:<10} {what}"
 
 
-#: What a line of `logs` shows of a step's metrics; `jobs metrics` shows all.
-_HEADLINE = (
-    "rollout/reward/mean",
-    "training/loss",
-    "analysis/zero_adv_groups",
-    "val/reward/mean",
-    "eval/reward/mean",
-    "eval/reward/success_rate",
-    "timing_s/step",
-)
-
-
 def _metrics_text(body: Json) -> str:
-    shown = [f"{n}={cell(body['values'][n])}" for n in _HEADLINE if n in body["values"]]
+    shown = [f"{n}={cell(body['values'][n])}" for n in HEADLINE if n in body["values"]]
     return f"step {body['step']} " + " ".join(shown)
 
 

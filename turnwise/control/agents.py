@@ -107,7 +107,7 @@ class Agents:
 
         Raises `InvalidInput`, and `Conflict` when the name is registered under another contract.
         """
-        require_of_account(principal, Action.MANAGE)
+        principal.require_all(Action.MANAGE, "agents")
         _check(name, url, contract)
         url = url.rstrip("/")
         try:
@@ -173,7 +173,7 @@ class Agents:
 
     async def remove(self, principal: Principal, name: str) -> Agent:
         """Forget an agent; the agent as it was. Raises `NotFound`."""
-        require_of_account(principal, Action.MANAGE)
+        principal.require_all(Action.MANAGE, "agents")
         await self.get(principal, name)
         return _agent(await self._resources.delete_resource(principal.account_id, KIND, name))
 
@@ -215,16 +215,6 @@ class Agents:
 
     async def _all(self, account_id: str) -> Sequence[Resource]:
         return await self._resources.resources(account_id, KIND)
-
-
-def require_of_account(principal: Principal, action: Action) -> None:
-    """Raise `Denied` unless the key has the right for its whole account.
-
-    A key for certain jobs reads which agents there are, but an agent and its log are every job's.
-    """
-    principal.require(action)
-    if principal.job_ids is not None:
-        raise errors.Denied("this key is for certain jobs; agents belong to the whole account")
 
 
 def _check(name: str, url: str, contract: AgentKind) -> None:

@@ -32,14 +32,6 @@ class DataFile:
     relative: str = ""
 
 
-def load_rows(
-    path: str, *, prompt_column: str = "", label_column: str = "", field: str = "dataset"
-) -> list[Row]:
-    """`load_files` of one file by its path."""
-    file = DataFile(name=path, path=Path(path))
-    return load_files([file], prompt_column=prompt_column, label_column=label_column, field=field)
-
-
 def load_files(
     files: Sequence[DataFile],
     *,

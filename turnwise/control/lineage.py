@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from turnwise.control.job_data import JobData, JobFiles, files_sha256
 from turnwise.control.job_file import as_mapping
 from turnwise.control.job_settings import leaves
 from turnwise.domain.job import Inputs, Job, JobKind, JobSpec
+from turnwise.domain.times import in_words
 from turnwise.domain.training import ADAPTER_FOLDER
 from turnwise.modeling.fingerprint import base_sha256, fingerprint, verify
 from turnwise.ports import ModelPackage, Store
@@ -302,7 +302,7 @@ def _no_adapter(name: str) -> errors.InvalidInput:
 def check_kept(package: ModelPackage) -> None:
     """Raise `Conflict` for a package whose files are gone."""
     if package.pruned_at is not None:
-        at = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(package.pruned_at))
+        at = in_words(package.pruned_at)
         raise errors.Conflict(
             f"the files of model {package.name} were pruned at {at}, as its job's `checkpoints` "
             f"settings say; `turnwise models list --group {package.group}` shows which are kept"

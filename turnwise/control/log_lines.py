@@ -9,17 +9,9 @@ from typing import Any
 
 from turnwise import errors
 from turnwise.domain.event import Event, EventKind, Level
+from turnwise.domain.metrics import HEADLINE
 
-#: Of a step's metrics, those that a line shows first; the rest follow up to `_MAX_METRICS`.
-_HEADLINE = (
-    "rollout/reward/mean",
-    "training/loss",
-    "analysis/zero_adv_groups",
-    "val/reward/mean",
-    "eval/reward/mean",
-    "eval/reward/success_rate",
-    "timing_s/step",
-)
+#: Of a step's metrics, how many a line shows: first `HEADLINE`, then the others.
 _MAX_METRICS = 12
 
 
@@ -53,7 +45,7 @@ def _log(body: Mapping[str, Any]) -> str:
 
 def _metrics(body: Mapping[str, Any]) -> str:
     values: Mapping[str, Any] = body["values"]
-    names = [name for name in _HEADLINE if name in values]
+    names = [name for name in HEADLINE if name in values]
     names += [name for name in sorted(values) if name not in names]
     shown = " ".join(f"{name}={_number(values[name])}" for name in names[:_MAX_METRICS])
     more = f" ({len(names)} metrics in all)" if len(names) > _MAX_METRICS else ""

@@ -19,6 +19,7 @@ from hashlib import sha256
 from typing import Protocol
 
 from turnwise import errors
+from turnwise.control.agent_logs import AgentLogs
 from turnwise.control.agents import Agent, Agents
 from turnwise.control.browse import PAGE, Browse
 from turnwise.control.jobs import MAX_JOBS, Jobs
@@ -46,26 +47,6 @@ MAX_STREAMS = 1000  # of one agent
 MAX_PAGE_CHARS = 1_000_000
 #: Lines that one filtering call looks at.
 MAX_SCANNED = 20_000
-
-
-class AgentLogs(Protocol):
-    """What agents received, answered, failed with and printed."""
-
-    async def entries(
-        self,
-        account_id: str,
-        agent_name: str,
-        after: int = 0,
-        limit: int = 1000,
-        since: float | None = None,
-        until: float | None = None,
-    ) -> list[AgentLogEntry]:
-        """Entries with seq > `after`, in order."""
-        ...
-
-    async def append(self, entries: Sequence[AgentLogEntry]) -> None:
-        """Keep entries."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, order=True)

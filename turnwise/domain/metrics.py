@@ -298,6 +298,17 @@ METRICS: tuple[Metric, ...] = (
     *_EVALUATION,
 )
 
+#: What a line about a step shows first.
+HEADLINE = (
+    "rollout/reward/mean",
+    "training/loss",
+    "analysis/zero_adv_groups",
+    "val/reward/mean",
+    "eval/reward/mean",
+    "eval/reward/success_rate",
+    "timing_s/step",
+)
+
 _BY_NAME = {metric.name: metric for metric in METRICS}
 _FAMILIES = tuple(metric for metric in METRICS if "{" in metric.name)
 

@@ -30,8 +30,8 @@ from turnwise.gateway.gateway import Gateway
 from turnwise.gateway.serving import Serving
 from turnwise.ports import ModelPackage
 from turnwise.wire.asgi import ClientGone, HttpCall, Receive, Scope, Send
-from turnwise.wire.aws import codec as aws_codec
 from turnwise.wire.aws import runtime as aws
+from turnwise.wire.aws import runtime_codec as aws_codec
 from turnwise.wire.aws.arns import JobArn, ModelPackageArn
 from turnwise.wire.aws.signed import signed_request
 from turnwise.wire.data_events import NAMES, DataEvents

@@ -282,9 +282,7 @@ def _action(method: str, path: str) -> Action | None:
 
 def _require(principal: Principal, action: Action) -> None:
     """Raise `Denied` unless the caller may see (and, for MANAGE, change) all of the account's."""
-    if principal.job_ids is not None or principal.rollout_id is not None:
-        raise errors.Denied("this key is for certain jobs; MLflow shows all of an account's")
-    principal.require(action)
+    principal.require_all(action, "runs in MLflow")
 
 
 def _cookie(http: HttpCall) -> str:

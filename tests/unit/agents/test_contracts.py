@@ -9,6 +9,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer, unused_port
 
+from tests.unit.agents.kit import Log
 from tests.unit.agents.test_http import outcome, request
 from turnwise import errors
 from turnwise.agents import HttpAgent
@@ -18,19 +19,6 @@ from turnwise.domain.job import AgentKind, AgentSpec
 from turnwise.domain.rollout import Fault
 
 Handler = Callable[[web.Request], Awaitable[web.Response]]
-
-
-class Log:
-    """Keeps what is noted."""
-
-    def __init__(self) -> None:
-        self.entries: list[tuple[AgentLogKind, str]] = []
-
-    def note(
-        self, kind: AgentLogKind, text: str, *, rollout_id: str = "", job_id: str = ""
-    ) -> None:
-        assert (rollout_id, job_id) == ("rollout_a", "job_walk")
-        self.entries.append((kind, text))
 
 
 @asynccontextmanager
@@ -159,6 +147,7 @@ async def test_what_passes_to_and_from_an_agent_is_noted_without_its_endpoint() 
     assert received is AgentLogKind.RECEIVED
     assert json.loads(payload)["metadata"]["rolloutId"] == "rollout_a"
     assert "hidden" not in payload
+    assert log.about == {("rollout_a", "job_walk")}
     assert rest == [
         (AgentLogKind.PRINTED, "hello"),
         (AgentLogKind.PRINTED, "world"),

@@ -10,7 +10,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from tests.unit.agents.test_probing import Log
+from tests.unit.agents.kit import Log
 from turnwise import errors
 from turnwise.agents import AgentCalls
 from turnwise.agents.outside import MAX_ANSWER_BYTES

@@ -8,22 +8,13 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer, unused_port
 
+from tests.unit.agents.kit import Log
 from turnwise import errors
 from turnwise.agents import AgentCalls
 from turnwise.domain.agent import AgentLogKind
 from turnwise.domain.job import AgentKind, AgentSpec
 
 Handler = Callable[[web.Request], Awaitable[web.Response]]
-
-
-class Log:
-    def __init__(self) -> None:
-        self.entries: list[tuple[AgentLogKind, str]] = []
-
-    def note(
-        self, kind: AgentLogKind, text: str, *, rollout_id: str = "", job_id: str = ""
-    ) -> None:
-        self.entries.append((kind, text))
 
 
 @asynccontextmanager

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import socket
+import contextlib
 import threading
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
 
-import uvicorn
-
 from tests.builders import ACCOUNT
 from tests.unit.control.kit import Loop, World, a_registry, agent_rooms, archives
+from tests.wire.listening import listening
 from turnwise.access.accounts import Accounts
 from turnwise.access.keys import Keyring
 from turnwise.access.vault import Vault
@@ -50,6 +49,7 @@ class Serving:
     def __init__(self, folder: Path) -> None:
         self.data = folder / "data"
         self.data.mkdir()
+        self._open_doors = contextlib.AsyncExitStack()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
         self._thread.start()
@@ -67,11 +67,6 @@ class Serving:
         self.world = PlayedWorld(folder, self._store)
         keyring = Keyring(self._store, Vault(bytes(32)))
         self.key = await keyring.admin_key(self.data / "admin.key")
-        # With the protocol named, asyncio sets TCP_NODELAY.
-        self._listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-        self._listener.bind(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-        (self.data / "server.url").write_text(self.url + "\n")
         self._agents = agent_rooms(self.world)
         app = native_app(
             self.world.jobs,
@@ -82,13 +77,8 @@ class Serving:
             a_registry(self._store, folder),
             agents=self._agents,
         )
-        config = uvicorn.Config(
-            app, lifespan="off", ws="none", log_config=None, timeout_graceful_shutdown=1
-        )
-        config.load()
-        self._server = uvicorn.Server(config)
-        self._server.lifespan = config.lifespan_class(config)
-        await self._server.startup(sockets=[self._listener])
+        self.url = await self._open_doors.enter_async_context(listening(app))
+        (self.data / "server.url").write_text(self.url + "\n")
 
     def close(self) -> None:
         self.call(self._close())
@@ -97,7 +87,7 @@ class Serving:
         self._loop.close()
 
     async def _close(self) -> None:
-        await self._server.shutdown(sockets=[self._listener])
+        await self._open_doors.aclose()
         await self._agents.calls.close()
         await self._agents.logs.close()
         await self.world.jobs.close()

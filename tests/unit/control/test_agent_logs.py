@@ -16,13 +16,6 @@ OURS, THEIRS = "acc_ours", "acc_theirs"
 
 
 @pytest.fixture
-async def store() -> AsyncIterator[SqlStore]:
-    opened = SqlStore.in_memory()
-    yield opened
-    await opened.close()
-
-
-@pytest.fixture
 async def logs(store: SqlStore) -> AsyncIterator[AgentLogs]:
     opened = AgentLogs(store, SetClock(), keep=10)
     yield opened

@@ -104,7 +104,7 @@ async def test_a_key_for_certain_jobs_reads_which_agents_there_are_and_no_more(
     await agents.register(OURS, "walker", "http://127.0.0.1:1", AgentKind.HTTP)
     narrow = Principal(account_id="acc_ours", job_ids=frozenset({"job_a"}))
     assert [agent.name for agent in await agents.list(narrow)] == ["walker"]
-    with pytest.raises(errors.Denied, match="agents belong to the whole account"):
+    with pytest.raises(errors.Denied, match="agents are the whole account"):
         await agents.register(narrow, "walker", "http://127.0.0.1:2", AgentKind.HTTP)
     with pytest.raises(errors.Denied):
         await agents.remove(narrow, "walker")

@@ -7,7 +7,7 @@ import pyarrow.parquet
 import pytest
 
 from turnwise import errors
-from turnwise.control.datasets import DataFile, load_files, load_rows, prompt_column_of
+from turnwise.control.datasets import DataFile, load_files, prompt_column_of
 from turnwise.domain.data import Row
 
 
@@ -15,6 +15,11 @@ def write(folder: Path, name: str, content: str | bytes) -> str:
     file = folder / name
     file.write_bytes(content.encode() if isinstance(content, str) else content)
     return str(file)
+
+
+def load_rows(path: str, **options: str) -> list[Row]:
+    """`load_files` of one file."""
+    return load_files([DataFile(name=path, path=Path(path))], **options)
 
 
 def test_each_format_gives_the_same_rows(tmp_path: Path):

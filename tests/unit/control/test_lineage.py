@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ from turnwise.domain.rollout import Policy
 from turnwise.domain.training import Adapter, Checkpoint, LoraSpec, OptimizerSpec
 from turnwise.loop.packages import packages_of
 from turnwise.modeling.fingerprint import base_sha256, file_sha256, fingerprint, folder_sha256
-from turnwise.ports import FinishedStep
+from turnwise.ports import FinishedStep, NewId
 from turnwise.storage.sql import SqlStore
 
 LORA = LoraSpec(rank=1, alpha=2.0, target_modules=("q_proj",))
@@ -53,19 +54,19 @@ async def trained(world: World) -> Job:
     return await finish_first_step(world, job)
 
 
-async def finish_first_step(world: World, job: Job) -> Job:
-    """Have it trained and registered; then the job "walk" fails."""
-    job = await world.store.job(ACCOUNT, job.job_id)
-    folder = world.folder / "step"
+async def finish_step(
+    world: World, job: Job, step: int, ids: NewId, values: Mapping[str, float] | None = None
+) -> None:
+    """One step as the loop finishes it, with the version it expects to be the next."""
+    folder = world.folder / f"{job.name}-{step}"
     write_adapter_files(folder / "adapter")
-    (folder / "state.safetensors").write_text("moments")
+    (folder / "state.safetensors").write_text(f"{job.name} {step}")
     adapter = Adapter(adapter_id=fingerprint(folder / "adapter"), path=str(folder / "adapter"))
-    checkpoint = Checkpoint(step=0, path=str(folder), sha256=folder_sha256(folder), adapter=adapter)
-    packages = packages_of(
-        job, checkpoint, {"rollout/reward/mean": 0.5}, version=1, new_id=names(), now=7.0
-    )
+    sha256 = folder_sha256(folder)
+    checkpoint = Checkpoint(step=step, path=str(folder), sha256=sha256, adapter=adapter)
+    packages = packages_of(job, checkpoint, values or {}, version=step + 1, new_id=ids, now=7.0)
     done = FinishedStep(
-        step=0,
+        step=step,
         policy=Policy(),
         groups=(),
         bins={},
@@ -74,6 +75,12 @@ async def finish_first_step(world: World, job: Job) -> Job:
         events=(),
     )
     await world.store.finish_step(ACCOUNT, job.job_id, done)
+
+
+async def finish_first_step(world: World, job: Job) -> Job:
+    """Have it trained and registered; then the job "walk" fails."""
+    job = await world.store.job(ACCOUNT, job.job_id)
+    await finish_step(world, job, 0, names(), {"rollout/reward/mean": 0.5})
     world.loops["walk"].end(JobStatus.FAILED)
     await world.until("walk", JobStatus.FAILED)
     return job
@@ -315,7 +322,7 @@ async def test_what_cannot_be_started_from_is_refused_with_the_remedy(
 
 
 async def test_files_that_are_not_as_registered_are_never_started_from(world: World, trained: Job):
-    folder = world.folder / "step"
+    folder = world.folder / "walk-0"
     (folder / "state.safetensors").write_text("momentS")
     assert "has sha256" in await refusal(world, resume_from="walk-checkpoints/1")
 
@@ -350,7 +357,7 @@ async def test_a_new_job_starts_at_step_0_from_an_adapter(world: World, trained:
     )
 
     assert (job.spec.input_adapter, job.parent, job.step) == (
-        *(str(world.folder / "step" / "adapter"), "walk/1", 0),
+        *(str(world.folder / "walk-0" / "adapter"), "walk/1", 0),
     )
 
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import botocore.session
-import uvicorn
 from botocore.config import Config
 
+from tests.wire.listening import listening
 from turnwise import errors
 from turnwise.access import sigv2, sigv4
 from turnwise.control.objects.buckets import Buckets
@@ -25,6 +24,9 @@ from turnwise.wire.aws.service import Call
 
 REGION = "us-west-2"
 SECRET = "a-secret"
+
+#: One for all clients: it keeps the model of S3, which takes long to read.
+SESSION = botocore.session.get_session()
 
 
 class Served:
@@ -76,8 +78,7 @@ class Served:
             "retries": {"total_max_attempts": 1},
             "read_timeout": 10,
         } | config
-        session = botocore.session.get_session()
-        return session.create_client(
+        return SESSION.create_client(
             "s3",
             region_name=REGION,
             endpoint_url=self.url,
@@ -90,22 +91,5 @@ class Served:
 @contextlib.asynccontextmanager
 async def served(folder: Path, store: SqlStore) -> AsyncIterator[Served]:
     made = Served(folder, store)
-    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    listener.bind(("127.0.0.1", 0))
-    config = uvicorn.Config(
-        made.door(),
-        lifespan="off",
-        ws="none",
-        http="httptools",
-        log_config=None,
-        timeout_graceful_shutdown=1,
-    )
-    config.load()
-    server = uvicorn.Server(config)
-    server.lifespan = config.lifespan_class(config)
-    await server.startup(sockets=[listener])
-    made.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    try:
+    async with listening(made.door(), http="httptools") as made.url:
         yield made
-    finally:
-        await server.shutdown(sockets=[listener])

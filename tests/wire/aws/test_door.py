@@ -11,8 +11,9 @@ import pytest
 from tests.wire.aws.a_door import Door, a_door, echo
 from turnwise import errors
 from turnwise.domain.access import Action
+from turnwise.wire.aws import cloudtrail, faults
 from turnwise.wire.aws.iam import iam
-from turnwise.wire.aws.service import AwsError, Call
+from turnwise.wire.aws.service import AwsError, AwsService, Call
 from turnwise.wire.aws.sts import sts
 
 DESCRIBE = {"JobName": "walk", "JobCategory": "AgentRFT"}
@@ -94,7 +95,7 @@ async def test_who_is_not_verified_is_refused_and_not_told():
 async def test_a_bearer_token_of_the_data_plane_opens_no_other_door():
     """It is a signature of POST / with an empty body; the operation in a header is not signed."""
     from tests.unit.access.test_callers import token
-    from turnwise.access.token import presigned
+    from turnwise.access.sdk_token import presigned
 
     async with a_door({"ListJobs": _never}) as door:
         request = presigned(token(door.key, door.secret))
@@ -160,6 +161,24 @@ async def test_a_body_that_is_wrong_is_refused_with_the_members_name(
     assert answer[:2] == (400, code)
     assert words in answer[2]
     assert (outcome.error, outcome.operation) == (code, "DescribeJob")
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (errors.InvalidInput("S3KeyPrefix", "..", "is no prefix"), "InvalidS3PrefixException"),
+        (errors.InvalidInput("EventSelectors[0].Type", None, "is required"), "InvalidEventSel"),
+        (errors.InvalidInput("folder", "x", "is not absolute"), "InvalidParameterException"),
+        (errors.NotFound("bucket", "logs"), "S3BucketDoesNotExistException"),
+        (errors.NotFound("trail", "mine"), "TrailNotFoundException"),
+        (errors.Denied("not yours"), "AccessDeniedException"),
+    ],
+)
+def test_a_code_may_say_what_the_error_is_about(error: Exception, code: str):
+    service = AwsService(
+        name="cloudtrail", handlers={}, codes=cloudtrail.CODES, codes_of=cloudtrail.CODES_OF
+    )
+    assert faults.describe(error, service)[1].startswith(code)
 
 
 async def test_errors_have_the_codes_of_their_service():

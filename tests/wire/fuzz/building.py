@@ -29,7 +29,10 @@ from tests.families import save_family
 from tests.unit.control.kit import Loop
 from tests.unit.gateway.kit import SECRET, SECRET_SHA256, Script
 from tests.wire.aws.job_kit import RECIPE, ROLE, training
-from turnwise import app, errors
+from turnwise import errors
+from turnwise.app.doors import open_doors
+from turnwise.app.jobs import Workshop
+from turnwise.app.rooms import open_rooms
 from turnwise.domain.audit import Category
 from turnwise.domain.event import EventKind
 from turnwise.domain.job import JobStatus, Secondary
@@ -102,21 +105,21 @@ class Building:
         (model / "turnwise-recipe.json").write_text(json.dumps(RECIPE))
         self.rows = self.folder / "rows.jsonl"
         self.rows.write_text('{"prompt": "go"}\n')
-        self._opened.enter_context(mock.patch.object(app.Service, "start_job", _start))
+        self._opened.enter_context(mock.patch.object(Workshop, "start_job", _start))
         self._opened.enter_context(
             mock.patch("turnwise.launching.mlflow.MlflowServers.address", self._mlflow)
         )
         self._opened.enter_context(
-            mock.patch("turnwise.launching.mlflow.MlflowServers.start", lambda *_: None)
+            mock.patch("turnwise.launching.mlflow.MlflowServers.start", return_value=None)
         )
         await self._serve_mlflow()
         settings = Settings(
             data_dir=self.folder / "data", models_dir=str(model.parent), region=REGION
         )
-        opening = app.open_service(settings, URL)
-        self.service, self._app = await self._opened.enter_async_context(opening)
+        self.house = await self._opened.enter_async_context(open_rooms(settings, URL))
+        self._app = await self._opened.enter_async_context(open_doors(self.house))
         self.key = (self.folder / "data" / "admin.key").read_text().strip()
-        self._database = sqlite3.connect(self.service.folder.database)
+        self._database = sqlite3.connect(self.house.base.folder.database)
         self._tables = [
             name
             for (name,) in self._database.execute(
@@ -199,14 +202,14 @@ class Building:
             await self._add_done()
 
     async def _add_jobs(self) -> None:
-        store = self.service.store
+        store = self.house.base.store
         spec = builders.spec(model=str(self.folder / "models" / "tiny"), dataset=str(self.rows))
         done = await store.create_job(builders.job(spec=spec, status=JobStatus.RUNNING))
         await store.open_group(builders.group())
         renderer = load_renderer(self.folder / "models" / "tiny", done.spec.history)
         sampler = ScriptedSampler(Script(["hello", "there"]))
-        self.service.gateway.attach(done, sampler, renderer)
-        await self.service.gateway.open(
+        self.house.workshop.gateway.attach(done, sampler, renderer)
+        await self.house.workshop.gateway.open(
             [
                 builders.rollout(
                     f"rol_{n}",
@@ -222,7 +225,7 @@ class Building:
         await self._add_done()
 
     async def _add_done(self) -> None:
-        await self.service.store.create_job(
+        await self.house.base.store.create_job(
             builders.job(
                 "done",
                 spec=self._spec,
@@ -418,13 +421,15 @@ class Building:
         for table in self._tables:
             rows = self._database.execute(f'SELECT * FROM "{table}"').fetchall()
             found[table] = f"{len(rows)} {hashlib.sha256(repr(rows).encode()).hexdigest()}"
-        files = sorted(str(each) for each in self.service.folder.blobs.rglob("*") if each.is_file())
+        files = sorted(
+            str(each) for each in self.house.base.folder.blobs.rglob("*") if each.is_file()
+        )
         return found | {"files": f"{len(files)} {hashlib.sha256(repr(files).encode()).hexdigest()}"}
 
 
-async def _start(service: app.Service, job: Any) -> Any:
+async def _start(workshop: Workshop, job: Any) -> Any:
     """A job's loop without an engine: it goes on until it is stopped."""
-    return Loop(job, service.store)
+    return Loop(job, workshop.store)
 
 
 def encoded(pairs: Mapping[str, Any]) -> str:

@@ -82,7 +82,7 @@ class Checked:
         assert answer.status < 500 or answer.status in allowed, answer
         assert answer.status < 400 or not _OURS.search(answer.text), answer
         if answer.status >= 400:
-            assert str(self.building.service.folder.root) not in answer.text, answer
+            assert str(self.building.house.base.folder.root) not in answer.text, answer
 
     def _unchanged(self, sent: Sent) -> None:
         """A refusal changed nothing; what an earlier call had begun may have ended meanwhile."""

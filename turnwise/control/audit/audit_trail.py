@@ -170,7 +170,7 @@ class AuditTrail:
 
     async def search(self, principal: Principal, query: AuditQuery) -> list[AuditRecord]:
         """A page of the caller's account's records."""
-        _require(principal)
+        principal.require_all(Action.READ, "audit records")
         await self.flush()
         return await self._store.audit_records(principal.account_id, query)
 
@@ -188,7 +188,7 @@ class AuditTrail:
 
     async def verify(self, principal: Principal) -> Verdict:
         """Read the whole trail of the caller's account and check every digest."""
-        _require(principal)
+        principal.require_all(Action.READ, "audit records")
         await self.flush()
         account_id = principal.account_id
         # The head first: records appended meanwhile are past it and not looked at.
@@ -224,9 +224,3 @@ class AuditTrail:
             with contextlib.suppress(errors.TurnwiseError):  # a full disk: again in an hour
                 await self.retain()
             await self._clock.sleep(RETAIN_EVERY_S)
-
-
-def _require(principal: Principal) -> None:
-    principal.require(Action.READ)
-    if principal.job_ids is not None or principal.rollout_id is not None:
-        raise errors.Denied("this key is for certain jobs; it may not read the audit trail")

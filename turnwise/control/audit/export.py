@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import calendar
 import json
 import os
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from turnwise import errors
+from turnwise.domain.times import from_iso
 
 Json = dict[str, Any]
 
@@ -114,7 +113,7 @@ def _row(entry: Mapping[str, Any]) -> Json:
     who = record["userIdentity"]
     return {
         "seq": entry["seq"],
-        "event_time": _seconds(record["eventTime"]),
+        "event_time": from_iso(record["eventTime"]),
         "event_source": record["eventSource"],
         "event_name": record["eventName"],
         "event_category": record["eventCategory"],
@@ -139,7 +138,3 @@ def _row(entry: Mapping[str, Any]) -> Json:
 
 def _dumped(value: Any) -> str | None:
     return None if value is None else json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-
-
-def _seconds(text: str) -> int:
-    return calendar.timegm(time.strptime(text, "%Y-%m-%dT%H:%M:%SZ"))

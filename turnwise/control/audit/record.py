@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import time
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from typing import Any
 
 from turnwise.domain.access import Principal
 from turnwise.domain.audit import AuditDraft, Category, fields_of
+from turnwise.domain.times import iso
 
 Json = dict[str, Any]
 
@@ -108,15 +108,6 @@ def canonical(value: Any) -> str:
     return json.dumps(
         value, ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False
     )
-
-
-def iso(at: float) -> str:
-    """Seconds since the epoch as CloudTrail writes them.
-
-    >>> iso(0.9)
-    '1970-01-01T00:00:00Z'
-    """
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(math.floor(at)))
 
 
 def _record(seen: Witnessed) -> Json:

@@ -42,10 +42,6 @@ _FIELDS = frozenset(
 )
 
 
-class InvalidSelectors(errors.InvalidInput):
-    """Event selectors that CloudTrail would refuse."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facets:
     """What selectors can ask of an event."""
@@ -169,21 +165,21 @@ def _begins(arn: str, values: Sequence[str]) -> bool:
 
 
 def check(classic: Sequence[Json], advanced: Sequence[Json]) -> None:
-    """Raise `InvalidSelectors` for what CloudTrail would refuse."""
+    """Raise `InvalidInput` for what CloudTrail would refuse."""
     if bool(classic) == bool(advanced):
-        raise InvalidSelectors(
+        raise errors.InvalidInput(
             "EventSelectors",
             len(classic),
             "and AdvancedEventSelectors are given together or not at all",
             remedy="give exactly one of the two",
         )
     if len(classic) > _MAX_CLASSIC:
-        raise InvalidSelectors("EventSelectors", len(classic), f"are more than {_MAX_CLASSIC}")
+        raise errors.InvalidInput("EventSelectors", len(classic), f"are more than {_MAX_CLASSIC}")
     for n, selector in enumerate(classic):
         for m, chosen in enumerate(selector.get("DataResources") or ()):
             if not chosen.get("Type"):
                 where = f"EventSelectors[{n}].DataResources[{m}].Type"
-                raise InvalidSelectors(where, chosen.get("Type"), "is required")
+                raise errors.InvalidInput(where, chosen.get("Type"), "is required")
     for n, selector in enumerate(advanced):
         _check_advanced(f"AdvancedEventSelectors[{n}]", selector["FieldSelectors"])
     conditions = sum(
@@ -194,7 +190,7 @@ def check(classic: Sequence[Json], advanced: Sequence[Json]) -> None:
         if name != "Field"
     )
     if conditions > _MAX_CONDITIONS:
-        raise InvalidSelectors(
+        raise errors.InvalidInput(
             "AdvancedEventSelectors", conditions, f"values are more than {_MAX_CONDITIONS}"
         )
 
@@ -202,25 +198,29 @@ def check(classic: Sequence[Json], advanced: Sequence[Json]) -> None:
 def _check_advanced(where: str, fields: Sequence[Mapping[str, Any]]) -> None:
     by_name = {field["Field"]: field for field in fields}
     if len(by_name) != len(fields):
-        raise InvalidSelectors(where, sorted(by_name), "names a field twice")
+        raise errors.InvalidInput(where, sorted(by_name), "names a field twice")
     for name, field in by_name.items():
         if name not in _FIELDS:
             allowed = ", ".join(sorted(_FIELDS))
-            raise InvalidSelectors(f"{where}.Field", name, "is not known", remedy=allowed)
+            raise errors.InvalidInput(f"{where}.Field", name, "is not known", remedy=allowed)
         if not any(field.get(no + op) for op in _OPERATORS for no in ("", "Not")):
-            raise InvalidSelectors(f"{where}.{name}", None, "has no operator with values")
+            raise errors.InvalidInput(f"{where}.{name}", None, "has no operator with values")
     category = _only_equals(where, by_name, "eventCategory")
     if len(category) != 1 or category[0] not in set(Category):
-        raise InvalidSelectors(f"{where}.eventCategory", category, "must equal Management or Data")
+        raise errors.InvalidInput(
+            f"{where}.eventCategory", category, "must equal Management or Data"
+        )
     if "readOnly" in by_name and not set(_only_equals(where, by_name, "readOnly")) < {
         "true",
         "false",
     }:
-        raise InvalidSelectors(f"{where}.readOnly", by_name["readOnly"], "must equal true or false")
+        raise errors.InvalidInput(
+            f"{where}.readOnly", by_name["readOnly"], "must equal true or false"
+        )
     if category[0] == Category.DATA:
         _only_equals(where, by_name, "resources.type")
     elif about := sorted(name for name in by_name if name.startswith("resources.")):
-        raise InvalidSelectors(f"{where}.{about[0]}", "", "is for data events alone")
+        raise errors.InvalidInput(f"{where}.{about[0]}", "", "is for data events alone")
 
 
 def _only_equals(where: str, fields: Mapping[str, Mapping[str, Any]], name: str) -> Sequence[str]:
@@ -228,6 +228,6 @@ def _only_equals(where: str, fields: Mapping[str, Mapping[str, Any]], name: str)
     field = fields.get(name, {})
     others = [key for key, values in field.items() if key not in ("Field", "Equals") and values]
     if others or not field.get("Equals"):
-        raise InvalidSelectors(f"{where}.{name}", others, "is required, with Equals alone")
+        raise errors.InvalidInput(f"{where}.{name}", others, "is required, with Equals alone")
     values: Sequence[str] = field["Equals"]
     return values

@@ -60,30 +60,6 @@ class Buckets(Protocol):
         ...
 
 
-class NoBucket(errors.NotFound):
-    """The bucket that a trail is to write to does not exist."""
-
-
-class InvalidTrailName(errors.InvalidInput):
-    """A trail's name that CloudTrail would refuse."""
-
-
-class InvalidBucketName(errors.InvalidInput):
-    """A bucket's name that S3 would refuse."""
-
-
-class InvalidPrefix(errors.InvalidInput):
-    """A key prefix that is too long or leads elsewhere."""
-
-
-class TrailExists(errors.Conflict):
-    """The account has a trail of that name."""
-
-
-class TooManyTrails(errors.LimitExceeded):
-    """The account has as many as it may."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trail:
     """A trail as it is kept. Exactly one of `bucket` and `folder` is set.
@@ -176,7 +152,7 @@ class Trails:
         options: Mapping[str, Any] | None = None,
     ) -> Trail:
         """A trail that does not log yet, for all management events."""
-        self._require(principal)
+        principal.require_all(Action.MANAGE, "trails")
         check_name(name)
         self._check_place(principal, bucket, prefix, folder)
         await self._check_bucket(account.account_id, bucket)
@@ -191,9 +167,9 @@ class Trails:
         async with self._moving:
             mine = [key for key in self._known if key[0] == account.account_id]
             if (account.account_id, name) in mine:
-                raise TrailExists(f"trail {name!r} exists already")
+                raise errors.Conflict(f"trail {name!r} exists already")
             if len(mine) >= MAX_TRAILS:
-                raise TooManyTrails(f"an account may have {MAX_TRAILS} trails")
+                raise errors.LimitExceeded(f"an account may have {MAX_TRAILS} trails")
             now = self._clock.now()
             body = dataclasses.asdict(made)
             await self._resources.create_resource(
@@ -206,7 +182,7 @@ class Trails:
 
     async def update(self, principal: Principal, name: str, changes: Mapping[str, Any]) -> Trail:
         """Change where a trail's files go, or its options."""
-        self._require(principal)
+        principal.require_all(Action.MANAGE, "trails")
         async with self._moving:
             trail = self._find(principal, name)
             options = {**trail.options, **changes.get("options", {})}
@@ -220,7 +196,7 @@ class Trails:
 
     async def delete(self, principal: Principal, name: str) -> Trail:
         """Forget a trail; the files that it has delivered stay."""
-        self._require(principal)
+        principal.require_all(Action.MANAGE, "trails")
         async with self._moving:
             trail = self._find(principal, name)
             await self._resources.delete_resource(principal.account_id, KIND, name)
@@ -230,18 +206,18 @@ class Trails:
 
     def trail(self, principal: Principal, name: str) -> Trail:
         """One trail. Raises `NotFound`."""
-        self._require(principal, Action.READ)
+        principal.require_all(Action.READ, "trails")
         return self._find(principal, name)
 
     def trails(self, principal: Principal) -> list[Trail]:
         """Those of the caller's account, by name."""
-        self._require(principal, Action.READ)
+        principal.require_all(Action.READ, "trails")
         mine = [each for key, (_, each) in self._known.items() if key[0] == principal.account_id]
         return sorted(mine, key=lambda each: each.name)
 
     async def start_logging(self, principal: Principal, name: str) -> Trail:
         """Deliver what happens from now on; no change while it is logging."""
-        self._require(principal)
+        principal.require_all(Action.MANAGE, "trails")
         async with self._moving:
             trail = self._find(principal, name)
             if trail.is_logging:
@@ -256,7 +232,7 @@ class Trails:
 
     async def stop_logging(self, principal: Principal, name: str) -> Trail:
         """Deliver what has happened, and nothing that happens after."""
-        self._require(principal)
+        principal.require_all(Action.MANAGE, "trails")
         async with self._moving:
             trail = self._find(principal, name)
             if not trail.is_logging:
@@ -277,8 +253,8 @@ class Trails:
         classic: Sequence[Json] = (),
         advanced: Sequence[Json] = (),
     ) -> Trail:
-        """Replace what a trail selects. Raises `audit_selectors.InvalidSelectors`."""
-        self._require(principal)
+        """Replace what a trail selects. Raises `InvalidInput`."""
+        principal.require_all(Action.MANAGE, "trails")
         audit_selectors.check(classic, advanced)
         async with self._moving:
             # What happened until now is judged by the selectors that were there.
@@ -290,22 +266,17 @@ class Trails:
                 dataclasses.replace(trail, classic=list(classic), advanced=list(advanced)),
             )
 
-    def _require(self, principal: Principal, action: Action = Action.MANAGE) -> None:
-        principal.require(action)
-        if principal.job_ids is not None or principal.rollout_id is not None:
-            raise errors.Denied("this key is for certain jobs; trails are the account's")
-
     def _check_place(self, principal: Principal, bucket: str, prefix: str, folder: str) -> None:
         if bool(bucket) == bool(folder):
             raise errors.InvalidInput(
                 "bucket", bucket, "and a folder exclude each other", remedy="name one of the two"
             )
         if bucket and not _BUCKET.fullmatch(bucket):
-            raise InvalidBucketName(
+            raise errors.InvalidInput(
                 "S3BucketName", bucket, "is no bucket's name", remedy="3 to 63 of a-z, 0-9, . and -"
             )
         if len(prefix) > 200 or prefix.startswith("/") or ".." in PurePosixPath(prefix).parts:
-            raise InvalidPrefix(
+            raise errors.InvalidInput(
                 "S3KeyPrefix", prefix, "is no prefix", remedy="up to 200 characters, without .."
             )
         if not folder:
@@ -320,7 +291,7 @@ class Trails:
     async def _check_bucket(self, account_id: str, bucket: str) -> None:
         if not bucket or (self._buckets and await self._buckets.exists(account_id, bucket)):
             return
-        raise NoBucket("bucket", bucket, remedy="create it first, or name a folder")
+        raise errors.NotFound("bucket", bucket, remedy="create it first, or name a folder")
 
     def _find(self, principal: Principal, name: str) -> Trail:
         found = self._known.get((principal.account_id, name))
@@ -456,9 +427,9 @@ _ERROR_NAMES: Mapping[type[Exception], str] = {
 
 
 def check_name(name: str) -> None:
-    """Raise `InvalidTrailName` for a name that CloudTrail would refuse."""
+    """Raise `InvalidInput` for a name that CloudTrail would refuse."""
     if not _NAME.fullmatch(name):
-        raise InvalidTrailName(
+        raise errors.InvalidInput(
             "Name",
             name,
             "is no trail's name",

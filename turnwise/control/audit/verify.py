@@ -6,7 +6,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from turnwise.control.audit.record import iso
 from turnwise.domain.audit import (
     GENESIS,
     AuditHead,
@@ -16,6 +15,7 @@ from turnwise.domain.audit import (
     chained,
     fields_of,
 )
+from turnwise.domain.times import iso
 
 #: Records younger than this are never dropped; a segment that is gone earlier has been taken away.
 MIN_RETENTION_S = 90 * 24 * 3600.0

@@ -1,7 +1,7 @@
 """An account's buckets of objects: what AWS's clients keep in S3, on this server.
 
-Rows are in the store, content is in files (`control.objects.content`). Each account has a namespace
-of its own. A bucket may also be a view of what another room has, which is then read-only.
+Rows are in the store, content is in files (`content`). Each account has a namespace of its own.
+A bucket may also be a view of what another room has, which is then read-only.
 """
 
 from __future__ import annotations

@@ -58,10 +58,6 @@ class Content:
         """Keep the content of several files, one after the other, as a new one."""
         return await self.write(piece for blob in blobs for piece in read_pieces(self.path(blob)))
 
-    async def adopt(self, file: Path) -> Written:
-        """Keep the content of a file of somewhere else, which may change afterwards."""
-        return await self.write(read_pieces(file))
-
     @contextlib.asynccontextmanager
     async def unless_kept(self, written: Written) -> AsyncIterator[None]:
         """Remove a new file if the block, which tells the store of it, raises our errors."""

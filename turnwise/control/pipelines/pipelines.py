@@ -12,7 +12,6 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
-import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -31,6 +30,7 @@ from turnwise.control.pipelines.definition import (
 from turnwise.control.pipelines.execution import Execution, ExecutionStatus, StepState, StepStatus
 from turnwise.domain.access import Account, Action, Principal
 from turnwise.domain.resource import Resource
+from turnwise.domain.times import iso
 from turnwise.ports import Clock, NewId, Resources
 
 log = logging.getLogger(__name__)
@@ -130,7 +130,7 @@ class Pipelines:
 
         Raises `InvalidInput` for its definition, `Conflict` if the name is taken.
         """
-        _require(principal, Action.MANAGE)
+        principal.require_all(Action.MANAGE, "pipelines")
         parse_definition(pipeline.definition)
         async with self._writing:
             with contextlib.suppress(errors.NotFound):
@@ -153,7 +153,7 @@ class Pipelines:
 
     async def update(self, principal: Principal, name: str, **changes: Any) -> Pipeline:
         """Change what is given of a pipeline. Executions that run are not touched."""
-        _require(principal, Action.MANAGE)
+        principal.require_all(Action.MANAGE, "pipelines")
         if "definition" in changes:
             parse_definition(changes["definition"])
         async with self._writing:
@@ -163,19 +163,19 @@ class Pipelines:
 
     async def describe(self, principal: Principal, name: str) -> Pipeline:
         """One pipeline. Raises `NotFound`."""
-        _require(principal, Action.READ)
+        principal.require_all(Action.READ, "pipelines")
         found = await self._resources.resource(principal.account_id, PIPELINE, name)
         return _pipeline(found)
 
     async def list(self, principal: Principal, *, prefix: str = "") -> Sequence[Pipeline]:
         """The account's, oldest first."""
-        _require(principal, Action.READ)
+        principal.require_all(Action.READ, "pipelines")
         found = await self._resources.resources(principal.account_id, PIPELINE, prefix=prefix)
         return [_pipeline(one) for one in found]
 
     async def delete(self, principal: Principal, name: str) -> Pipeline:
         """Remove a pipeline with its executions; their jobs stay. `Conflict` while one runs."""
-        _require(principal, Action.MANAGE)
+        principal.require_all(Action.MANAGE, "pipelines")
         async with self._writing:
             kept = await self.describe(principal, name)
             executions = await self.executions(principal, name)
@@ -211,7 +211,7 @@ class Pipelines:
         `arns` gives an execution's addresses by its id: `PipelineArn`, `PipelineExecutionArn`.
         Raises `InvalidInput` for parameters, `Conflict` for a token that came with others.
         """
-        _require(principal, Action.MANAGE)
+        principal.require_all(Action.MANAGE, "pipelines")
         async with self._writing:
             pipeline = await self.describe(principal, name)
             for one in await self.executions(principal, name):
@@ -243,7 +243,7 @@ class Pipelines:
         values = {
             "PipelineName": pipeline.name,
             "PipelineExecutionId": execution_id,
-            "StartDateTime": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now)),
+            "StartDateTime": iso(now),
         }
         return Execution(
             execution_id=execution_id,
@@ -264,7 +264,7 @@ class Pipelines:
 
     async def execution(self, principal: Principal, execution_id: str) -> Execution:
         """One execution. Raises `NotFound`."""
-        _require(principal, Action.READ)
+        principal.require_all(Action.READ, "pipelines")
         found = await self._resources.resource(principal.account_id, EXECUTION, execution_id)
         return machine.from_body(found.body)
 
@@ -276,7 +276,7 @@ class Pipelines:
 
     async def stop(self, principal: Principal, execution_id: str) -> Execution:
         """End an execution and the jobs it runs. `Conflict` if it has ended otherwise."""
-        _require(principal, Action.MANAGE)
+        principal.require_all(Action.MANAGE, "pipelines")
         driven = self._driven.get(execution_id) or _Driven()
         async with driven.lock:
             execution = await self.execution(principal, execution_id)
@@ -332,7 +332,7 @@ class Pipelines:
 
     async def _look(self, account_id: str, execution_id: str, driven: _Driven) -> ExecutionStatus:
         """One look. What breaks is the execution's failure, unless waiting may mend it."""
-        principal = _driver(account_id)
+        principal = driver(account_id)
         async with driven.lock:
             try:
                 execution = await self.execution(principal, execution_id)
@@ -353,7 +353,7 @@ class Pipelines:
         except Exception as error:  # supervision: whatever broke, the execution says so
             log.exception("execution %s broke", execution.execution_id)
             broken = dataclasses.replace(
-                await self.execution(_driver(account_id), execution.execution_id),
+                await self.execution(driver(account_id), execution.execution_id),
                 status=ExecutionStatus.FAILED,
                 failure=f"internal error: {type(error).__name__}",
             )
@@ -504,13 +504,7 @@ def _pipeline(kept: Resource) -> Pipeline:
     return pipeline
 
 
-def _require(principal: Principal, action: Action) -> None:
-    principal.require(action)
-    if principal.job_ids is not None:
-        raise errors.Denied("this key is for some jobs; pipelines need one of the whole account")
-
-
-def _driver(account_id: str) -> Principal:
+def driver(account_id: str) -> Principal:
     """Who drives: an execution goes on when the key that started it is revoked."""
     return Principal(
         account_id=account_id, actions=frozenset({Action.MANAGE, Action.READ}), name="pipelines"

@@ -5,16 +5,16 @@ Control plane and data plane are two models of botocore's under one signing name
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from urllib.parse import unquote
 
 from turnwise import errors
 from turnwise.agents import AgentCalls
 from turnwise.control.agent_logs import AgentLogs
-from turnwise.control.agents import HOW_TO_REGISTER, Agent, Agents, require_of_account
+from turnwise.control.agents import HOW_TO_REGISTER, Agent, Agents
 from turnwise.domain.access import Action
 from turnwise.ports import NewId
+from turnwise.wire.aws.paging import page
 from turnwise.wire.aws.service import AwsError, AwsService, Call, Json
 
 #: The name in the scope of signatures, of both planes.
@@ -38,16 +38,18 @@ class Runtimes:
 
     async def list_agent_runtimes(self, call: Call, given: Json) -> Json:
         """Runtimes by age, a page at a time."""
-        found = [agent for agent in await self.agents.list(call.principal) if not agent.is_function]
-        token = given.get("nextToken", "")
-        if token and not re.fullmatch("[0-9]{1,18}", token):
-            raise errors.InvalidInput("nextToken", token, "is not one that was given here")
-        begin = int(token or 0)
-        end = begin + given.get("maxResults", _PAGE)
-        page: Json = {"agentRuntimes": [_summary(agent) for agent in found[begin:end]]}
-        if end < len(found):
-            page["nextToken"] = str(end)
-        return page
+        found = {
+            agent.name: agent
+            for agent in await self.agents.list(call.principal)
+            if not agent.is_function
+        }
+        names, token = page(
+            list(found), given, "nextToken", default=_PAGE, maximum=_PAGE, size="maxResults"
+        )
+        return {
+            "agentRuntimes": [_summary(found[name]) for name in names],
+            "nextToken": token,
+        }
 
     async def get_agent_runtime(self, call: Call, given: Json) -> Json:
         """One runtime by its id."""
@@ -73,7 +75,7 @@ class Runtimes:
 
     async def invoke_agent_runtime(self, call: Call, given: Json) -> Json:
         """Send a payload to an agent, and pass on what it answers."""
-        require_of_account(call.principal, Action.MANAGE)
+        call.principal.require_all(Action.MANAGE, "agents")
         agent = await self._addressed(call, given)
         session = given.get("runtimeSessionId") or self.new_id("session")
         try:
@@ -100,7 +102,7 @@ class Runtimes:
 
     async def stop_runtime_session(self, call: Call, given: Json) -> Json:
         """End the calls of a session that are under way; nothing else of it is held here."""
-        require_of_account(call.principal, Action.MANAGE)
+        call.principal.require_all(Action.MANAGE, "agents")
         agent = await self._addressed(call, given)
         self.calls.stop(agent.spec, given["runtimeSessionId"])
         return {"runtimeSessionId": given["runtimeSessionId"], "statusCode": 200}

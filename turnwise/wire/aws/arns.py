@@ -1,4 +1,4 @@
-"""Names of jobs and model packages as AWS writes them. Pure."""
+"""SageMaker's ARNs that are read: of jobs, model packages, their groups, hubs' contents. Pure."""
 
 from __future__ import annotations
 
@@ -118,8 +118,8 @@ class ModelPackageGroupArn:
     name: str
 
     @classmethod
-    def parse(cls, text: str) -> ModelPackageGroupArn:
-        """Read an ARN. Raises `InvalidInput`.
+    def parse(cls, text: str, field: str = "ModelPackageGroupName") -> ModelPackageGroupArn:
+        """Read an ARN. Raises `InvalidInput` for `field`.
 
         >>> arn = "arn:aws:sagemaker:us-west-2:000000000001:model-package-group/walk"
         >>> ModelPackageGroupArn.parse(arn).name
@@ -128,7 +128,7 @@ class ModelPackageGroupArn:
         found = _GROUP.fullmatch(text)
         if found is None:
             raise errors.InvalidInput(
-                "ModelPackageGroupName",
+                field,
                 text,
                 "is not a model package group's ARN",
                 remedy="arn:aws:sagemaker:<region>:<account>:model-package-group/<name>",
@@ -190,15 +190,3 @@ class HubContentArn:
         place = f"hub-content/{self.hub}/{self.kind}/{self.name}"
         version = f"/{self.version}" if self.version else ""
         return f"arn:aws:sagemaker:{self.region}:{self.owner}:{place}{version}"
-
-
-def base_model_of_arn(text: str) -> str:
-    """The name of the base model that an ARN of a hub's model stands for. Raises `InvalidInput`.
-
-    >>> base_model_of_arn("arn:aws:sagemaker:us-west-2:aws:hub-content/SageMakerPublicHub/Model/a")
-    'a'
-    """
-    arn = HubContentArn.parse(text, "BaseModelArn")
-    if arn.kind != "Model":
-        raise errors.InvalidInput("BaseModelArn", text, "is not the ARN of a model")
-    return arn.name

@@ -4,24 +4,15 @@ from __future__ import annotations
 
 import base64
 import json
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from turnwise import errors
 from turnwise.control.audit.audit_trail import AuditTrail
-from turnwise.control.audit.selectors import DEFAULT, InvalidSelectors
-from turnwise.control.audit.trails import (
-    InvalidBucketName,
-    InvalidPrefix,
-    InvalidTrailName,
-    NoBucket,
-    TooManyTrails,
-    Trail,
-    TrailExists,
-    Trails,
-)
+from turnwise.control.audit.selectors import DEFAULT
+from turnwise.control.audit.trails import Trail, Trails
 from turnwise.domain.audit import AuditQuery, AuditRecord, Category
+from turnwise.domain.times import iso
 from turnwise.ports import Clock
 from turnwise.wire.aws.service import AwsError, AwsService, Call, Handler, Json
 
@@ -31,16 +22,19 @@ HISTORY_S = 90 * 24 * 3600.0
 _MAX_RESULTS = 50
 
 CODES: dict[type[Exception], str] = {
-    NoBucket: "S3BucketDoesNotExistException",
     errors.NotFound: "TrailNotFoundException",
-    TrailExists: "TrailAlreadyExistsException",
-    TooManyTrails: "MaximumNumberOfTrailsExceededException",
-    InvalidTrailName: "InvalidTrailNameException",
-    InvalidBucketName: "InvalidS3BucketNameException",
-    InvalidPrefix: "InvalidS3PrefixException",
-    InvalidSelectors: "InvalidEventSelectorsException",
+    errors.Conflict: "TrailAlreadyExistsException",
+    errors.LimitExceeded: "MaximumNumberOfTrailsExceededException",
     errors.InvalidInput: "InvalidParameterException",
-    errors.Conflict: "ConflictException",
+}
+#: Those of errors about one thing.
+CODES_OF: dict[str, str] = {
+    "bucket": "S3BucketDoesNotExistException",
+    "Name": "InvalidTrailNameException",
+    "S3BucketName": "InvalidS3BucketNameException",
+    "S3KeyPrefix": "InvalidS3PrefixException",
+    "EventSelectors": "InvalidEventSelectorsException",
+    "AdvancedEventSelectors": "InvalidEventSelectorsException",
 }
 
 #: Options that are kept and shown as they were given, with what they are by default.
@@ -58,7 +52,10 @@ def cloudtrail(audit: AuditTrail, trails: Trails, clock: Clock) -> AwsService:
     handlers = _trail_handlers(trails) | _selector_handlers(trails)
     history = _History(audit, clock)
     return AwsService(
-        name="cloudtrail", handlers=handlers | {"LookupEvents": history.lookup}, codes=CODES
+        name="cloudtrail",
+        handlers=handlers | {"LookupEvents": history.lookup},
+        codes=CODES,
+        codes_of=CODES_OF,
     )
 
 
@@ -194,7 +191,7 @@ def _described(call: Call, trail: Trail) -> Json:
 
 
 def _status(trail: Trail) -> Json:
-    iso = {
+    texts = {
         "LatestDeliveryAttemptTime": trail.attempted_at,
         "LatestDeliveryAttemptSucceeded": trail.delivered_at,
         "TimeLoggingStarted": trail.started_at,
@@ -206,12 +203,8 @@ def _status(trail: Trail) -> Json:
         "LatestDeliveryTime": trail.delivered_at,
         "StartLoggingTime": trail.started_at,
         "StopLoggingTime": trail.stopped_at,
-        **{name: "" if at is None else _iso(at) for name, at in iso.items()},
+        **{name: "" if at is None else iso(at) for name, at in texts.items()},
     }
-
-
-def _iso(at: float) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(at))
 
 
 # ── selectors ─────────────────────────────────────────────────────────────────────────────────

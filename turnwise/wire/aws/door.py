@@ -238,7 +238,7 @@ class AwsDoor:
                     "the request is not signed; `turnwise keys create` makes an access key",
                     status=403,
                 )
-            service = self._scoped(signature, service)
+            service = self._scoped(signature)
             principal = await self._verify(signed, signature)
             call = Call(
                 principal=principal,
@@ -272,7 +272,7 @@ class AwsDoor:
                 return service.fault(_unrecorded(error), request_id)
         return reply
 
-    def _scoped(self, signature: AnySignature, otherwise: Answering) -> Answering:
+    def _scoped(self, signature: AnySignature) -> Answering:
         """The service that a signature is for."""
         service = self._services.get(signature.service)
         if service is None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import msgspec
 
 from turnwise import errors
@@ -59,5 +61,12 @@ def describe(error: Exception, service: AwsService) -> tuple[int, str, str]:
         return error.status, error.code, str(error)[:_MAX_MESSAGE]
     status, code = next(CODES[kind] for kind in type(error).__mro__ if kind in CODES)
     own = (service.codes[kind] for kind in type(error).__mro__ if kind in service.codes)
+    code = service.codes_of.get(_about(error)) or next(own, code)
     text = str(error) if isinstance(error, errors.TurnwiseError) else "internal error"
-    return status, next(own, code), text[:_MAX_MESSAGE]
+    return status, code, text[:_MAX_MESSAGE]
+
+
+def _about(error: Exception) -> str:
+    if isinstance(error, errors.InvalidInput):
+        return re.split(r"[.\[]", error.field, maxsplit=1)[0]
+    return error.kind if isinstance(error, errors.NotFound) else ""

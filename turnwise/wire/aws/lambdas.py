@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from turnwise import errors
 from turnwise.agents import AgentCalls, Answer
 from turnwise.control.agent_logs import AgentLogs
-from turnwise.control.agents import HOW_TO_REGISTER, Agent, Agents, require_of_account
+from turnwise.control.agents import HOW_TO_REGISTER, Agent, Agents
 from turnwise.domain.access import Action
 from turnwise.domain.job import AgentKind
 from turnwise.ports import NewId
+from turnwise.wire.aws.paging import page
 from turnwise.wire.aws.service import AwsError, AwsService, Call, Json
 
 _FUNCTION = re.compile(
@@ -48,13 +49,18 @@ class Functions:
 
     async def list_functions(self, call: Call, given: Json) -> Json:
         """Functions by age, a page at a time."""
-        found = [agent for agent in await self.agents.list(call.principal) if agent.is_function]
-        begin = _position(given.get("Marker", ""))
-        end = begin + min(given.get("MaxItems", _PAGE), _PAGE)
-        page: Json = {"Functions": [_configuration(call, agent) for agent in found[begin:end]]}
-        if end < len(found):
-            page["NextMarker"] = str(end)
-        return page
+        found = {
+            agent.name: agent
+            for agent in await self.agents.list(call.principal)
+            if agent.is_function
+        }
+        names, marker = page(
+            list(found), given, "Marker", default=_PAGE, maximum=_PAGE, size="MaxItems"
+        )
+        return {
+            "Functions": [_configuration(call, found[name]) for name in names],
+            "NextMarker": marker,
+        }
 
     async def get_function(self, call: Call, given: Json) -> Json:
         """One function's configuration, and where it is."""
@@ -67,7 +73,7 @@ class Functions:
 
     async def invoke(self, call: Call, given: Json) -> Json:
         """Send a payload to an agent; for an `Event`, do not wait for what it says."""
-        require_of_account(call.principal, Action.MANAGE)
+        call.principal.require_all(Action.MANAGE, "agents")
         agent = await self._function(call, given["FunctionName"])
         body = given.get("Payload") or b"{}"
         _check_json(body)
@@ -138,12 +144,6 @@ def lambdas(functions: Functions) -> AwsService:
         },
         codes={errors.InvalidInput: "InvalidParameterValueException"},
     )
-
-
-def _position(marker: str) -> int:
-    if marker and not re.fullmatch("[0-9]{1,18}", marker):
-        raise errors.InvalidInput("Marker", marker, "is not one that was given here")
-    return int(marker or 0)
 
 
 def _check_json(body: bytes) -> None:

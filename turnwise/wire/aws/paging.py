@@ -85,5 +85,15 @@ def _query(given: Mapping[str, Any], key: str, size: str) -> str:
     return _digest(repr(sorted((k, v) for k, v in given.items() if k not in (key, size))))
 
 
+def in_time(given: Mapping[str, Any], at: float, name: str = "CreationTime") -> bool:
+    """Whether a moment is between the parameters `<name>After` and `<name>Before`, if given.
+
+    >>> in_time({"CreationTimeAfter": 5.0}, 6.0), in_time({"CreationTimeBefore": 5.0}, 6.0)
+    (True, False)
+    """
+    after, before = given.get(f"{name}After"), given.get(f"{name}Before")
+    return (after is None or at > after) and (before is None or at < before)
+
+
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]

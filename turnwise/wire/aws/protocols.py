@@ -12,7 +12,6 @@ from __future__ import annotations
 import functools
 import json
 import re
-import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -22,6 +21,7 @@ from xml.sax.saxutils import escape
 from botocore.model import ListShape, MapShape, OperationModel, ServiceModel, Shape, StructureShape
 
 from turnwise import errors
+from turnwise.domain.times import iso
 from turnwise.wire.aws import shapes
 from turnwise.wire.aws.service import AwsError, Json
 
@@ -236,7 +236,7 @@ def _as_text(shape: Shape, value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if shape.type_name == "timestamp":
-        return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(value))
+        return iso(value)
     return str(value)
 
 

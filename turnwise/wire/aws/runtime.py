@@ -14,7 +14,7 @@ from turnwise.domain.access import Principal
 from turnwise.gateway.gateway import Gateway
 from turnwise.wire.asgi import HttpCall
 from turnwise.wire.aws import faults
-from turnwise.wire.aws.codec import Completed, Rewarded
+from turnwise.wire.aws.runtime_codec import Completed, Rewarded
 
 #: The operations by their paths. The first SDK had other paths for two of them.
 PATHS: Mapping[str, str] = {

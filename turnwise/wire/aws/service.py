@@ -44,6 +44,11 @@ class Call:
         """
         return f"arn:aws:{service}:{self.region}:{self.account.number}:{resource}"
 
+    def check_own(self, kind: str, arn: str) -> None:
+        """Raise `NotFound` for an ARN of another account or region."""
+        if arn.split(":", 5)[3:5] != [self.region, self.account.number]:
+            raise errors.NotFound(kind, arn)
+
 
 Handler = Callable[[Call, Json], Awaitable[Json]]
 
@@ -62,11 +67,14 @@ class AwsService:
     """One service: its name in botocore, its operations, and its codes for our errors.
 
     `codes` are looked up by the most specific class first; what they lack is in `faults.CODES`.
+    `codes_of` goes before both: codes by what an error is about, the outermost member that is
+    invalid or the kind of what does not exist.
     """
 
     name: str
     handlers: Mapping[str, Handler]
     codes: Mapping[type[Exception], str] = field(default_factory=dict)
+    codes_of: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def model(self) -> ServiceModel:

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-import calendar
 import re
-import time
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
@@ -19,8 +17,7 @@ from typing import Any
 from botocore.model import ListShape, MapShape, Shape, StructureShape
 
 from turnwise import errors
-
-_ISO = "%Y-%m-%dT%H:%M:%SZ"
+from turnwise.domain.times import from_iso, iso
 
 _BITS = {"integer": 32, "long": 64}
 #: The times that have a date: from the year 1 to before 10000, in seconds since the epoch.
@@ -113,7 +110,7 @@ def _boolean(shape: Shape, value: Any, path: str) -> bool:
 def _timestamp(shape: Shape, value: Any, path: str) -> float:
     if isinstance(value, str):
         try:
-            return float(calendar.timegm(time.strptime(value, _ISO)))
+            return float(from_iso(value))
         except ValueError:
             raise _wrong(path, value, "is no time") from None
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -168,7 +165,7 @@ def write(shape: Shape, value: Any) -> Any:
         return base64.b64encode(value).decode()
     if shape.type_name == "timestamp":
         is_iso = shape.serialization.get("timestampFormat") == "iso8601"
-        return time.strftime(_ISO, time.gmtime(value)) if is_iso else round(value, 3)
+        return iso(value) if is_iso else round(value, 3)
     return value
 
 

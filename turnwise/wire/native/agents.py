@@ -12,7 +12,7 @@ from fastapi import APIRouter, Body, Depends, Query, Request
 from turnwise import errors
 from turnwise.agents import AgentCalls
 from turnwise.control.agent_logs import AgentLogs
-from turnwise.control.agents import CONTRACTS, Agent, Agents, require_of_account
+from turnwise.control.agents import CONTRACTS, Agent, Agents
 from turnwise.domain.access import Action, Principal
 from turnwise.domain.agent import AgentLogEntry
 from turnwise.domain.job import AgentKind
@@ -62,7 +62,7 @@ def agent_routes(
 
     @routes.post("/{name}/test")
     async def test(name: str, who: Principal = caller) -> Json:
-        require_of_account(who, Action.MANAGE)
+        who.require_all(Action.MANAGE, "agents")
         agent = await agents.get(who, name)
         found = await rooms.calls.probe(
             agent.spec,
@@ -79,7 +79,7 @@ def agent_routes(
         limit: Annotated[int, Query(ge=1, le=PAGE)] = PAGE,
         who: Principal = caller,
     ) -> Json:
-        require_of_account(who, Action.READ)
+        who.require_all(Action.READ, "logs of agents")
         agent = await agents.get(who, name)
         found = await logs.entries(who.account_id, agent.name, after=after, limit=limit)
         return {"entries": [entry_body(entry) for entry in found]}
@@ -90,7 +90,7 @@ def agent_routes(
         lines: Annotated[list[str], Body(embed=True, max_length=PAGE)],
         who: Principal = caller,
     ) -> Json:
-        require_of_account(who, Action.MANAGE)
+        who.require_all(Action.MANAGE, "agents")
         agent = await agents.get(who, name)
         await logs.print_lines(who.account_id, agent.name, lines)
         return {}

@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from turnwise import errors
 from turnwise.control.audit.record import Resource
 from turnwise.control.audit.selectors import (
     DEFAULT,
     Facets,
-    InvalidSelectors,
     check,
     selects,
     selects_data,
@@ -118,11 +118,11 @@ def test_classic_selectors_choose_by_reading_and_by_the_beginning_of_arns() -> N
     ],
 )
 def test_selectors_that_cloudtrail_would_refuse_are_refused(fields: list[dict[str, Any]]) -> None:
-    with pytest.raises(InvalidSelectors):
+    with pytest.raises(errors.InvalidInput):
         check((), [{"FieldSelectors": fields}])
 
 
 def test_classic_and_advanced_exclude_each_other() -> None:
     for classic, both in (((), ()), (DEFAULT, advanced())):
-        with pytest.raises(InvalidSelectors):
+        with pytest.raises(errors.InvalidInput):
             check(classic, both)

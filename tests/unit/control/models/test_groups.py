@@ -4,44 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
-from typing import Any
 
 import pytest
 
 from tests.builders import ACCOUNT
 from tests.unit.control.kit import ADMIN, World
-from tests.unit.control.test_lineage import finish_first_step, spec
-from tests.unit.loop.fakes import names, write_adapter_files
+from tests.unit.control.test_lineage import finish_first_step, finish_step, spec
+from tests.unit.loop.fakes import names
 from turnwise import errors
 from turnwise.domain.job import Job, JobStatus
-from turnwise.domain.rollout import Policy
-from turnwise.domain.training import Adapter, Checkpoint
-from turnwise.loop.packages import packages_of
-from turnwise.modeling.fingerprint import fingerprint, folder_sha256
-from turnwise.ports import FinishedStep
 
 GROUPS = {"output_group": "shared", "checkpoint_group": "shared-state"}
-
-
-async def finish_step(world: World, job: Job, step: int, ids: Any) -> None:
-    """One step as the loop finishes it, with the version it expects to be the next."""
-    folder = world.folder / f"{job.name}-{step}"
-    write_adapter_files(folder / "adapter")
-    (folder / "state.safetensors").write_text(f"{job.name} {step}")
-    adapter = Adapter(adapter_id=fingerprint(folder / "adapter"), path=str(folder / "adapter"))
-    sha256 = folder_sha256(folder)
-    checkpoint = Checkpoint(step=step, path=str(folder), sha256=sha256, adapter=adapter)
-    packages = packages_of(job, checkpoint, {}, version=step + 1, new_id=ids, now=7.0)
-    done = FinishedStep(
-        step=step,
-        policy=Policy(),
-        groups=(),
-        bins={},
-        checkpoint=checkpoint,
-        packages=packages,
-        events=(),
-    )
-    await world.store.finish_step(ACCOUNT, job.job_id, done)
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +21,6 @@ from turnwise.wire.aws.sagemaker.tags import Tags, tag_handlers
 
 PUBLIC = "SageMakerPublicHub"
 RECIPES = "s3://turnwise-recipes-us-west-2"
-
-
-@pytest.fixture
-async def store() -> AsyncIterator[SqlStore]:
-    opened = SqlStore.in_memory()
-    yield opened
-    await opened.close()
 
 
 @pytest.fixture

@@ -84,7 +84,7 @@ def test_a_loss_without_bounds_needs_none_of_the_recipes() -> None:
         ({"StoppingCondition": {"MaxRuntimeInSeconds": "9"}}, "must|should be a valid integer"),
         ({"VpcConfig": {"Subnets": []}}, "VpcConfig.SecurityGroupIds: None is required"),
         ({"OutputDataConfig": {"S3OutputPath": "/tmp"}}, "OutputDataConfig.S3OutputPath: '/tmp'"),
-        ({"TrainingConfig": {"BaseModelArn": "arn:aws:s3:::a"}}, "'arn:aws:s3:::a' is no base mod"),
+        ({"TrainingConfig": {"BaseModelArn": "arn:aws:s3:::a"}}, "'arn:aws:s3:::a' is not the ARN"),
     ],
 )
 def test_what_is_wrong_is_named_by_its_path(change: dict[str, Any], path: str) -> None:

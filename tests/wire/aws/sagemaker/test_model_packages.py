@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,13 +25,6 @@ from turnwise.wire.aws.sagemaker.tags import Tags, tag_handlers
 GROUP_ARN = "arn:aws:sagemaker:us-west-2:000000000001:model-package-group/"
 ARN = "arn:aws:sagemaker:us-west-2:000000000001:model-package/"
 BUCKET = "turnwise-models-us-west-2"
-
-
-@pytest.fixture
-async def store() -> AsyncIterator[SqlStore]:
-    opened = SqlStore.in_memory()
-    yield opened
-    await opened.close()
 
 
 @pytest.fixture

@@ -164,9 +164,7 @@ def _parameters(asked: Asked) -> dict[str, str]:
 
 def _check_rights(call: Call, operation: str) -> None:
     is_read = operation.startswith(("Get", "Head", "List"))
-    call.principal.require(Action.READ if is_read else Action.MANAGE)
-    if call.principal.job_ids is not None:
-        raise errors.Denied("this key is for certain jobs; it may not use buckets")
+    call.principal.require_all(Action.READ if is_read else Action.MANAGE, "buckets")
 
 
 def _fault(error: Exception, resource: str, request_id: str) -> Reply:

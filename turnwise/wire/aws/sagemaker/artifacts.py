@@ -9,7 +9,7 @@ from turnwise import errors
 from turnwise.domain.access import Action
 from turnwise.domain.resource import Resource
 from turnwise.ports import Clock, Resources
-from turnwise.wire.aws.paging import page
+from turnwise.wire.aws.paging import in_time, page
 from turnwise.wire.aws.sagemaker.tags import Tags
 from turnwise.wire.aws.service import Call, Handler, Json
 
@@ -24,7 +24,7 @@ def artifact_handlers(resources: Resources, tags: Tags, clock: Clock) -> dict[st
 
     async def create(call: Call, given: Json) -> Json:
         """The same source is the same artifact."""
-        _require(call, Action.MANAGE)
+        call.principal.require_all(Action.MANAGE, "artifacts")
         name = artifact_id(given["Source"])
         arn = _arn(call, name)
         try:
@@ -44,13 +44,13 @@ def artifact_handlers(resources: Resources, tags: Tags, clock: Clock) -> dict[st
 
     async def describe(call: Call, given: Json) -> Json:
         """An artifact by its ARN."""
-        _require(call, Action.READ)
+        call.principal.require_all(Action.READ, "artifacts")
         found = await _find(resources, call, given["ArtifactArn"])
         return dict(found.body) | _addressed(call, found)
 
     async def listed(call: Call, given: Json) -> Json:
         """By source, type and time."""
-        _require(call, Action.READ)
+        call.principal.require_all(Action.READ, "artifacts")
         found = await resources.resources(call.account.account_id, KIND)
         by_name = {one.name: one for one in found if _matches(one, given)}
         names = list(by_name)
@@ -62,7 +62,7 @@ def artifact_handlers(resources: Resources, tags: Tags, clock: Clock) -> dict[st
 
     async def delete(call: Call, given: Json) -> Json:
         """By ARN or source."""
-        _require(call, Action.MANAGE)
+        call.principal.require_all(Action.MANAGE, "artifacts")
         if ("ArtifactArn" in given) == ("Source" in given):
             raise errors.InvalidInput("ArtifactArn", given, "or Source is required, not both")
         arn = given.get("ArtifactArn") or _arn(call, artifact_id(given["Source"]))
@@ -97,8 +97,7 @@ def _matches(one: Resource, given: Json) -> bool:
     return (
         given.get("SourceUri") in (None, body["Source"]["SourceUri"])
         and given.get("ArtifactType") in (None, body["ArtifactType"])
-        and one.created_at > given.get("CreatedAfter", float("-inf"))
-        and one.created_at < given.get("CreatedBefore", float("inf"))
+        and in_time(given, one.created_at, "Created")
     )
 
 
@@ -123,9 +122,3 @@ async def _find(resources: Resources, call: Call, arn: str) -> Resource:
     if not arn.startswith(prefix):
         raise errors.NotFound("artifact", arn)
     return await resources.resource(call.account.account_id, KIND, arn.removeprefix(prefix))
-
-
-def _require(call: Call, action: Action) -> None:
-    call.principal.require(action)
-    if call.principal.job_ids is not None:
-        raise errors.Denied("this key is for some jobs; artifacts need one of the whole account")

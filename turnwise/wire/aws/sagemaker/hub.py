@@ -21,7 +21,7 @@ from turnwise.control.models.recipe_files import (
 )
 from turnwise.domain.access import Action, Principal
 from turnwise.wire.aws.arns import PUBLIC_HUB, HubContentArn
-from turnwise.wire.aws.paging import page
+from turnwise.wire.aws.paging import in_time, page
 from turnwise.wire.aws.sagemaker.tags import Tags
 from turnwise.wire.aws.service import Call, Handler, Json
 
@@ -120,8 +120,8 @@ class _Hub:
             {key: value for key, value in each.items() if key != "S3StorageConfig"}
             for each in found
             if given.get("NameContains", "").lower() in each["HubName"].lower()
-            and _in_time(given, "CreationTime", each["CreationTime"])
-            and _in_time(given, "LastModifiedTime", each["LastModifiedTime"])
+            and in_time(given, each["CreationTime"])
+            and in_time(given, each["LastModifiedTime"], "LastModifiedTime")
         ]
         by = {"CreationTime": "CreationTime", "HubStatus": "HubStatus"}
         shown, token = page(_sorted(found, given, by, "HubName"), given, default=100)
@@ -349,17 +349,12 @@ def _listed(described: Iterable[Json], given: Json) -> Json:
         {name: value for name, value in each.items() if name not in _LONG}
         for each in described
         if given.get("NameContains", "").lower() in each["HubContentName"].lower()
-        and _in_time(given, "CreationTime", each["CreationTime"])
+        and in_time(given, each["CreationTime"])
     ]
     by = {"CreationTime": "CreationTime", "HubContentStatus": "HubContentStatus"}
     found = _sorted(found, given, by, "HubContentName")
     shown, token = page(found, given, default=100)
     return {"HubContentSummaries": shown, "NextToken": token}
-
-
-def _in_time(given: Json, name: str, at: float) -> bool:
-    after, before = given.get(f"{name}After"), given.get(f"{name}Before")
-    return (after is None or at > after) and (before is None or at < before)
 
 
 def _sorted(found: list[Json], given: Json, by: Mapping[str, str], otherwise: str) -> list[Json]:

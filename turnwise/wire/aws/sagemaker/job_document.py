@@ -7,7 +7,6 @@ file; a job becomes a document again, with a `ServiceOutput` that tells what cam
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self
@@ -25,7 +24,7 @@ from turnwise.control.models.recipes import FIELD, Recipe
 from turnwise.domain.job import BASE, AgentSpec, Job, JobKind, JobSpec
 from turnwise.domain.ledger import TokenUsage
 from turnwise.ports import ModelPackage
-from turnwise.wire.aws.arns import ModelPackageArn
+from turnwise.wire.aws.arns import HubContentArn, ModelPackageArn, ModelPackageGroupArn
 
 Json = dict[str, Any]
 
@@ -36,14 +35,6 @@ KIND = {category: kind for kind, category in CATEGORY.items()}
 TRAIN, VALIDATION, EVALUATION = "train", "validation", "evaluation"
 
 _ARN = r"^arn:aws[a-z-]*:"
-_BASE_MODEL = re.compile(
-    r"arn:aws[a-z-]*:sagemaker:[a-z0-9-]*:(?:aws|[0-9]{12}):hub-content/[^/]+/Model/"
-    r"(?P<name>[^/]+)(?:/(?P<version>[^/]+))?"
-)
-_GROUP = re.compile(
-    r"arn:aws[a-z-]*:sagemaker:(?P<region>[a-z0-9-]*):(?P<number>[0-9]{12})"
-    r":model-package-group/(?P<name>[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62})"
-)
 
 
 class _Part(Part):
@@ -257,13 +248,13 @@ def read(kind: JobKind, text: str) -> Asked:
             remedy="leave it out, and encrypt the disk that the server writes to",
         )
     mlflow = configuration.MlflowConfig or (output and output.MlflowConfig)
-    name, version = _base_model(configuration.BaseModelArn)
+    base = _base_model(configuration.BaseModelArn)
     return Asked(
         kind=kind,
         agent_arn=document.AgentConfig.arn,
-        base_name=name,
-        base_version=version,
-        hyperparameters=_hyperparameters(configuration, name),
+        base_name=base.name,
+        base_version=base.version,
+        hyperparameters=_hyperparameters(configuration, base.name),
         sources=_sources(document.InputDataConfig),  # type: ignore[attr-defined]
         output_path=output.S3OutputPath if output else "",
         groups={
@@ -314,21 +305,11 @@ def _members(model: type[_Document]) -> list[str]:
     return [name for block in blocks for name in block["properties"]]
 
 
-def _base_model(arn: str) -> tuple[str, str]:
-    """Name and version of a hub's model. Raises `InvalidInput`.
-
-    >>> _base_model("arn:aws:sagemaker:us-west-2:aws:hub-content/MyHub/Model/tiny/1.0.0")
-    ('tiny', '1.0.0')
-    """
-    found = _BASE_MODEL.fullmatch(arn)
-    if found is None:
-        raise errors.InvalidInput(
-            "BaseModelArn",
-            arn,
-            "is no base model's ARN",
-            remedy="arn:aws:sagemaker:<region>:aws:hub-content/<hub>/Model/<name>/<version>",
-        )
-    return found["name"], found["version"] or ""
+def _base_model(arn: str) -> HubContentArn:
+    found = HubContentArn.parse(arn, "BaseModelArn")
+    if found.kind != "Model":
+        raise errors.InvalidInput("BaseModelArn", arn, "is not the ARN of a model")
+    return found
 
 
 def _hyperparameters(configuration: Configuration, base_name: str) -> Mapping[str, Any]:
@@ -364,21 +345,6 @@ def _sources(channels: Sequence[TrainingChannel | EvaluationChannel]) -> dict[st
             f"{DOCUMENT}.InputDataConfig", [VALIDATION], "has no channel named train"
         )
     return found
-
-
-def group_name(arn: str, *, region: str, number: str) -> str:
-    """The name of an account's model package group. Raises `InvalidInput`, `NotFound`."""
-    found = _GROUP.fullmatch(arn)
-    if found is None:
-        raise errors.InvalidInput(
-            "ModelPackageConfig",
-            arn,
-            "is no model package group's ARN",
-            remedy=f"arn:aws:sagemaker:{region}:{number}:model-package-group/<name>",
-        )
-    if (found["region"], found["number"]) != (region, number):
-        raise errors.NotFound("model package group", arn)
-    return found["name"]
 
 
 # ── a document's job ──────────────────────────────────────────────────────────────────────────
@@ -547,10 +513,7 @@ def document_of(
 
 def base_model_arn(base: BaseModel, *, region: str) -> str:
     """A base model's ARN in the public hub, which the evaluator looks for."""
-    return (
-        f"arn:aws:sagemaker:{region}:aws:hub-content/SageMakerPublicHub/Model/"
-        f"{base.name}/{base.version}"
-    )
+    return str(HubContentArn(region=region, kind="Model", name=base.name, version=base.version))
 
 
 def _agent_config(arn: str) -> Json:
@@ -567,7 +530,7 @@ def _channel(name: str, source: str) -> Json:
 
 def _packages_of(spec: JobSpec, region: str, number: str) -> Json:
     def group(name: str) -> str:
-        return f"arn:aws:sagemaker:{region}:{number}:model-package-group/{name}"
+        return str(ModelPackageGroupArn(region=region, number=number, name=name))
 
     found: Json = {}
     if spec.kind is JobKind.TRAIN:

@@ -31,8 +31,8 @@ from turnwise.domain.resource import Resource
 from turnwise.ports import Clock, ModelPackage, Resources
 from turnwise.tracking.details import KIND as RUN
 from turnwise.tracking.details import mlflow_details
-from turnwise.wire.aws.arns import JobArn, ModelPackageArn
-from turnwise.wire.aws.paging import page
+from turnwise.wire.aws.arns import JobArn, ModelPackageArn, ModelPackageGroupArn
+from turnwise.wire.aws.paging import in_time, page
 from turnwise.wire.aws.sagemaker import job_document as documents
 from turnwise.wire.aws.sagemaker.job_progress import (
     STATUS,
@@ -41,6 +41,8 @@ from turnwise.wire.aws.sagemaker.job_progress import (
     modified_at,
     secondary_of,
 )
+from turnwise.wire.aws.sagemaker.mlflow_apps import KIND as MLFLOW_APP
+from turnwise.wire.aws.sagemaker.mlflow_apps import app_arn
 from turnwise.wire.aws.sagemaker.tags import KIND as TAGS
 from turnwise.wire.aws.sagemaker.tags import Tags, checked
 from turnwise.wire.aws.service import AwsError, Call, Handler, Json
@@ -150,16 +152,16 @@ class _JobHandlers:
     async def _group(self, call: Call, arn: str) -> str:
         if not arn:
             return ""
-        name = documents.group_name(arn, region=call.region, number=call.account.number)
-        await self._rooms.check_group(call.principal, name)
-        return name
+        group = ModelPackageGroupArn.parse(arn, "ModelPackageConfig")
+        call.check_own("model package group", arn)
+        await self._rooms.check_group(call.principal, group.name)
+        return group.name
 
     async def _package(self, call: Call, arn: str) -> ModelPackage | None:
         if not arn:
             return None
         parts = ModelPackageArn.parse(arn)
-        if (parts.region, parts.number) != (call.region, call.account.number):
-            raise errors.NotFound("model package", arn)
+        call.check_own("model package", arn)
         return await self._rooms.browse.package(call.principal, f"{parts.group}/{parts.version}")
 
     async def _refusal(self, call: Call, name: str, error: Exception) -> Exception:
@@ -251,8 +253,8 @@ class _JobHandlers:
 
     async def _mlflow_arn(self, call: Call) -> str:
         """The account's MLflow app, the first that was made."""
-        apps = await self._rooms.resources.resources(call.account.account_id, "mlflow-app")
-        return call.arn("sagemaker", f"mlflow-app/{apps[0].body['id']}") if apps else ""
+        apps = await self._rooms.resources.resources(call.account.account_id, MLFLOW_APP)
+        return app_arn(call, apps[0]) if apps else ""
 
     async def _outcome(self, call: Call, job: Job, progress: Progress) -> documents.Outcome:
         newest = {
@@ -399,8 +401,7 @@ def _matches(job: Job, given: Json) -> bool:
         documents.CATEGORY[job.spec.kind] == given["JobCategory"]
         and STATUS[job.status] == wanted
         and given.get("NameContains", "").lower() in job.name.lower()
-        and all(at > given.get(f"{name}After", float("-inf")) for name, at in times)
-        and all(at < given.get(f"{name}Before", float("inf")) for name, at in times)
+        and all(in_time(given, at, name) for name, at in times)
     )
 
 

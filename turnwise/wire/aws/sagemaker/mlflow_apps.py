@@ -68,7 +68,7 @@ class MlflowApps:
         return {
             "Summaries": [
                 {
-                    "Arn": _arn(call, app),
+                    "Arn": app_arn(call, app),
                     "Name": app.name,
                     "Status": app.body["status"],
                     "CreationTime": app.created_at,
@@ -96,7 +96,7 @@ class MlflowApps:
                 created_at=self._clock.now(),
             )
         )
-        return {"Arn": _arn(call, made)}
+        return {"Arn": app_arn(call, made)}
 
     async def describe_app(self, call: Call, given: Json) -> Json:
         """An app, with what it was given."""
@@ -104,7 +104,7 @@ class MlflowApps:
         app = await self._app(call, given["Arn"])
         asked = app.body["given"]
         return {
-            "Arn": _arn(call, app),
+            "Arn": app_arn(call, app),
             "Name": app.name,
             "MlflowVersion": VERSION,
             "Status": app.body["status"],
@@ -123,7 +123,7 @@ class MlflowApps:
         changes = {k: v for k, v in given.items() if k not in ("Arn", "Name")}
         body = {**app.body, "status": "Updated", "given": {**app.body["given"], **changes}}
         changed = Resource(account_id=app.account_id, kind=KIND, name=app.name, body=body)
-        return {"Arn": _arn(call, await self._resources.change_resource(changed))}
+        return {"Arn": app_arn(call, await self._resources.change_resource(changed))}
 
     async def delete_app(self, call: Call, given: Json) -> Json:
         """The name goes, what MLflow holds stays; `default` stays too."""
@@ -132,17 +132,17 @@ class MlflowApps:
         if app.name == DEFAULT:
             raise errors.InvalidInput("Arn", given["Arn"], "is the account's default app and stays")
         await self._resources.delete_resource(app.account_id, KIND, app.name)
-        return {"Arn": _arn(call, app)}
+        return {"Arn": app_arn(call, app)}
 
     async def presign_app(self, call: Call, given: Json) -> Json:
         """A way into the account's MLflow, for five minutes unless asked otherwise."""
-        _check_all_jobs(call)
+        call.principal.require_all(Action.READ, "runs in MLflow")
         await self._app(call, given["Arn"])
         return self._presigned(call, given)
 
     async def presign_server(self, call: Call, given: Json) -> Json:
         """A way into the account's MLflow, by an app's name."""
-        _check_all_jobs(call)
+        call.principal.require_all(Action.READ, "runs in MLflow")
         name = given["TrackingServerName"]
         if name not in {app.name for app in await self._apps(call)}:
             raise errors.NotFound("MLflow tracking server", name)
@@ -158,12 +158,6 @@ class MlflowApps:
             session_s=given.get("SessionExpirationDurationInSeconds", _SESSION_S),
         )
         return {"AuthorizedUrl": f"{self._url}?authToken={token}"}
-
-    async def default_arn(self, call: Call) -> str:
-        """The ARN of the account's default app; "" where there is no MLflow."""
-        call.principal.require(Action.READ)
-        apps = await self._apps(call)
-        return next((_arn(call, app) for app in apps if app.name == DEFAULT), "")
 
     async def _apps(self, call: Call) -> list[Resource]:
         """The account's apps; none where there is no MLflow."""
@@ -191,7 +185,7 @@ class MlflowApps:
 
     async def _app(self, call: Call, arn: str) -> Resource:
         for app in await self._apps(call):
-            if _arn(call, app) == arn:
+            if app_arn(call, app) == arn:
                 return app
         raise errors.NotFound("MLflow app", arn, remedy=self._missing)
 
@@ -226,14 +220,9 @@ def mlflow_handlers(apps: MlflowApps, tags: Tags) -> Mapping[str, Handler]:
     }
 
 
-def _arn(call: Call, app: Resource) -> str:
+def app_arn(call: Call, app: Resource) -> str:
+    """The ARN of an app's record."""
     return call.arn("sagemaker", f"mlflow-app/{app.body['id']}")
-
-
-def _check_all_jobs(call: Call) -> None:
-    call.principal.require(Action.READ)
-    if call.principal.job_ids is not None:
-        raise errors.Denied("this key is for certain jobs; MLflow shows all of an account's")
 
 
 def _matches(app: Resource, given: Json) -> bool:

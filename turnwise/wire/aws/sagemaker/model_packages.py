@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
@@ -17,9 +16,10 @@ from turnwise.control.models.catalogue import Catalogue
 from turnwise.control.models.model_files import ModelFiles
 from turnwise.control.models.registry import PackageGroup, Registry
 from turnwise.domain.access import Action
+from turnwise.domain.times import in_words
 from turnwise.ports import ModelPackage
 from turnwise.wire.aws.arns import ModelPackageArn, ModelPackageGroupArn
-from turnwise.wire.aws.paging import page
+from turnwise.wire.aws.paging import in_time, page
 from turnwise.wire.aws.sagemaker.tags import Tags
 from turnwise.wire.aws.service import AwsError, Call, Handler, Json
 
@@ -121,7 +121,7 @@ class _ModelPackages:
             _group_summary(call, group)
             for group in await self._registry.groups(call.principal)
             if given.get("NameContains", "").lower() in group.name.lower()
-            and _in_time(given, group.created_at)
+            and in_time(given, group.created_at)
         ]
         shown, token = page(_sorted(found, given, "ModelPackageGroupName"), given)
         return {"ModelPackageGroupSummaryList": shown, "NextToken": token}
@@ -191,7 +191,7 @@ class _ModelPackages:
             _summary(call, package, notes.get(package.package_id, {}))
             for package in await self._registry.packages(call.principal, group=group)
             if given.get("NameContains", "").lower() in package.group.lower()
-            and _in_time(given, package.created_at)
+            and in_time(given, package.created_at)
         ]
         wanted = given.get("ModelApprovalStatus")
         found = [each for each in found if wanted in (None, each["ModelApprovalStatus"])]
@@ -315,7 +315,7 @@ def _validations(package: ModelPackage) -> list[Json]:
     """What is wrong with a package's files: that they were pruned."""
     if package.pruned_at is None:
         return []
-    at = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(package.pruned_at))
+    at = in_words(package.pruned_at)
     reason = f"the files were pruned at {at}, as the job's `checkpoints` settings say"
     return [{"Name": "files", "Status": "Failed", "FailureReason": reason}]
 
@@ -398,7 +398,7 @@ def _group_name(call: Call, given: Json) -> str:
     if not text.startswith("arn:"):
         return text
     arn = ModelPackageGroupArn.parse(text)
-    _check_own(call, arn.region, arn.number, "model package group", text)
+    call.check_own("model package group", text)
     return arn.name
 
 
@@ -407,13 +407,8 @@ def _package_name(call: Call, text: str) -> str:
     if not text.startswith("arn:"):
         return text
     arn = ModelPackageArn.parse(text)
-    _check_own(call, arn.region, arn.number, "model package", text)
+    call.check_own("model package", text)
     return f"{arn.group}/{arn.version}"
-
-
-def _check_own(call: Call, region: str, number: str, kind: str, text: str) -> None:
-    if (region, number) != (call.region, call.account.number):
-        raise errors.NotFound(kind, text)
 
 
 def _group_summary(call: Call, group: PackageGroup) -> Json:
@@ -424,11 +419,6 @@ def _group_summary(call: Call, group: PackageGroup) -> Json:
         "ModelPackageGroupStatus": "Completed",
         **group.fields,
     }
-
-
-def _in_time(given: Json, created_at: float) -> bool:
-    after, before = given.get("CreationTimeAfter"), given.get("CreationTimeBefore")
-    return (after is None or created_at > after) and (before is None or created_at < before)
 
 
 def _sorted(found: Sequence[Json], given: Json, name: str) -> Sequence[Json]:

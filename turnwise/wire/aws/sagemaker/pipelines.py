@@ -13,12 +13,12 @@ from turnwise import errors
 from turnwise.control.jobs import Jobs
 from turnwise.control.pipelines.definition import StepKind, parse_definition
 from turnwise.control.pipelines.execution import Execution, StepState
-from turnwise.control.pipelines.pipelines import Pipeline, Pipelines, Start
-from turnwise.domain.access import Account, Action, Principal
+from turnwise.control.pipelines.pipelines import Pipeline, Pipelines, Start, driver
+from turnwise.domain.access import Account, Action
 from turnwise.domain.job import JobKind
 from turnwise.ports import NewId
 from turnwise.wire.aws import shapes
-from turnwise.wire.aws.paging import page
+from turnwise.wire.aws.paging import in_time, page
 from turnwise.wire.aws.sagemaker.tags import Tags
 from turnwise.wire.aws.service import AwsError, AwsService, Call, Handler, Json
 
@@ -305,12 +305,7 @@ async def _find(pipelines: Pipelines, call: Call, given: Json) -> Execution:
 
 
 def _created_within(found: Sequence[Any], given: Json) -> list[Any]:
-    after, before = given.get("CreatedAfter", float("-inf")), given.get("CreatedBefore")
-    return [
-        one
-        for one in found
-        if one.created_at > after and (before is None or one.created_at < before)
-    ]
+    return [one for one in found if in_time(given, one.created_at, "Created")]
 
 
 def _ordered(items: Sequence[Item], given: Json) -> list[Item]:
@@ -410,7 +405,7 @@ class InsideJobs:
         is_evaluation = given["JobCategory"] == "AgentRFTEvaluation"
         # First, for it is asked again and again while there is none.
         await self._jobs.check_quota(
-            _principal(account_id), JobKind.EVALUATION if is_evaluation else JobKind.TRAIN
+            driver(account_id), JobKind.EVALUATION if is_evaluation else JobKind.TRAIN
         )
         await self._call(account_id, "CreateJob", create_parameters(given))
 
@@ -425,7 +420,7 @@ class InsideJobs:
 
     async def _call(self, account_id: str, operation: str, given: Json) -> Json:
         call = Call(
-            principal=_principal(account_id),
+            principal=driver(account_id),
             account=await self._account(account_id),
             region=self._region,
             request_id=self._new_id("req"),
@@ -449,11 +444,6 @@ def create_parameters(given: Mapping[str, Any]) -> Json:
         document = {"VpcConfig": network} | document
     is_text = isinstance(document, str)
     return parameters | {"JobConfigDocument": document if is_text else json.dumps(document)}
-
-
-def _principal(account_id: str) -> Principal:
-    actions = frozenset({Action.MANAGE, Action.READ})
-    return Principal(account_id=account_id, actions=actions, name="pipelines")
 
 
 def _ours(error: AwsError, given: Json) -> errors.TurnwiseError:

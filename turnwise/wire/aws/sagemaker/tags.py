@@ -141,12 +141,8 @@ def tag_handlers(tags: Tags) -> dict[str, Handler]:
 
 def _own(call: Call, arn: str, action: Action) -> str:
     """The ARN, if it is of the caller's account and region, and the key may do that there."""
-    call.principal.require(action)
-    if call.principal.job_ids is not None:
-        raise errors.Denied("this key is for some jobs; tags need one of the whole account")
-    parts = arn.split(":", 5)
-    if parts[3:5] != [call.region, call.account.number]:
-        raise errors.NotFound("resource", arn)
+    call.principal.require_all(action, "tags")
+    call.check_own("resource", arn)
     return arn
 
 
