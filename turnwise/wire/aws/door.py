@@ -67,6 +67,7 @@ class Answering(Protocol):
         ...
 
 
+_ALGORITHM = sigv4.ALGORITHM.encode()
 _SCOPE = re.compile(r"/([a-z0-9-]+)/aws4_request")
 AnySignature = sigv4.Signature | sigv2.PresignedUrl
 Verify = Callable[[sigv4.SignedRequest, AnySignature], Awaitable[Principal]]
@@ -168,18 +169,25 @@ class AwsDoor:
         """Whether a request that no other door has claimed by its path is answered here."""
         headers = dict(scope["headers"])
         return (
-            headers.get(b"authorization", b"").startswith(sigv4.ALGORITHM.encode())
+            headers.get(b"authorization", b"").startswith(_ALGORITHM)
             or b"X-Amz-Algorithm=" in scope["query_string"]
             or b"x-amz-target" in headers
             or (scope["method"] == "POST" and scope["path"] == "/")
         )
 
     def signed_for(self, scope: Scope) -> str:
-        """The service whose signature a request bears; "" if it bears none. It is not verified."""
-        return _signed_for(
-            dict(scope["headers"]).get(b"authorization", b"").decode("latin-1"),
-            scope["query_string"].decode("latin-1"),
-        )
+        """The service whose signature a request bears; "" if it bears none. It is not verified.
+
+        Every request of the data plane comes by here first.
+        """
+        authorization: bytes = b""
+        for name, value in scope["headers"]:
+            if name == b"authorization":
+                authorization = value
+        query: bytes = scope["query_string"]
+        if not query and not authorization.startswith(_ALGORITHM):
+            return ""
+        return _signed_for(authorization.decode("latin-1"), query.decode("latin-1"))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one HTTP request."""
