@@ -11,10 +11,10 @@ DATA ?=
 # first and call `make setup TORCH=` (README, "On a GPU").
 TORCH ?= torch==2.13.0
 
-.PHONY: help setup fmt check test wire gpu bench docs serve demo clean
+.PHONY: help setup fmt check test wire wire-demo gpu bench docs serve demo clean
 
 help:  ## this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
 setup: $(VENV)/.ready  ## create the environment
 
@@ -45,6 +45,9 @@ $(CLIENTS)/.ready: $(WIRE)/requirements.txt $(WIRE)/constraints.txt
 wire: setup $(CLIENTS)/.ready  ## the real AWS clients against a real server, in an environment of their own
 	PYTHONPATH=. $(CLIENTS)/bin/pytest -c $(WIRE)/pytest.ini
 
+wire-demo: setup $(CLIENTS)/.ready  ## the demo by the sagemaker SDK: train, then base against tuned, paired
+	PYTHONPATH=. $(CLIENTS)/bin/python -W ignore -m examples.aircraft_inspection.sagemaker_demo
+
 gpu: setup  ## GPU tests; skipped with a reason where there is none
 	$(BIN)/pytest tests/gpu
 
@@ -55,6 +58,7 @@ docs: setup  ## write the generated pages
 	$(BIN)/python -m turnwise.domain.metrics > docs/metrics.md
 	$(BIN)/python -m turnwise.settings > docs/settings.md
 	$(BIN)/python -m turnwise.control.job_settings > docs/job-file.md
+	$(BIN)/python -m turnwise.wire.aws.coverage > docs/aws-operations.md
 
 serve: setup  ## start a server on this machine
 	$(BIN)/turnwise serve

@@ -38,7 +38,7 @@ from tokenizers import Tokenizer as HubTokenizer
 from tests import builders
 from tests.families import save_family
 from turnwise.access.keys import sha256_hex
-from turnwise.control.served import ServedModels
+from turnwise.control.models.served import ServedModels
 from turnwise.domain.access import Principal
 from turnwise.domain.job import History
 from turnwise.domain.rollout import SamplingParams

@@ -29,8 +29,21 @@ A failed rollout is none of these: it is data, a `domain.rollout.Fault` on its t
 from __future__ import annotations
 
 
+def sendable(text: str) -> str:
+    r"""Text that every door can encode: half a surrogate pair is shown by its number.
+
+    >>> sendable("a\ud800")
+    'a\\ud800'
+    """
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 class TurnwiseError(Exception):
     """Base of all errors that Turnwise raises on purpose."""
+
+    def __str__(self) -> str:
+        """The message, whatever names of the client's are in it."""
+        return sendable(super().__str__())
 
 
 class InvalidInput(TurnwiseError, ValueError):
@@ -41,7 +54,7 @@ class InvalidInput(TurnwiseError, ValueError):
     """
 
     def __init__(self, field: str, value: object, reason: str, *, remedy: str = "") -> None:
-        self.field = field
+        self.field = sendable(field)
         self.value = value
         self.reason = reason
         self.remedy = remedy
@@ -63,7 +76,7 @@ class NotFound(TurnwiseError):
 
     def __init__(self, kind: str, id: str, *, remedy: str = "") -> None:
         self.kind = kind
-        self.id = id
+        self.id = sendable(id)
         super().__init__(f"{kind} {id!r} does not exist" + (f"; {remedy}" if remedy else ""))
 
 

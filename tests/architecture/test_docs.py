@@ -10,12 +10,21 @@ from turnwise import settings
 from turnwise.control import job_settings
 from turnwise.domain.job import JobSpec
 from turnwise.settings import Settings
+from turnwise.wire.aws import coverage
+from turnwise.wire.aws.runtime import PATHS
+from turnwise.wire.aws.service import load_model
+from turnwise.wire.dataplane import DataPlane
 
 DOCS = Path(__file__).parents[2] / "docs"
 
 
 @pytest.mark.parametrize(
-    ("page", "module"), [("settings.md", settings), ("job-file.md", job_settings)]
+    ("page", "module"),
+    [
+        ("settings.md", settings),
+        ("job-file.md", job_settings),
+        ("aws-operations.md", coverage),
+    ],
 )
 def test_a_printed_page_is_up_to_date(page: str, module: Any):
     assert (DOCS / page).read_text() == module.markdown(), "run `make docs`"
@@ -39,3 +48,20 @@ def test_every_field_of_a_job_is_documented_and_nothing_else_is():
     paths = [leaf.path for leaf in job_settings.leaves()]
     assert "val_sampling_params.top_k" in paths
     assert [path for path in paths if f"| `{path}` |" not in page] == []
+
+
+def test_every_operation_that_is_served_says_what_it_does_here_and_is_one_of_aws():
+    for service, answered in coverage.operations().items():
+        known = load_model(service).operation_names
+        assert [each.name for each in answered if not each.meaning] == [], service
+        assert [each.name for each in answered if each.name not in known] == [], service
+
+
+def test_the_data_plane_owns_the_paths_of_the_job_runtimes_operations():
+    model = load_model("sagemakerjobruntime")
+    plane = DataPlane(*[None] * 5)  # type: ignore[arg-type]
+    assert set(PATHS.values()) == set(model.operation_names)
+    for name in model.operation_names:
+        path = model.operation_model(name).http["requestUri"]
+        assert PATHS[path] == name
+        assert plane.owns(path)

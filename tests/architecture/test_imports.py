@@ -53,7 +53,7 @@ def test_only_the_settings_and_the_clients_of_a_server_read_the_environment():
 @pytest.mark.parametrize(
     ("module", "absent"),
     [
-        ("turnwise.app", {"torch", "transformers", "peft"}),
+        ("turnwise.app.server", {"torch", "transformers", "peft"}),
         ("turnwise.cli", {"torch", "fastapi", "sqlalchemy", "uvicorn"}),
         ("turnwise.client", {"torch", "fastapi", "sqlalchemy", "numpy"}),
         ("turnwise.rft", {"torch", "fastapi", "sqlalchemy", "numpy"}),

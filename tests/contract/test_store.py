@@ -14,7 +14,7 @@ import pytest
 from tests import builders
 from tests.builders import ACCOUNT, SetClock, group, job, plain, rollout, spec, turn_with_nodes
 from turnwise import errors
-from turnwise.control.audit_record import Identity, Witnessed, draft
+from turnwise.control.audit.record import Identity, Witnessed, draft
 from turnwise.domain.access import Account, Action, Key
 from turnwise.domain.audit import GENESIS, AuditDraft, AuditQuery, Sealer, chained
 from turnwise.domain.event import Event, EventDraft, EventKind, Level

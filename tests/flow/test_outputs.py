@@ -12,7 +12,7 @@ import pytest
 from tests.builders import ACCOUNT
 from tests.unit.loop.world import World, make_job, rows, run
 from turnwise import errors
-from turnwise.control.buckets import Buckets
+from turnwise.control.objects.buckets import Buckets
 from turnwise.control.outputs import Outputs
 from turnwise.domain.event import EventKind
 from turnwise.domain.job import EvaluationSpec, JobKind, JobStatus

@@ -11,14 +11,16 @@ import pytest
 from tests import builders
 from tests.families import save_family
 from tests.unit.loop.fakes import FakeLearner, FakeSampler, names
-from turnwise import app, errors
-from turnwise.app import Service
+from turnwise import errors
+from turnwise.app import server
+from turnwise.app.jobs import Workshop
 from turnwise.control.job_data import JobData
 from turnwise.domain.job import AgentKind, AgentSpec, JobSpec
 from turnwise.domain.training import LearnerSpec
 from turnwise.gateway.gateway import Gateway
 from turnwise.sampling.engines import Engines
 from turnwise.settings import Settings
+from turnwise.storage.blobs import FolderBlobs
 from turnwise.storage.sql import SqlStore
 from turnwise.system import SYSTEM_CLOCK
 
@@ -58,19 +60,19 @@ async def account_number(account_id: str) -> str:
     return {builders.ACCOUNT: "000000000001", "acc_lab": "000000000002"}[account_id]
 
 
-def service(engines: list[Engine], **rooms: Any) -> Service:
+def service(engines: list[Engine], **rooms: Any) -> Workshop:
     """A service with these rooms and no others; its engines are kept in the list."""
 
     async def start(model: str, deterministic: bool) -> Engine:
         engines.append(Engine())
         return engines[-1]
 
-    fields: dict[str, Any] = dict.fromkeys(Service.__slots__) | {
+    fields: dict[str, Any] = dict.fromkeys(Workshop.__slots__) | {
         "data": JobData(),
         "outputs": SimpleNamespace(deliver=None),
         "tracker": SimpleNamespace(follow=lambda job: None),
     }
-    return Service(**(fields | {"engines": Engines(start, idle_s=0.01)} | rooms))
+    return Workshop(**(fields | {"engines": Engines(start, idle_s=0.01)} | rooms))
 
 
 async def test_a_job_whose_agent_is_refused_leaves_no_engine_behind(tmp_path: Path):
@@ -84,14 +86,14 @@ async def test_a_job_whose_agent_is_refused_leaves_no_engine_behind(tmp_path: Pa
 
 def plugged_together(
     folder: Path, store: SqlStore, gateway: Gateway, launcher: Launcher
-) -> Service:
+) -> Workshop:
     """A service that can start jobs."""
     return service(
         [],
         settings=Settings(data_dir=folder),
         url="http://here",
         account_number=account_number,
-        folder=SimpleNamespace(blobs=folder),
+        blobs=FolderBlobs(folder),
         store=store,
         gateway=gateway,
         launcher=launcher,
@@ -149,6 +151,6 @@ class Listening:
 def test_a_free_port_has_no_404_in_it(monkeypatch: pytest.MonkeyPatch):
     sockets = [Listening(40404), Listening(14041), Listening(50000)]
     given = iter(sockets)
-    monkeypatch.setattr("turnwise.app.socket.create_server", lambda *_, **__: next(given))
-    assert app._listen("127.0.0.1", 0) is sockets[2]
+    monkeypatch.setattr("turnwise.app.server.socket.create_server", lambda *_, **__: next(given))
+    assert server._listen("127.0.0.1", 0) is sockets[2]
     assert [each.is_open for each in sockets] == [False, False, True]

@@ -14,7 +14,7 @@ from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 from tests.unit.gateway.kit import KEY, SECRET, PlainRenderer, World
 from turnwise import errors
 from turnwise.access.sigv4 import SignedRequest
-from turnwise.control.served import ServedModels
+from turnwise.control.models.served import ServedModels
 from turnwise.domain.access import Principal
 from turnwise.gateway.serving import OpenModel, Serving
 from turnwise.ports import ModelPackage

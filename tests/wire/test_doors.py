@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from turnwise import app
+from turnwise.app.doors import open_doors
+from turnwise.app.rooms import open_rooms
 from turnwise.settings import Settings
 from turnwise.wire.aws.door import AwsDoor, Modelled
 from turnwise.wire.dataplane import DataPlane
@@ -35,20 +36,13 @@ class Building:
 
 
 @pytest.fixture
-async def building(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Building]:
-    doors: list[Any] = []
-    plug = app._doors
-
-    def plugged(*given: Any) -> Any:
-        doors.extend(map(unwrapped, given))
-        return plug(*given)
-
-    monkeypatch.setattr(app, "_doors", plugged)
+async def building(tmp_path: Path) -> AsyncIterator[Building]:
     settings = Settings(data_dir=tmp_path / "data")
-    async with app.open_service(settings, "http://server") as (_, asgi):
-        transport = httpx.ASGITransport(asgi)
+    async with open_rooms(settings, "http://server") as rooms, open_doors(rooms) as doors:
+        transport = httpx.ASGITransport(doors)
         async with httpx.AsyncClient(transport=transport, base_url="http://server") as nobody:
-            yield Building(nobody, doors)
+            each = [getattr(doors, field.name) for field in fields(doors)]
+            yield Building(nobody, [unwrapped(door) for door in each])
 
 
 def unwrapped(door: Any) -> Any:

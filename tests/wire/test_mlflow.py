@@ -246,6 +246,18 @@ async def test_paths_reach_mlflow_as_they_were_sent_and_only_known_ones(world: W
     assert len(world.servers.seen) == before
 
 
+async def test_what_mlflow_is_asked_for_is_what_was_looked_at(world: World) -> None:
+    mine, _ = await world.key()
+    for path in (
+        "/mlflow%2Fstatic-files/ajax-api/2.0/mlflow/gateway-proxy",
+        "/mlflow%2Fapi%2F2.0%2Fmlflow%2Fruns/ajax-api/3.0/mlflow/assistant/status",
+        "/%6Dlflow/static-files/x",
+        "/mlflow%2F@elsewhere/api/2.0/mlflow/runs/search",
+    ):
+        assert (await world.get(path, mine)).status_code == 404, path
+    assert world.servers.seen == []
+
+
 async def test_nothing_of_the_key_reaches_mlflow_and_none_of_its_cookies_comes_back(
     world: World,
 ) -> None:

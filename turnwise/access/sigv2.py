@@ -8,6 +8,7 @@ They hold for S3 alone. botocore's own signer makes the signature that one is co
 from __future__ import annotations
 
 import hmac
+import re
 from dataclasses import dataclass
 from urllib.parse import SplitResult, parse_qsl
 
@@ -17,6 +18,8 @@ from botocore.credentials import Credentials
 
 from turnwise import errors
 from turnwise.access.sigv4 import MAX_EXPIRES_S, SignedRequest
+
+_EXPIRES = re.compile(r"[0-9]{1,12}")
 
 #: What marks such a URL.
 MARK = "AWSAccessKeyId"
@@ -39,7 +42,7 @@ class PresignedUrl:
         if MARK not in query:
             return None
         expires = query.get("Expires", "")
-        if not (expires.isascii() and expires.isdecimal()) or "Signature" not in query:
+        if not _EXPIRES.fullmatch(expires) or "Signature" not in query:
             raise errors.BadSignature("the signature of the URL is incomplete")
         return cls(
             access_key_id=query[MARK],

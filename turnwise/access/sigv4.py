@@ -31,6 +31,7 @@ MAX_SKEW_S = 15 * 60
 MAX_EXPIRES_S = 7 * 24 * 3600
 
 _SIGNED_AT = re.compile(r"[0-9]{8}T[0-9]{6}Z")
+_EXPIRES = re.compile(r"[0-9]{1,9}")
 _PART = re.compile(r"(Credential|SignedHeaders|Signature)=([^,\s]+)")
 
 
@@ -81,7 +82,7 @@ class Signature:
         scope = given.get("Credential", "").split("/")
         if len(scope) != 5 or scope[4] != "aws4_request" or not given.get("Signature"):
             raise errors.BadSignature("the signature is incomplete")
-        if expires is not None and not expires.isdecimal():
+        if expires is not None and not _EXPIRES.fullmatch(expires):
             raise errors.BadSignature("X-Amz-Expires must be a number of seconds")
         return cls(
             access_key_id=scope[0],

@@ -16,6 +16,7 @@ from turnwise.agents.contracts import (
     invoke_url,
     session_headers,
 )
+from turnwise.agents.outside import NotAllowed, check_host, open_session, read_answer
 from turnwise.domain.job import AgentSpec
 
 #: Long enough for an agent that is still importing its framework, short enough to wait for.
@@ -36,7 +37,7 @@ class Caller:
     @property
     def _session(self) -> aiohttp.ClientSession:
         if self._opened is None:
-            self._opened = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
+            self._opened = open_session()
         return self._opened
 
     async def check(self, spec: AgentSpec) -> None:
@@ -85,7 +86,7 @@ class Caller:
 
 async def _answer(response: aiohttp.ClientResponse) -> Answer:
     headers = {name.lower(): value for name, value in response.headers.items()}
-    return Answer(status=response.status, body=await response.read(), headers=headers)
+    return Answer(status=response.status, body=await read_answer(response), headers=headers)
 
 
 async def _connect(spec: AgentSpec) -> None:
@@ -94,7 +95,8 @@ async def _connect(spec: AgentSpec) -> None:
     try:
         async with asyncio.timeout(HEALTH_TIMEOUT_S):
             _, writer = await asyncio.open_connection(parts.hostname, port)
-    except (OSError, TimeoutError) as error:
+        check_host(writer.get_extra_info("peername")[0])
+    except (OSError, TimeoutError, NotAllowed) as error:
         raise _out_of_reach(spec, f"connecting to {spec.url}", error) from error
     writer.close()
 

@@ -20,6 +20,7 @@ from typing import Any
 import aiohttp
 
 from turnwise.agents.outcomes import excerpt
+from turnwise.agents.outside import open_session, read_answer
 from turnwise.agents.python import load
 from turnwise.domain.evaluation import Finished, Score
 from turnwise.domain.job import ScorerSpec
@@ -166,7 +167,7 @@ class HttpScorer(_Scorer):
         self._url = spec.url
         self._sleep = sleep
         timeout = aiohttp.ClientTimeout(total=spec.timeout)
-        self._session = aiohttp.ClientSession(timeout=timeout)
+        self._session = open_session(timeout=timeout)
 
     async def close(self) -> None:
         """Close the connections."""
@@ -187,7 +188,7 @@ class HttpScorer(_Scorer):
         headers = {"Content-Type": "application/json"}
         try:
             async with self._session.post(self._url, data=body, headers=headers) as response:
-                return _answer(response.status, await response.read())
+                return _answer(response.status, await read_answer(response))
         except TimeoutError:
             raise _Transient(self._too_slow()) from None
         except aiohttp.ClientError as error:

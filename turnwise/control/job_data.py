@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from turnwise import errors
-from turnwise.control.buckets import Buckets
 from turnwise.control.datasets import DataFile, load_files
-from turnwise.control.locations import is_uri, parse_location
+from turnwise.control.objects.buckets import Buckets
+from turnwise.control.objects.locations import is_uri, parse_location
 from turnwise.domain.data import Row
 from turnwise.domain.job import JobSpec
 from turnwise.modeling.fingerprint import file_sha256
@@ -45,10 +45,16 @@ class JobData:
         buckets = self._with_buckets("output_path", spec.output_path)
         await buckets.transfer.check_writable(account_id, to, "output_path")
 
+    def check_open(self, account_id: str, field: str, path: str) -> None:
+        """Raise unless the account may name this path: not into what the server keeps itself."""
+        if self._buckets is not None:
+            self._buckets.transfer.check_open(account_id, Path(path), field)
+
     async def _found(self, account_id: str, field: str, name: str) -> Sequence[DataFile]:
         if not name:
             return ()
         if not is_uri(name):
+            self.check_open(account_id, field, name)
             return (DataFile(name=name, path=Path(name)),)
         buckets = self._with_buckets(field, name)
         location = parse_location(name, field)

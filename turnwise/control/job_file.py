@@ -18,7 +18,7 @@ from turnwise import errors
 from turnwise.control.algorithm import bundle, check_algorithm, check_group_budget
 from turnwise.control.evaluation import check_evaluation
 from turnwise.control.job_settings import SETTINGS, Setting, default_of, entry, leaves
-from turnwise.control.locations import is_uri, parse_location
+from turnwise.control.objects.locations import is_uri, parse_location
 from turnwise.domain.algorithm import AlgorithmName, AlgorithmSpec
 from turnwise.domain.job import (
     BASE,

@@ -22,10 +22,11 @@ from turnwise import errors
 from turnwise.control.agents import Agents
 from turnwise.control.datasets import prompt_column_of
 from turnwise.control.evaluated import with_models
-from turnwise.control.groups import check_groups
 from turnwise.control.job_data import JobData, load_job_rows
 from turnwise.control.lineage import Beginning, Lineage
+from turnwise.control.models.groups import check_groups
 from turnwise.control.queue import Limits, check_quota, in_order, startable
+from turnwise.control.reach import IsBase, adapter_folders, check_base, check_reach
 from turnwise.domain.access import Action, Principal
 from turnwise.domain.event import EventDraft, EventKind, Level
 from turnwise.domain.job import Job, JobKind, JobSpec, JobStatus, Secondary
@@ -99,7 +100,9 @@ class Jobs:
         start: Start,
         limits: Limits,
         data: JobData | None = None,
+        is_base: IsBase | None = None,
     ) -> None:
+        """`is_base` says which folders are base models that any account may name; None: all."""
         self._store = store
         self._agents = agents
         self._clock = clock
@@ -107,6 +110,7 @@ class Jobs:
         self._start = start
         self._limits = limits
         self._data = data or JobData()
+        self._is_base = is_base
         self._lineage = Lineage(store, self._data)
         self._places: dict[str, _Place] = {}  # by job id
         self._tasks: set[asyncio.Task[None]] = set()
@@ -134,6 +138,7 @@ class Jobs:
         calls at the same moment, no more pass than there is room.
 
         Raises `InvalidInput` for a dataset, model, adapter or checkpoint that cannot be used,
+        `Denied` for what only the operator's account may name (`control.reach`),
         `NotFound` for an agent's name that is not registered,
         `Conflict` if the name is taken or what to start from was pruned.
         """
@@ -356,6 +361,10 @@ class Jobs:
 
     async def _checked(self, principal: Principal, spec: JobSpec) -> Beginning:
         """The spec with its model, its rows and what it starts from found."""
+        check_reach(principal.account_id, spec)
+        await asyncio.to_thread(check_base, principal.account_id, spec.model, self._is_base)
+        for field, folder in adapter_folders(spec):
+            self._data.check_open(principal.account_id, field, folder)
         if not (Path(spec.model) / "config.json").is_file():
             raise errors.InvalidInput(
                 "model",

@@ -15,9 +15,9 @@ import tempfile
 from pathlib import Path
 
 from turnwise import errors
-from turnwise.control.buckets import Buckets
 from turnwise.control.lineage import adapter_folder
-from turnwise.control.locations import Location, parse_location
+from turnwise.control.objects.buckets import Buckets
+from turnwise.control.objects.locations import Location, parse_location
 from turnwise.domain.evaluation import results_key, table_key
 from turnwise.domain.event import EventDraft, EventKind, Level
 from turnwise.domain.job import Job, JobKind

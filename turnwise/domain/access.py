@@ -22,6 +22,10 @@ ALL_ACTIONS: frozenset[Action] = frozenset(Action)
 #: The name of the key in the data folder, the operator's; nobody else's key may have it.
 ADMIN = "admin"
 
+#: The operator's own account, there from the first start. Only its keys may name what lies on the
+#: server's machine: files, Python functions, and the buckets that its own credentials open.
+OPERATORS = "acc_default"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Account:
@@ -79,6 +83,12 @@ class Principal:
         if not self.allows(action, job_id=job_id, rollout_id=rollout_id):
             what = f"rollout {rollout_id!r}" if rollout_id else f"job {job_id!r}" if job_id else ""
             raise errors.Denied(f"this key may not {action.value} {what}".rstrip())
+
+    def require_all(self, action: Action, what: str) -> None:
+        """Raise `Denied` unless the action is granted on the whole account, of which `what` is."""
+        self.require(action)
+        if self.job_ids is not None or self.rollout_id is not None:
+            raise errors.Denied(f"this key is for certain jobs; {what} are the whole account's")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

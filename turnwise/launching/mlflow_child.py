@@ -19,6 +19,7 @@ import socket
 import sqlite3
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -90,12 +91,15 @@ def _confine(artifacts: Path) -> None:
     """
     from mlflow.exceptions import MlflowException
     from mlflow.store.artifact import artifact_repository_registry as registry
+    from mlflow.utils import file_utils
 
+    local_path: Callable[[str], str] = file_utils.local_file_uri_to_path
     repositories: dict[str, Any] = registry.get_registered_artifact_repositories()
     local, proxied = repositories["file"], repositories["mlflow-artifacts"]
 
     def guarded_local(artifact_uri: str, *args: Any, **kwargs: Any) -> Any:
-        path = Path(urlsplit(artifact_uri).path).resolve()
+        # As the repository itself reads it: "%2e%2e" in a URI is "..".
+        path = Path(local_path(artifact_uri)).resolve()
         if urlsplit(artifact_uri).netloc or not path.is_relative_to(artifacts.resolve()):
             raise MlflowException.invalid_parameter_value(
                 "this server keeps artifacts in its own folder only; leave the location out"

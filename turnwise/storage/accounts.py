@@ -6,12 +6,12 @@ from sqlalchemy import Connection, update
 from sqlalchemy.exc import IntegrityError
 
 from turnwise import errors
-from turnwise.domain.access import Account, Key
+from turnwise.domain.access import OPERATORS, Account, Key
 from turnwise.storage.rows import from_row, from_rows, select_nouns, to_row
 from turnwise.storage.tables import accounts, keys
 
 # Readable in an ARN, and no real AWS account: those do not begin with zeros.
-_DEFAULT = Account(account_id="acc_default", slug="default", number="000000000001")
+_DEFAULT = Account(account_id=OPERATORS, slug="default", number="000000000001")
 
 
 def default(connection: Connection) -> Account:

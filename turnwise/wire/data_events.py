@@ -9,22 +9,18 @@ import uuid
 from collections.abc import Awaitable, Callable, Mapping
 
 from turnwise import errors
-from turnwise.control.audit import AuditTrail
-from turnwise.control.audit_record import Identity, Resource, Witnessed
+from turnwise.control.audit.audit_trail import AuditTrail
+from turnwise.control.audit.record import Identity, Resource, Witnessed
 from turnwise.domain.access import Principal
 from turnwise.domain.audit import Category
 from turnwise.domain.rollout import Rollout
 from turnwise.ports import Clock
+from turnwise.wire.aws.runtime import PATHS
 
 #: A path of the data plane -> the operation that it is recorded as.
 NAMES: Mapping[str, str] = {
     "/v1/chat/completions": "Sample",  # in a rollout; of a registered model it is no event
-    "/sample": "Sample",
-    "/sample-with-response-stream": "SampleWithResponseStream",
-    "/complete-rollout": "CompleteRollout",
-    "/CompleteTrajectory": "CompleteRollout",
-    "/update-reward": "UpdateReward",
-    "/UpdateReward": "UpdateReward",
+    **PATHS,
 }
 
 

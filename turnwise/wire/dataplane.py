@@ -21,7 +21,7 @@ from typing import Protocol
 
 from turnwise import errors
 from turnwise.access import sigv4
-from turnwise.control.served import ServedModels
+from turnwise.control.models.served import ServedModels
 from turnwise.domain.access import Principal
 from turnwise.domain.rollout import Rollout
 from turnwise.gateway.chat import ChatRequest

@@ -20,7 +20,7 @@ import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from http.cookies import CookieError, SimpleCookie
 from typing import Protocol
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import aiohttp
 import msgspec
@@ -209,7 +209,12 @@ class MlflowDoor:
     # ── the way through ───────────────────────────────────────────────────────────────────────
 
     async def _answer(self, http: HttpCall, path: str, receive: Receive, send: Send) -> None:
+        if unquote(http.raw_path.removeprefix(PREFIX)) != path:  # its beginning is encoded
+            raise errors.NotFound("page", path)
         action = _action(http.method, path)
+        target = http.raw_path.removeprefix(PREFIX)
+        if not target.startswith("/") or unquote(target) != path:
+            action = None  # "/mlflow%2F...": what MLflow would read is not what was looked at
         principal, body = await self._caller(http)
         await self._check_app(http, principal)
         if action is None:
@@ -218,12 +223,13 @@ class MlflowDoor:
         if action is Action.READ and _API.fullmatch(path):
             await self._settle(principal.account_id)
         content = _pieces(receive) if body is None and _has_body(http) else body
-        await self._forward(http, principal.account_id, content, send)
+        await self._forward(http, principal.account_id, target, content, send)
 
     async def _forward(
         self,
         http: HttpCall,
         account_id: str,
+        target: str,
         content: bytes | AsyncIterator[bytes] | None,
         send: Send,
     ) -> None:
@@ -232,7 +238,7 @@ class MlflowDoor:
         try:
             async with session.request(
                 http.method,
-                _url(http.raw_path.removeprefix(PREFIX), http.query),
+                _url(target, http.query),
                 headers=headers,
                 data=content,
                 allow_redirects=False,
@@ -292,7 +298,8 @@ def _cookie(http: HttpCall) -> str:
 def _check_origin(http: HttpCall) -> None:
     """Refuse what another site's page makes a browser send with our cookie."""
     origin, site = http.header("origin"), http.header("sec-fetch-site")
-    is_foreign = origin and urlsplit(origin).netloc != http.header("host")
+    host = http.header("host")
+    is_foreign = origin and origin not in (f"http://{host}", f"https://{host}")
     if http.method not in ("GET", "HEAD") and (is_foreign or site == "cross-site"):
         raise errors.Denied(f"a page of {origin or 'another site'} may not change anything here")
 
@@ -314,7 +321,7 @@ async def _pieces(receive: Receive) -> AsyncIterator[bytes]:
 
 
 def _url(target: str, query: str) -> yarl.URL:
-    text = f"http://localhost{target or '/'}" + (f"?{query}" if query else "")
+    text = f"http://localhost{target}" + (f"?{query}" if query else "")
     return yarl.URL(text, encoded=True)
 
 

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 
 from turnwise import errors
 from turnwise.access import sigv4
-from turnwise.access.sigv4 import Signature, SignedRequest
+from turnwise.access.sigv2 import PresignedUrl
+from turnwise.access.sigv4 import ALGORITHM, Signature, SignedRequest
 
 ID, SECRET, REGION = "TWAKABCDEFGHIJKLMNOP", "tw_" + "s" * 40, "us-west-2"
 KEY = Credentials(ID, SECRET)
@@ -234,3 +235,14 @@ def test_another_secret_is_refused_and_an_unsigned_request_has_no_signature():
     with pytest.raises(errors.BadSignature, match="check the secret access key"):
         check(signed(), secret="tw_" + "x" * 40)
     assert Signature.of(SignedRequest(method="GET", path="/")) is None
+
+
+@pytest.mark.parametrize("expires", ["9" * 5000, "-1", "1e3", "\u0669"])
+def test_an_expiry_that_is_no_number_is_refused_before_anything_is_looked_up(expires: str):
+    new = f"X-Amz-Algorithm={ALGORITHM}&X-Amz-Credential=K/20240101/r/s/aws4_request"
+    new += f"&X-Amz-Signature=f&X-Amz-SignedHeaders=host&X-Amz-Expires={expires}"
+    old = f"AWSAccessKeyId=K&Signature=f&Expires={expires}"
+    with pytest.raises(errors.BadSignature):
+        Signature.of(SignedRequest(method="GET", path="/", query=new))
+    with pytest.raises(errors.BadSignature):
+        PresignedUrl.of(SignedRequest(method="GET", path="/", query=old), "r")

@@ -13,13 +13,13 @@ from turnwise import errors
 from turnwise.agents import AgentCalls
 from turnwise.control.agent_logs import AgentLogs
 from turnwise.control.agents import Agents
-from turnwise.control.buckets import Buckets
-from turnwise.control.catalogue import Catalogue
 from turnwise.control.job_data import JobData
 from turnwise.control.jobs import Jobs, status_event
+from turnwise.control.models.catalogue import Catalogue
+from turnwise.control.models.registry import ObjectFiles, Registry
+from turnwise.control.models.served import verified_base, verified_folder
+from turnwise.control.objects.buckets import Buckets
 from turnwise.control.queue import Limits
-from turnwise.control.registry import ObjectFiles, Registry
-from turnwise.control.served import verified_base, verified_folder
 from turnwise.domain.access import Principal
 from turnwise.domain.job import Job, JobSpec, JobStatus, Secondary
 from turnwise.exporting.archives import Archives

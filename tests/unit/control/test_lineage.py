@@ -15,7 +15,7 @@ from tests.unit.loop.fakes import names, write_adapter_files
 from turnwise import errors
 from turnwise.control.job_data import JobData
 from turnwise.control.lineage import adapter_folder, read_inputs
-from turnwise.control.served import ServedModels
+from turnwise.control.models.served import ServedModels
 from turnwise.domain.job import (
     AgentKind,
     AgentSpec,

@@ -185,3 +185,33 @@ def is_running(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+def test_artifacts_lie_in_the_servers_own_folder_however_their_place_is_written(
+    folder: Path,
+) -> None:
+    program = """
+        import sys
+        from pathlib import Path
+        from mlflow.exceptions import MlflowException
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+        from turnwise.launching.mlflow_child import _confine
+
+        artifacts = Path(sys.argv[1])
+        _confine(artifacts)
+        print(get_artifact_repository(f"file://{artifacts}/1/x").artifact_dir)
+        for place in ("..", "%2e%2e", "1/%2E./%2e.", "1/%2e%2e%2f..", "x%3f/../.."):
+            for uri in (f"file://{artifacts}/{place}/other", f"{artifacts}/{place}/other"):
+                try:
+                    print("open", get_artifact_repository(uri).artifact_dir)
+                except MlflowException:
+                    pass
+    """
+    artifacts = folder / "artifacts"
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program), str(artifacts)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split("\n") == [f"{artifacts}/1/x", ""]

@@ -202,7 +202,7 @@ async def test_progress_is_told_ten_times_however_many_rows(world: World) -> Non
     assert [(body["completed"], body["total"]) for body in log[1:]] == [
         (done, 25) for done in (3, 5, 8, 10, 13, 15, 18, 20, 23, 25)
     ]
-    assert log[0]["message"] == "3 of 25 rows evaluated"
+    assert log[1]["message"] == "3 of 25 rows evaluated"
 
 
 async def test_a_row_that_fails_under_one_model_is_left_out_of_the_pairs(

@@ -10,12 +10,12 @@ from tests.wire.aws.kit import NUMBER, REGION, Caller
 from turnwise import errors
 from turnwise.control.agents import Agents
 from turnwise.control.browse import Browse
-from turnwise.control.catalogue import Catalogue
+from turnwise.control.models.catalogue import Catalogue
 from turnwise.domain.access import Principal
 from turnwise.domain.job import AgentKind, Job
 from turnwise.wire.aws.arns import JobArn
-from turnwise.wire.aws.jobs import JobRooms, job_handlers
-from turnwise.wire.aws.tags import Tags
+from turnwise.wire.aws.sagemaker.jobs import JobRooms, job_handlers
+from turnwise.wire.aws.sagemaker.tags import Tags
 
 ROLE = f"arn:aws:iam::{NUMBER}:role/trainer"
 AGENT = f"arn:aws:lambda:{REGION}:{NUMBER}:function:inspector"

@@ -14,7 +14,7 @@ from botocore.config import Config
 
 from turnwise import errors
 from turnwise.access import sigv2, sigv4
-from turnwise.control.buckets import Buckets
+from turnwise.control.objects.buckets import Buckets
 from turnwise.domain.access import ALL_ACTIONS, Account, Principal
 from turnwise.storage.blobs import FolderBlobs
 from turnwise.storage.sql import SqlStore

@@ -25,20 +25,24 @@ from botocore.httpchecksum import AwsChunkedWrapper, Crc32Checksum
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.wire.aws.kit import a_call
 from tests.wire.aws.s3_served import REGION, SECRET, Served, served
 from turnwise import errors
-from turnwise.control.buckets import Buckets
-from turnwise.control.locations import parse_location
+from turnwise.control.objects.buckets import Buckets
+from turnwise.control.objects.locations import parse_location
+from turnwise.domain.access import OPERATORS
 from turnwise.domain.objects import StoredObject
 from turnwise.storage.blobs import FolderBlobs
 from turnwise.storage.remote_s3 import RemoteS3
 from turnwise.storage.sql import SqlStore
 from turnwise.system import SYSTEM_CLOCK, new_id
+from turnwise.wire.aws.door import Outcome
 from turnwise.wire.aws.protocols import Request
 from turnwise.wire.aws.s3 import conditions, xml
-from turnwise.wire.aws.s3.asked import split_path
+from turnwise.wire.aws.s3.asked import Asked, split_path
 from turnwise.wire.aws.s3.body import read_body, unchunk
 from turnwise.wire.aws.s3.crc import crc32c, crc64nvme
+from turnwise.wire.aws.s3.service import S3
 from turnwise.wire.aws.service import AwsError
 
 MIB = 1 << 20
@@ -621,12 +625,41 @@ def test_a_path_that_is_not_utf8_is_refused():
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b"<Delete", b"<Other/>", b"<!DOCTYPE a []><Delete/>", b"\xff"]
+    "body",
+    [
+        b"",
+        b"<Delete",
+        b"<Other/>",
+        b"<!DOCTYPE a []><Delete/>",
+        "<!DOCTYPE a []><Delete/>".encode("utf-16"),
+        b'<?xml version="1.0" encoding="cp037"?>' + "<!DOCTYPE a []><Delete/>".encode("cp037"),
+        b"\xff",
+        b"<Delete>" + b" " * xml.MAX_BYTES + b"</Delete>",
+    ],
 )
 def test_a_body_that_is_not_s3s_xml_is_refused(body: bytes):
     with pytest.raises(AwsError) as refusal:
         xml.Element.parse(body, "Delete")
     assert refusal.value.code == "MalformedXML"
+
+
+async def test_the_audit_trail_is_told_no_signature_of_a_presigned_url(tmp_path: Path):
+    store = SqlStore.in_memory()
+    service = S3(Buckets(store, FolderBlobs(tmp_path), SYSTEM_CLOCK, new_id))
+    outcome = Outcome(service="s3")
+    query = "AWSAccessKeyId=ALICE&Signature=abc%3D&Expires=9&response-expires=x&X-Amz-Signature=f"
+    request = Request(method="GET", path="/data/key", query=query, headers={}, body=b"")
+    await service.answer(a_call(), request, outcome)
+    await store.close()
+    assert outcome.parameters == {"bucketName": "data", "key": "key", "response-expires": "x"}
+
+
+@pytest.mark.parametrize("number", ["9" * 5000, "-1", "\u0669"])
+def test_a_number_that_is_none_is_refused(number: str):
+    request = Request(method="GET", path="/data", query="", headers={}, body=b"")
+    asked = Asked(call=a_call(), request=request, bucket="d", key="", query={"max-keys": number})
+    with pytest.raises(AwsError, match="must be 0 to"):
+        asked.number("max-keys", 1)
 
 
 def test_ranges_that_are_not_plain_are_ignored():
@@ -678,18 +711,18 @@ async def test_a_server_reads_and_writes_the_buckets_of_another_s3(
         remote=RemoteS3(s3.url),
     )
 
-    folder = await here.download("acc_x", "s3://data/rows")
+    folder = await here.download(OPERATORS, "s3://data/rows")
     assert {each.name: each.read_text() for each in folder.iterdir()} == {
         "a.csv": "rows/a.csv",
         "b.csv": "rows/b.csv",
     }
-    await here.upload("acc_x", folder, "s3://data/copied")
+    await here.upload(OPERATORS, folder, "s3://data/copied")
     copied = await s3.buckets.list("acc_alice", "data", "copied/")
     assert [each.key for each in copied.objects] == ["copied/a.csv", "copied/b.csv"]
-    await here.transfer.check_writable("acc_x", parse_location("s3://data/out"), "output_path")
+    await here.transfer.check_writable(OPERATORS, parse_location("s3://data/out"), "output_path")
     for call in (
-        here.download("acc_x", "s3://nowhere/rows"),
-        here.transfer.check_writable("acc_x", parse_location("s3://nowhere/out"), "output_path"),
+        here.download(OPERATORS, "s3://nowhere/rows"),
+        here.transfer.check_writable(OPERATORS, parse_location("s3://nowhere/out"), "output_path"),
     ):
         with pytest.raises(errors.InvalidInput, match=r"s3://nowhere' is refused by S3: .*names"):
             await call

@@ -10,7 +10,7 @@ from fastapi import FastAPI, Request
 
 from tests.builders import ACCOUNT, SetClock
 from turnwise import errors
-from turnwise.control.audit import AuditTrail
+from turnwise.control.audit.audit_trail import AuditTrail
 from turnwise.domain.access import Principal
 from turnwise.domain.audit import AuditQuery, Sealer
 from turnwise.storage.sql import SqlStore

@@ -5,6 +5,7 @@ Control plane and data plane are two models of botocore's under one signing name
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from urllib.parse import unquote
 
@@ -39,7 +40,7 @@ class Runtimes:
         """Runtimes by age, a page at a time."""
         found = [agent for agent in await self.agents.list(call.principal) if not agent.is_function]
         token = given.get("nextToken", "")
-        if token and not token.isdecimal():
+        if token and not re.fullmatch("[0-9]{1,18}", token):
             raise errors.InvalidInput("nextToken", token, "is not one that was given here")
         begin = int(token or 0)
         end = begin + given.get("maxResults", _PAGE)

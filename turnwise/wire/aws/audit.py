@@ -14,8 +14,8 @@ from typing import Any
 from botocore.exceptions import UnknownServiceError
 from botocore.model import ListShape, MapShape, OperationNotFoundError, Shape, StructureShape
 
-from turnwise.control.audit import AuditTrail
-from turnwise.control.audit_record import Identity, Resource, Witnessed
+from turnwise.control.audit.audit_trail import AuditTrail
+from turnwise.control.audit.record import Identity, Resource, Witnessed
 from turnwise.domain.audit import Category
 from turnwise.ports import Clock
 from turnwise.wire.aws.door import Outcome

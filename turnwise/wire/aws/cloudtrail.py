@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from turnwise import errors
-from turnwise.control.audit import AuditTrail
-from turnwise.control.audit_selectors import DEFAULT, InvalidSelectors
-from turnwise.control.trails import (
+from turnwise.control.audit.audit_trail import AuditTrail
+from turnwise.control.audit.selectors import DEFAULT, InvalidSelectors
+from turnwise.control.audit.trails import (
     InvalidBucketName,
     InvalidPrefix,
     InvalidTrailName,
@@ -67,6 +67,7 @@ def cloudtrail(audit: AuditTrail, trails: Trails, clock: Clock) -> AwsService:
 
 def _trail_handlers(trails: Trails) -> dict[str, Handler]:
     async def create(call: Call, given: Json) -> Json:
+        """Delivers to a bucket of this server. No SNS topic, log group or KMS key."""
         _check_supported(given)
         options = {name: given.get(name, default) for name, default in _OPTIONS.items()}
         made = await trails.create(
@@ -80,6 +81,7 @@ def _trail_handlers(trails: Trails) -> dict[str, Handler]:
         return _shown(call, made)
 
     async def update(call: Call, given: Json) -> Json:
+        """Its bucket, prefix and options."""
         _check_supported(given)
         changes: Json = {"options": {key: given[key] for key in _OPTIONS if key in given}}
         places = {"bucket": "S3BucketName", "prefix": "S3KeyPrefix"}
@@ -87,14 +89,17 @@ def _trail_handlers(trails: Trails) -> dict[str, Handler]:
         return _shown(call, await trails.update(call.principal, _named(call, given), changes))
 
     async def delete(call: Call, given: Json) -> Json:
+        """The trail; the files that it has delivered stay."""
         await trails.delete(call.principal, _named(call, given))
         return {}
 
     async def get(call: Call, given: Json) -> Json:
+        """A trail by name or ARN."""
         trail = trails.trail(call.principal, _named(call, given))
         return {"Trail": _described(call, trail)}
 
     async def describe(call: Call, given: Json) -> Json:
+        """Trails by their names, or all."""
         wanted = {_name(call, each) for each in given.get("trailNameList", ())}
         found = [
             each for each in trails.trails(call.principal) if not wanted or each.name in wanted
@@ -102,6 +107,7 @@ def _trail_handlers(trails: Trails) -> dict[str, Handler]:
         return {"trailList": [_described(call, each) for each in found]}
 
     async def list_(call: Call, given: Json) -> Json:
+        """All, each with its ARN."""
         return {
             "Trails": [
                 {"TrailARN": _arn(call, each), "Name": each.name, "HomeRegion": call.region}
@@ -110,13 +116,16 @@ def _trail_handlers(trails: Trails) -> dict[str, Handler]:
         }
 
     async def status(call: Call, given: Json) -> Json:
+        """Whether it logs, and what keeps it from delivering."""
         return _status(trails.trail(call.principal, _named(call, given)))
 
     async def start(call: Call, given: Json) -> Json:
+        """Delivers what happens from now on."""
         await trails.start_logging(call.principal, _named(call, given))
         return {}
 
     async def stop(call: Call, given: Json) -> Json:
+        """Delivers nothing that happens after."""
         await trails.stop_logging(call.principal, _named(call, given))
         return {}
 
@@ -210,6 +219,7 @@ def _iso(at: float) -> str:
 
 def _selector_handlers(trails: Trails) -> dict[str, Handler]:
     async def put(call: Call, given: Json) -> Json:
+        """Classic or advanced; data events are off until they are selected."""
         trail = await trails.put_selectors(
             call.principal,
             _named(call, given),
@@ -219,6 +229,7 @@ def _selector_handlers(trails: Trails) -> dict[str, Handler]:
         return _selectors(call, trail)
 
     async def get(call: Call, given: Json) -> Json:
+        """A trail's selectors."""
         return _selectors(call, trails.trail(call.principal, _named(call, given)))
 
     return {"PutEventSelectors": put, "GetEventSelectors": get}

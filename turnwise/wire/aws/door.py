@@ -27,7 +27,9 @@ from turnwise.wire.aws.signed import signed_request
 
 log = logging.getLogger(__name__)
 
-_READ_ONLY = re.compile(r"(Describe|List|Get|Head|Lookup|Filter|Search|Query|Simulate|BatchGet)")
+_READ_ONLY = re.compile(
+    r"(Describe|List|Get|Head|Lookup|Filter|Search|Query|Simulate|BatchGet|BatchDescribe)"
+)
 
 #: Services without regions; clients sign for this one, or for their own at another endpoint.
 _GLOBAL = {"iam": "us-east-1"}
@@ -87,6 +89,11 @@ class Modelled:
         return self._signing_name
 
     @property
+    def service(self) -> AwsService:
+        """What it answers by."""
+        return self._service
+
+    @property
     def target_prefix(self) -> str:
         """What X-Amz-Target begins with; "" where it is not used."""
         return str(self._service.model.metadata.get("targetPrefix") or "")
@@ -130,6 +137,11 @@ class Planes:
 
     def __init__(self, *planes: Modelled) -> None:
         self._planes = planes
+
+    @property
+    def planes(self) -> Sequence[Modelled]:
+        """The models."""
+        return self._planes
 
     @property
     def name(self) -> str:
@@ -236,12 +248,22 @@ class AwsDoor:
         except (errors.TurnwiseError, AwsError) as error:
             _log_refusal(http, request, request_id, error)
             return service.fault(error, request_id)
+        except Exception as error:
+            log.exception("request %s could not be verified", request_id)
+            return service.fault(error, request_id)
         outcome = Outcome(service=service.name)
         reply = await service.answer(call, request, outcome)
         try:
             await self._observe(call, outcome)
-        except errors.TurnwiseError as error:
-            log.error("%s of %s is not in the audit trail yet: %s", outcome.operation, call, error)
+        except Exception as error:
+            is_ours = isinstance(error, errors.TurnwiseError)
+            log.error(
+                "%s of %s is not in the audit trail yet: %s",
+                outcome.operation,
+                call,
+                error,
+                exc_info=not is_ours,
+            )
             if not outcome.error and not outcome.is_read_only:
                 return service.fault(_unrecorded(error), request_id)
         return reply

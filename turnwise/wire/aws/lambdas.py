@@ -141,7 +141,7 @@ def lambdas(functions: Functions) -> AwsService:
 
 
 def _position(marker: str) -> int:
-    if marker and not marker.isdecimal():
+    if marker and not re.fullmatch("[0-9]{1,18}", marker):
         raise errors.InvalidInput("Marker", marker, "is not one that was given here")
     return int(marker or 0)
 

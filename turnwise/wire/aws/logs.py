@@ -56,6 +56,7 @@ def _span(given: Json) -> Span:
 
 def _listing(room: Logs) -> dict[str, Handler]:
     async def groups(call: Call, given: Json) -> Json:
+        """Those of jobs and of registered agents."""
         prefix, part = given.get("logGroupNamePrefix", ""), given.get("logGroupNamePattern", "")
         if prefix and part:
             raise AwsError(
@@ -73,6 +74,7 @@ def _listing(room: Logs) -> dict[str, Handler]:
         return body | ({"nextToken": token} if token else {})
 
     async def streams(call: Call, given: Json) -> Json:
+        """A job's stream is NAME/events."""
         group, prefix = _group(call, given), given.get("logStreamNamePrefix", "")
         by_time = given.get("orderBy") == "LastEventTime"
         if by_time and prefix:
@@ -131,6 +133,7 @@ async def _shown_stream(call: Call, group: str, stream: Stream) -> Json:
 
 def _reading(room: Logs) -> dict[str, Handler]:
     async def get(call: Call, given: Json) -> Json:
+        """One stream, from its head or its end; the last token again when there is no more."""
         stream = await room.stream(call.principal, _group(call, given), given["logStreamName"])
         limit = given.get("limit", _MAX_EVENTS)
         way, seq = _position(given)
@@ -147,6 +150,7 @@ def _reading(room: Logs) -> dict[str, Handler]:
         }
 
     async def filter_(call: Call, given: Json) -> Json:
+        """Streams of a group by time and terms, `"a phrase"`, `?either`, `-without`."""
         group = _group(call, given)
         wanted = parse_filter(given.get("filterPattern", ""))
         found = await room.streams(call.principal, group, given.get("logStreamNamePrefix", ""))
@@ -221,14 +225,17 @@ def _event(each: Line) -> Json:
 
 def _writing(room: Logs) -> dict[str, Handler]:
     async def create_group(call: Call, given: Json) -> Json:
+        """Groups come with jobs and agents: it exists already, or is refused."""
         await room.create_group(call.principal, given["logGroupName"])
         return {}
 
     async def create_stream(call: Call, given: Json) -> Json:
+        """In the group of a registered agent."""
         await room.create_stream(call.principal, given["logGroupName"], given["logStreamName"])
         return {}
 
     async def put(call: Call, given: Json) -> Json:
+        """Into a stream that was made in an agent's group."""
         lines = [(each["timestamp"], each["message"]) for each in given["logEvents"]]
         await room.put(call.principal, given["logGroupName"], given["logStreamName"], lines)
         return {"nextSequenceToken": "0"}

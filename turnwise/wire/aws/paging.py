@@ -62,7 +62,7 @@ def _start(items: Sequence[Any], given: Mapping[str, Any], key: str, size: str) 
         state = json.loads(base64.urlsafe_b64decode(token))
         place, query = int(state["next"]), str(state["query"])
         last, then = str(state["last"]), str(state["then"])
-    except (binascii.Error, ValueError, KeyError, TypeError):
+    except (binascii.Error, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         raise errors.InvalidInput(key, token, "is no token of this operation") from None
     if query != _query(given, key, size):
         raise errors.InvalidInput(

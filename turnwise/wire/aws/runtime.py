@@ -8,12 +8,23 @@ report again is answered as before, a different one is a conflict.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 from turnwise.domain.access import Principal
 from turnwise.gateway.gateway import Gateway
 from turnwise.wire.asgi import HttpCall
 from turnwise.wire.aws import faults
 from turnwise.wire.aws.codec import Completed, Rewarded
+
+#: The operations by their paths. The first SDK had other paths for two of them.
+PATHS: Mapping[str, str] = {
+    "/sample": "Sample",
+    "/sample-with-response-stream": "SampleWithResponseStream",
+    "/complete-rollout": "CompleteRollout",
+    "/CompleteTrajectory": "CompleteRollout",
+    "/update-reward": "UpdateReward",
+    "/UpdateReward": "UpdateReward",
+}
 
 
 async def complete_rollout(

@@ -14,6 +14,7 @@ from typing import Any
 import botocore.session
 from botocore.model import OperationModel, ServiceModel
 
+from turnwise import errors
 from turnwise.domain.access import Account, Principal
 
 Json = dict[str, Any]
@@ -53,7 +54,7 @@ class AwsError(Exception):
     def __init__(self, code: str, message: str, *, status: int = 400) -> None:
         self.code = code
         self.status = status
-        super().__init__(message)
+        super().__init__(errors.sendable(message))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

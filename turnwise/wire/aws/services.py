@@ -9,37 +9,41 @@ from functools import partial
 from turnwise.agents import AgentCalls
 from turnwise.control.agent_logs import AgentLogs
 from turnwise.control.agents import Agents
-from turnwise.control.audit import AuditTrail
+from turnwise.control.audit.audit_trail import AuditTrail
+from turnwise.control.audit.trails import Trails
 from turnwise.control.browse import Browse
-from turnwise.control.buckets import Buckets
-from turnwise.control.catalogue import Catalogue
-from turnwise.control.hubs import Hubs
 from turnwise.control.jobs import Jobs
 from turnwise.control.logs import Logs
-from turnwise.control.model_files import ModelFiles
-from turnwise.control.pipelines import Pipelines
-from turnwise.control.recipe_files import RecipeFiles
-from turnwise.control.registry import Registry
-from turnwise.control.trails import Trails
+from turnwise.control.models.catalogue import Catalogue
+from turnwise.control.models.hubs import Hubs
+from turnwise.control.models.model_files import ModelFiles
+from turnwise.control.models.recipe_files import RecipeFiles
+from turnwise.control.models.registry import Registry
+from turnwise.control.objects.buckets import Buckets
+from turnwise.control.pipelines.pipelines import Pipelines
 from turnwise.domain.access import Account
 from turnwise.domain.job import Job
 from turnwise.ports import Clock, NewId, Resources
 from turnwise.wire.aws.agents import agent_services
 from turnwise.wire.aws.arns import JobArn
-from turnwise.wire.aws.artifacts import artifact_handlers
 from turnwise.wire.aws.cloudtrail import cloudtrail
 from turnwise.wire.aws.door import Answering, Modelled
-from turnwise.wire.aws.hub import HubRooms, dataset_uri, hub_handlers
 from turnwise.wire.aws.iam import iam
-from turnwise.wire.aws.jobs import JobRooms, job_handlers
 from turnwise.wire.aws.logs import logs
-from turnwise.wire.aws.mlflow_apps import MlflowApps, mlflow_handlers
-from turnwise.wire.aws.model_packages import ModelPackageRooms, model_package_handlers
-from turnwise.wire.aws.pipelines import InsideJobs, describe_training_job, pipeline_handlers
 from turnwise.wire.aws.s3.service import S3
+from turnwise.wire.aws.sagemaker.artifacts import artifact_handlers
+from turnwise.wire.aws.sagemaker.hub import HubRooms, dataset_uri, hub_handlers
+from turnwise.wire.aws.sagemaker.jobs import JobRooms, job_handlers
+from turnwise.wire.aws.sagemaker.mlflow_apps import MlflowApps, mlflow_handlers
+from turnwise.wire.aws.sagemaker.model_packages import ModelPackageRooms, model_package_handlers
+from turnwise.wire.aws.sagemaker.pipelines import (
+    InsideJobs,
+    describe_training_job,
+    pipeline_handlers,
+)
+from turnwise.wire.aws.sagemaker.tags import Tags, checking, tag_handlers
 from turnwise.wire.aws.service import AwsService
 from turnwise.wire.aws.sts import sts
-from turnwise.wire.aws.tags import Tags, checking, tag_handlers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import binascii
 import calendar
-import math
 import re
 import time
 from collections.abc import Mapping
@@ -22,6 +21,10 @@ from botocore.model import ListShape, MapShape, Shape, StructureShape
 from turnwise import errors
 
 _ISO = "%Y-%m-%dT%H:%M:%SZ"
+
+_BITS = {"integer": 32, "long": 64}
+#: The times that have a date: from the year 1 to before 10000, in seconds since the epoch.
+_FIRST_TIME, _LAST_TIME = -62_135_596_800.0, 253_402_300_800.0
 
 
 def read(shape: Shape, value: Any, path: str = "") -> Any:
@@ -78,6 +81,9 @@ def _string(shape: Shape, value: Any, path: str) -> str:
 def _integer(shape: Shape, value: Any, path: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise _wrong(path, value, "must be a whole number")
+    bits = _BITS[shape.type_name]
+    if not -(2 ** (bits - 1)) <= value < 2 ** (bits - 1):
+        raise _wrong(path, value, f"must be a whole number of {bits} bits")
     _check_range(shape, value, path)
     return value
 
@@ -88,7 +94,14 @@ def _number(shape: Shape, value: Any, path: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise _wrong(path, value, "must be a number")
     _check_range(shape, value, path)
-    return float(value)
+    return _as_float(value, path)
+
+
+def _as_float(value: float, path: str) -> float:
+    try:
+        return float(value)
+    except OverflowError:  # a whole number of 309 digits or more
+        raise _wrong(path, value, "is too large") from None
 
 
 def _boolean(shape: Shape, value: Any, path: str) -> bool:
@@ -103,9 +116,12 @@ def _timestamp(shape: Shape, value: Any, path: str) -> float:
             return float(calendar.timegm(time.strptime(value, _ISO)))
         except ValueError:
             raise _wrong(path, value, "is no time") from None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float):
         raise _wrong(path, value, "must be seconds since 1970")
-    return float(value)
+    seconds = _as_float(value, path)
+    if not _FIRST_TIME <= seconds < _LAST_TIME:
+        raise _wrong(path, value, "must be seconds since 1970, of the years 1 to 9999")
+    return seconds
 
 
 def _blob(shape: Shape, value: Any, path: str) -> bytes:

@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Depends, Query, Request
 
-from turnwise.control.audit import PAGE, AuditTrail
-from turnwise.control.trails import Trail, Trails
+from turnwise.control.audit.audit_trail import PAGE, AuditTrail
+from turnwise.control.audit.trails import Trail, Trails
 from turnwise.domain.access import Account, Principal
 from turnwise.domain.audit import AuditQuery, AuditRecord, Category
 

@@ -15,8 +15,8 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from turnwise import errors
-from turnwise.control.audit import AuditTrail
-from turnwise.control.audit_record import Identity, Resource, Witnessed
+from turnwise.control.audit.audit_trail import AuditTrail
+from turnwise.control.audit.record import Identity, Resource, Witnessed
 from turnwise.domain.access import Principal
 from turnwise.domain.audit import Category
 from turnwise.ports import Clock

@@ -16,7 +16,7 @@ from turnwise.access.accounts import Accounts
 from turnwise.control.browse import PAGE, Browse
 from turnwise.control.job_file import as_mapping, parse_job
 from turnwise.control.jobs import Jobs
-from turnwise.control.registry import Registry
+from turnwise.control.models.registry import Registry
 from turnwise.control.results import StoredResults
 from turnwise.domain.access import Action, Principal
 from turnwise.domain.event import EventKind

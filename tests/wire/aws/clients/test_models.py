@@ -185,9 +185,9 @@ def test_the_evaluators_parameters_are_the_served_ones(base: str):
 _WITH_STEPS = """
 import asyncio, sys
 from pathlib import Path
-from tests.unit.control.models import finish_steps
+from tests.unit.control.models.kit import finish_steps
 from turnwise.storage import sql
-import tests.unit.control.models as models
+import tests.unit.control.models.kit as models
 
 async def main(data, base, *jobs):
     store = sql.SqlStore.open(Path(data) / "database" / "turnwise.db")

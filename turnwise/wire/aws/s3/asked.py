@@ -13,6 +13,9 @@ from turnwise.wire.aws.service import AwsError, Call
 
 XML = "application/xml"
 
+#: More than any number here has; Python refuses to read those of thousands.
+_MAX_DIGITS = 18
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
@@ -45,8 +48,9 @@ class Asked:
         text = self.query.get(name, "")
         if not text:
             return default
-        if not (text.isascii() and text.isdecimal() and low <= int(text) <= high):
-            raise AwsError("InvalidArgument", f"{name}: {text!r} must be {low} to {high}")
+        is_number = text.isascii() and text.isdecimal() and len(text) <= _MAX_DIGITS
+        if not (is_number and low <= int(text) <= high):
+            raise AwsError("InvalidArgument", f"{name}: {text[:60]!r} must be {low} to {high}")
         return int(text)
 
     @property

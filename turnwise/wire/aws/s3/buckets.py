@@ -8,7 +8,7 @@ from collections.abc import Callable
 from urllib.parse import quote
 
 from turnwise import errors
-from turnwise.control.buckets import Buckets, Listing, StoredObject
+from turnwise.control.objects.buckets import Buckets, Listing, StoredObject
 from turnwise.domain.objects import MAX_PAGE
 from turnwise.wire.aws.protocols import Reply
 from turnwise.wire.aws.s3 import xml

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from turnwise.domain.objects import StoredObject
 from turnwise.wire.aws.service import AwsError
 
-_RANGE = re.compile(r"bytes=(\d*)-(\d*)")
+#: No object's size has more digits.
+_RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.ASCII)
 
 
 def is_unchanged(stored: StoredObject, headers: Mapping[str, str], prefix: str = "") -> bool:
@@ -85,5 +86,5 @@ def _time(text: str | None) -> float | None:
         return None
     try:
         return email.utils.parsedate_to_datetime(text).timestamp()
-    except ValueError:
+    except (ValueError, OverflowError):
         return None

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Sequence
 
 from turnwise import errors
-from turnwise.control.buckets import Buckets
-from turnwise.control.content import opened_pieces
-from turnwise.control.multipart import Multipart
+from turnwise.control.objects.buckets import Buckets
+from turnwise.control.objects.content import opened_pieces
+from turnwise.control.objects.multipart import Multipart
 from turnwise.domain.objects import MAX_PAGE, Part, Upload
 from turnwise.wire.aws.protocols import Reply
 from turnwise.wire.aws.s3 import conditions, xml
@@ -179,8 +180,8 @@ def named_parts(body: bytes) -> list[tuple[int, str]]:
     parts = []
     for each in wanted.all("Part"):
         number = each.text("PartNumber").strip()
-        if not (number.isascii() and number.isdecimal()):
-            raise xml.malformed(f"has part number {number!r}")
+        if not re.fullmatch("[0-9]{1,9}", number):
+            raise xml.malformed(f"has part number {number[:60]!r}")
         parts.append((int(number), each.text("ETag").strip().strip('"')))
     if not parts:
         raise xml.malformed("names no part")

@@ -9,8 +9,8 @@ from typing import BinaryIO
 from urllib.parse import parse_qs, unquote_to_bytes
 
 from turnwise import errors
-from turnwise.control.buckets import Buckets, StoredObject
-from turnwise.control.content import opened_pieces
+from turnwise.control.objects.buckets import Buckets, StoredObject
+from turnwise.control.objects.content import opened_pieces
 from turnwise.wire.aws.protocols import Reply
 from turnwise.wire.aws.s3 import conditions, xml
 from turnwise.wire.aws.s3.asked import Asked, Handler, answer, empty, split_path

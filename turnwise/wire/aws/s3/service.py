@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from turnwise import errors
-from turnwise.control.buckets import Buckets
+from turnwise.control.objects.buckets import Buckets
 from turnwise.domain.access import Action
 from turnwise.wire.aws.door import Outcome
 from turnwise.wire.aws.protocols import Reply, Request
@@ -81,6 +81,8 @@ _OBJECT: Mapping[tuple[str, str], str] = {
     ("DELETE", "uploadId"): "AbortMultipartUpload",
     ("DELETE", ""): "DeleteObject",
 }
+#: Of an older presigned URL; whoever reads the audit trail must not be able to use it again.
+_SIGNATURE = frozenset({"AWSAccessKeyId", "Signature", "Expires"})
 _COPIES = {"PutObject": "CopyObject", "UploadPart": "UploadPartCopy"}
 
 
@@ -95,6 +97,11 @@ class S3:
             **object_operations(buckets),
             **multipart_operations(buckets),
         }
+
+    @property
+    def operations(self) -> Mapping[str, Handler]:
+        """What answers each operation."""
+        return self._handlers
 
     async def answer(self, call: Call, request: Request, outcome: Outcome) -> Reply:
         """Answer a verified call and say in `outcome` what it was. Raises nothing."""
@@ -146,7 +153,9 @@ def _unknown(asked: Asked, mark: str) -> AwsError:
 def _parameters(asked: Asked) -> dict[str, str]:
     """What the audit trail keeps of a call: where it went, and none of the content."""
     given = {"bucketName": asked.bucket, "key": asked.key} | {
-        name: value for name, value in asked.query.items() if not name.startswith("X-Amz-")
+        name: value
+        for name, value in asked.query.items()
+        if not name.startswith("X-Amz-") and name not in _SIGNATURE
     }
     source = asked.header("x-amz-copy-source")
     given |= {"x-amz-copy-source": source} if source else {}

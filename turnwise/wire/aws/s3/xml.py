@@ -19,6 +19,9 @@ _HEAD = '<?xml version="1.0" encoding="UTF-8"?>\n'
 #: Characters that XML cannot hold as they are; S3 writes references, as of "\r" everybody does.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\ufffe\uffff]")
 
+#: Ten thousand parts with checksums are 3 MB.
+MAX_BYTES = 8 * 1024 * 1024
+
 Content = str | int | bool | Iterable[tuple[str, "Content"]]
 
 
@@ -59,6 +62,13 @@ def timestamp(seconds: float) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime(seconds))
 
 
+class _Builder(ElementTree.TreeBuilder):
+    """Refuses documents that declare entities, before any is expanded; in every encoding."""
+
+    def doctype(self, name: str, pubid: str | None, system: str | None) -> None:
+        raise malformed("has a document type")
+
+
 class Element:
     """A request's XML; names are looked up whatever their namespace is."""
 
@@ -68,10 +78,15 @@ class Element:
     @classmethod
     def parse(cls, body: bytes, name: str) -> Element:
         """Read a body whose outermost element has that name. Raises `AwsError`."""
-        if b"<!DOCTYPE" in body or b"<!ENTITY" in body:
-            raise malformed("has a document type")
+        if len(body) > MAX_BYTES:
+            raise malformed(f"is larger than {MAX_BYTES} bytes")
         try:
-            element = ElementTree.fromstring(body)
+            # Whatever encoding it declares: in another one, what is looked for would be hidden.
+            text = body.decode("utf-8-sig")
+        except UnicodeDecodeError:
+            raise malformed("is not UTF-8") from None
+        try:
+            element = ElementTree.fromstring(text, ElementTree.XMLParser(target=_Builder()))
         except (ElementTree.ParseError, ValueError, LookupError) as error:
             raise malformed(f"is not XML: {error}") from None
         if _local(element) != name:

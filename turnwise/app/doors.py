@@ -1,0 +1,183 @@
+"""The doors over the rooms, and which of them answers a request."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+
+from turnwise.access import sigv4
+from turnwise.access.callers import Callers
+from turnwise.app.rooms import House
+from turnwise.control.browse import Browse
+from turnwise.control.logs import Logs
+from turnwise.control.models.hubs import Hubs
+from turnwise.control.models.served import ServedModels, verified_base, verified_folder
+from turnwise.control.results import StoredResults
+from turnwise.exporting.archives import Archives
+from turnwise.system import SYSTEM_CLOCK, new_id
+from turnwise.wire.asgi import Receive, Scope, Send
+from turnwise.wire.aws import faults
+from turnwise.wire.aws.audit import Auditor
+from turnwise.wire.aws.door import AwsDoor
+from turnwise.wire.aws.sagemaker.mlflow_apps import MlflowApps
+from turnwise.wire.aws.services import Rooms, open_services
+from turnwise.wire.data_events import DataEvents
+from turnwise.wire.dataplane import DataPlane
+from turnwise.wire.mlflow import PREFIX, MlflowDoor
+from turnwise.wire.native.agents import AgentRooms
+from turnwise.wire.native.audit import audit_routes
+from turnwise.wire.native.observed import Observed
+from turnwise.wire.native.routes import native_app
+
+Asgi = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Doors:
+    """One ASGI app of all doors: model calls and rewards go past any framework."""
+
+    data_plane: DataPlane
+    mlflow: MlflowDoor
+    aws: AwsDoor
+    native: Asgi
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let the door answer that the request is for."""
+        await self._door(scope)(scope, receive, send)
+
+    def _door(self, scope: Scope) -> Asgi:
+        if self.aws.signed_for(scope) == "s3":  # whose buckets may be called like our paths
+            return self.aws
+        if self.data_plane.owns(scope["path"]):
+            return self.data_plane
+        if self.mlflow.owns(scope["path"]):
+            return self.mlflow
+        return self.aws if self.aws.owns(scope) else self.native
+
+
+@contextlib.asynccontextmanager
+async def open_doors(house: House) -> AsyncIterator[Doors]:
+    """Put the doors in; a pipeline that a former server left goes on through them."""
+    aws = _aws_door(house)
+    await house.pipelines.recover()
+    mlflow = _mlflow_door(house)
+    try:
+        yield Doors(
+            data_plane=_data_plane(house), mlflow=mlflow, aws=aws, native=_native_door(house)
+        )
+    finally:
+        await mlflow.close()
+
+
+def _data_plane(house: House) -> DataPlane:
+    gateway, store, accounts = house.workshop.gateway, house.base.store, house.access.accounts
+    region = house.base.settings.region
+    events = DataEvents(
+        house.records.audit,
+        SYSTEM_CLOCK,
+        region=region,
+        account_number=accounts.number,
+        job_arn=house.workshop.job_arn_of,
+        error_name=lambda error: faults.status_and_name(error)[1],
+    )
+    callers = Callers(house.access.keyring, region)
+    return DataPlane(gateway, house.serving, ServedModels(store), callers, accounts.number, events)
+
+
+def _mlflow_door(house: House) -> MlflowDoor:
+    return MlflowDoor(
+        house.records.mlflow,
+        house.access.keyring,
+        house.access.links,
+        account=house.base.store.account,
+        region=house.base.settings.region,
+        settle=house.records.tracker.settle,
+        is_secure=house.base.url.startswith("https:"),
+    )
+
+
+def _native_door(house: House) -> Observed:
+    base, agent_side, audit = house.base, house.agent_side, house.records.audit
+    native = native_app(
+        house.jobs,
+        Browse(base.store),
+        Archives(verified_folder, verified_base, house.workshop.launcher.merge),
+        StoredResults(base.store, base.blobs),
+        house.access.accounts,
+        house.data.registry,
+        agents=AgentRooms(
+            agents=agent_side.agents, logs=agent_side.logs, calls=agent_side.calls, url=base.url
+        ),
+        more=[audit_routes(audit, house.records.trails, base.store.account)],
+    )
+    return Observed(
+        native,
+        audit,
+        SYSTEM_CLOCK,
+        region=base.settings.region,
+        account_number=house.access.accounts.number,
+        job_arn=house.workshop.job_arn,
+    )
+
+
+def _aws_door(house: House) -> AwsDoor:
+    keyring = house.access.keyring
+    return AwsDoor(
+        open_services(_rooms_of_aws(house)),
+        verify=lambda request, signature: keyring.verify(
+            request, signature, max_expires_s=sigv4.MAX_EXPIRES_S
+        ),
+        account=house.base.store.account,
+        region=house.base.settings.region,
+        observe=Auditor(house.records.audit, SYSTEM_CLOCK).observe,
+    )
+
+
+def _rooms_of_aws(house: House) -> Rooms:
+    store, data, agent_side, records = (
+        house.base.store,
+        house.data,
+        house.agent_side,
+        house.records,
+    )
+    browse = Browse(store)
+    return Rooms(
+        url=house.base.url,
+        region=house.base.settings.region,
+        account=store.account,
+        clock=SYSTEM_CLOCK,
+        new_id=new_id,
+        resources=store,
+        jobs=house.jobs,
+        browse=browse,
+        pipelines=house.pipelines,
+        audit=records.audit,
+        trails=records.trails,
+        logs=Logs(
+            jobs=house.jobs,
+            browse=browse,
+            agents=agent_side.agents,
+            agent_logs=agent_side.logs,
+            resources=store,
+            clock=SYSTEM_CLOCK,
+        ),
+        buckets=data.buckets,
+        registry=data.registry,
+        catalogue=data.catalogue,
+        hubs=Hubs(store, SYSTEM_CLOCK),
+        model_files=data.model_files,
+        recipe_files=data.recipe_files,
+        agents=agent_side.agents,
+        agent_logs=agent_side.logs,
+        agent_calls=agent_side.calls,
+        mlflow=MlflowApps(
+            store,
+            house.access.links,
+            url=f"{house.base.url}{PREFIX}/auth",
+            clock=SYSTEM_CLOCK,
+            new_id=new_id,
+            missing=records.mlflow.missing,
+            start=records.mlflow.start,
+        ),
+    )

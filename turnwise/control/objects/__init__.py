@@ -1,0 +1,1 @@
+"""What is in buckets: objects and their content, parts, and data by URI."""

@@ -1,0 +1,1 @@
+"""Pipelines: definitions, their executions as state machines, and what drives them."""

@@ -1,0 +1,1 @@
+"""SageMaker: jobs, hubs, model packages, pipelines, artifacts, MLflow apps and their tags."""
