@@ -7,6 +7,7 @@ the signature, as `.../us-west-2/sagemaker/aws4_request`.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import re
@@ -60,6 +61,10 @@ class Answering(Protocol):
         """Its name in the scope of signatures."""
         ...
 
+    def open(self) -> None:
+        """Read what answers need, before the first. Blocks."""
+        ...
+
     async def answer(self, call: Call, request: Request, outcome: Outcome) -> Reply:
         """Answer a verified call and say in `outcome` what it was. Raises nothing."""
         ...
@@ -87,6 +92,10 @@ class Modelled:
     def name(self) -> str:
         """Its name in the scope of signatures."""
         return self._signing_name
+
+    def open(self) -> None:
+        """Load the model. Blocks."""
+        _ = self._service.model
 
     @property
     def service(self) -> AwsService:
@@ -148,6 +157,11 @@ class Planes:
         """Their name in the scope of signatures."""
         return self._planes[0].name
 
+    def open(self) -> None:
+        """Load the models. Blocks."""
+        for plane in self._planes:
+            plane.open()
+
     async def answer(self, call: Call, request: Request, outcome: Outcome) -> Reply:
         """By the first model that has the operation."""
         plane = next((each for each in self._planes if each.has(request)), self._planes[0])
@@ -176,6 +190,7 @@ class AwsDoor:
         self._account = account
         self._region = region
         self._observe = observe
+        self._opened: set[str] = set()
 
     def owns(self, scope: Scope) -> bool:
         """Whether a request that no other door has claimed by its path is answered here."""
@@ -209,6 +224,7 @@ class AwsDoor:
         except ClientGone:
             return
         except errors.InvalidInput as error:
+            await self._open(http)
             reply = self._unsigned(http).fault(error, str(uuid.uuid4()))
         else:
             reply = await self._answer(http, body)
@@ -223,6 +239,7 @@ class AwsDoor:
             headers=http.headers,
             body=body,
         )
+        await self._open(http)
         service = self._unsigned(http)
         try:
             signed = await signed_request(http)
@@ -267,6 +284,14 @@ class AwsDoor:
             if not outcome.error and not outcome.is_read_only:
                 return service.fault(_unrecorded(error), request_id)
         return reply
+
+    async def _open(self, http: HttpCall) -> None:
+        """Have the models that an answer needs loaded: reading one would stop every request."""
+        name = _signed_for(http.header("authorization"), http.query)
+        needed = {name} if name in self._services else set(self._services)
+        for each in needed - self._opened:
+            await asyncio.to_thread(self._services[each].open)
+            self._opened.add(each)
 
     def _scoped(self, signature: AnySignature, otherwise: Answering) -> Answering:
         """The service that a signature is for."""
