@@ -43,11 +43,21 @@ async def save_run_state(
     resources: Resources, account_id: str, job_id: str, state: RunState
 ) -> None:
     """Keep it, in place of what was there."""
-    resource = Resource(account_id=account_id, kind=KIND, name=job_id, body=asdict(state))
     try:
-        await resources.change_resource(resource)
+        await change_run_state(resources, account_id, job_id, state)
     except errors.NotFound:
-        await resources.create_resource(resource)
+        await resources.create_resource(_resource(account_id, job_id, state))
+
+
+async def change_run_state(
+    resources: Resources, account_id: str, job_id: str, state: RunState
+) -> None:
+    """Replace what was there. Raises `NotFound`: it goes with its job."""
+    await resources.change_resource(_resource(account_id, job_id, state))
+
+
+def _resource(account_id: str, job_id: str, state: RunState) -> Resource:
+    return Resource(account_id=account_id, kind=KIND, name=job_id, body=asdict(state))
 
 
 async def mlflow_details(

@@ -25,7 +25,7 @@ from turnwise import errors
 from turnwise.domain.event import Event, EventKind
 from turnwise.domain.job import Job, JobKind, JobStatus
 from turnwise.ports import Clock, Resources, Store
-from turnwise.tracking.details import RunState, run_state, save_run_state
+from turnwise.tracking.details import RunState, change_run_state, run_state, save_run_state
 from turnwise.tracking.mlflow import MAX_DIGEST_CHARS, Failed, Json, Mlflow, Refused
 from turnwise.tracking.traces import is_traced, otlp, spans_of
 
@@ -165,7 +165,7 @@ class Feed:
     async def _save(self, **changes: Any) -> None:
         assert self._state is not None
         self._state = dataclasses.replace(self._state, **changes)
-        await save_run_state(self._resources, self._job.account_id, self._job.job_id, self._state)
+        await change_run_state(self._resources, self._job.account_id, self._job.job_id, self._state)
         self._moved.set()
 
     async def _opened(self) -> RunState:

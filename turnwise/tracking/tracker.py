@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 
+from turnwise import errors
 from turnwise.domain.job import Job, JobKind
 from turnwise.ports import Clock, Resources, Store
 from turnwise.tracking.details import run_state
@@ -17,6 +18,8 @@ log = logging.getLogger(__name__)
 
 #: Longest that a reader of MLflow waits for what the event log already holds.
 SETTLE_S = 3.0
+#: Jobs of an account, ended before the server started, that are told at once.
+LATE_AT_ONCE = 4
 _ALL = 10_000
 
 
@@ -53,6 +56,7 @@ class Tracker:
         self._is_on = is_on
         self._following: dict[str, _Following] = {}  # by job id
         self._clients: dict[str, Mlflow] = {}  # by account
+        self._late: list[asyncio.Task[None]] = []
 
     def follow(self, job: Job) -> None:
         """Tell this job's events from now on, if it asks for it."""
@@ -75,12 +79,24 @@ class Tracker:
         )
 
     async def recover(self) -> None:
-        """Go on with what a former server process had not told yet."""
+        """Go on with what a former server process had not told yet.
+
+        There may be years of jobs that have ended, and none of them hurries: they are looked
+        through beside everything else, and told a few at a time.
+        """
         if not self._is_on:
             return
+        ended: dict[str, list[str]] = {}
         for job in await self._store.jobs(None, limit=_ALL):
-            if job.spec.tracking.mlflow and await self._is_behind(job):
+            if job.spec.tracking.mlflow and not job.status.is_final:
                 self.follow(job)
+            elif job.spec.tracking.mlflow:
+                ended.setdefault(job.account_id, []).append(job.job_id)
+        for account_id, job_ids in ended.items():
+            left = iter(job_ids)
+            for _ in range(min(LATE_AT_ONCE, len(job_ids))):
+                late = self._tell_late(account_id, left)
+                self._late.append(asyncio.create_task(late, name="late mlflow feeds"))
 
     async def settle(self, account_id: str) -> None:
         """Wait until an account's runs have what the event log holds now; SETTLE_S at most."""
@@ -97,6 +113,7 @@ class Tracker:
         """Stop; the next server process goes on from the cursors."""
         self._is_on = False
         tasks = [each.task for each in self._following.values() if each.task is not None]
+        tasks += self._late
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -115,9 +132,23 @@ class Tracker:
         finally:
             del self._following[job_id]
 
+    async def _tell_late(self, account_id: str, job_ids: Iterator[str]) -> None:
+        """Tell one after the other of the ended jobs that are left."""
+        for job_id in job_ids:
+            try:
+                job = await self._store.job(account_id, job_id)
+                if not await self._is_behind(job):
+                    continue
+            except errors.NotFound:  # deleted meanwhile
+                continue
+            self.follow(job)
+            if (following := self._following.get(job_id)) and following.task:
+                await asyncio.wait([following.task])
+
     async def _is_behind(self, job: Job) -> bool:
+        """Whether events of an ended job are untold."""
         state = await run_state(self._resources, job.account_id, job.job_id)
-        if state is None or not job.status.is_final:
+        if state is None:
             return True
         after = min(state.told, state.traced)
         return bool(await self._store.events(job.account_id, job.job_id, after=after, limit=1))

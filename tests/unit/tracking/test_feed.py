@@ -24,7 +24,7 @@ from turnwise.tracking import feed as feeds
 from turnwise.tracking.details import RunState, mlflow_details, run_state
 from turnwise.tracking.feed import Feed
 from turnwise.tracking.mlflow import Mlflow
-from turnwise.tracking.tracker import Tracker
+from turnwise.tracking.tracker import LATE_AT_ONCE, Tracker
 
 
 class HastyClock:
@@ -437,6 +437,55 @@ async def test_a_job_that_ended_untold_is_told_by_the_next_server(
     await second.recover()  # everything is told: nothing is asked again
     await asyncio.sleep(0.05)
     assert len(world.mlflow.requests) == asked
+
+
+async def test_of_many_jobs_that_ended_untold_a_few_are_told_at_a_time_and_at_last_all(
+    world: World, make: Callable[..., Tracker]
+) -> None:
+    for n in range(9):
+        name = f"late{n}"
+        await world.store.create_job(replace(world.job, job_id=f"job_{name}", name=name))
+        body = {"status": "STOPPED", "secondary": "Stopped", "message": ""}
+        draft = EventDraft(kind=EventKind.STATUS, body=body)
+        await world.store.append(ACCOUNT, f"job_{name}", [draft])
+    await world.status(JobStatus.STOPPED)
+    gate = asyncio.Event()
+
+    async def slow(request: web.Request, body: bytes) -> web.Response | None:
+        await gate.wait()
+        return None
+
+    world.mlflow.trouble = slow
+    late = make()
+    await late.recover()
+    await until(lambda: len(late._following) == LATE_AT_ONCE)
+    await asyncio.sleep(0.05)
+    assert len(late._following) == LATE_AT_ONCE
+    gate.set()
+    await until(lambda: world.mlflow.statuses.count("KILLED") == 10)
+
+
+async def test_a_feed_keeps_no_place_for_a_job_that_is_gone(world: World) -> None:
+    gate, is_asked = asyncio.Event(), asyncio.Event()
+
+    async def slow(request: web.Request, body: bytes) -> web.Response | None:
+        if b"rollout/reward/mean" in body:
+            is_asked.set()
+            await gate.wait()
+        return None
+
+    world.mlflow.trouble = slow
+    await world.metrics(0)
+    await world.status(JobStatus.STOPPED)
+    feed = world.feed()
+    task = asyncio.create_task(run(feed))
+    await is_asked.wait()
+    await until(lambda: feed._state is not None and feed._state.traced > 0)
+    await asyncio.sleep(0.05)  # the traces are done
+    await world.store.delete_job(ACCOUNT, "job_walk", [("mlflow-run", "job_walk")])
+    gate.set()
+    await task
+    assert await world.store.resources(ACCOUNT, "mlflow-run") == []
 
 
 async def test_a_resumed_job_goes_on_in_its_run(world: World, make: Callable[..., Tracker]) -> None:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import re
+import threading
 from typing import Any
 
 import httpx
 import pytest
+from botocore.model import ServiceModel
 
 from tests.wire.aws.a_door import Door, a_door, echo
 from turnwise import errors
 from turnwise.domain.access import Action
-from turnwise.wire.aws import cloudtrail, faults
+from turnwise.wire.aws import cloudtrail, faults, service
 from turnwise.wire.aws.iam import iam
-from turnwise.wire.aws.service import AwsError, AwsService, Call
+from turnwise.wire.aws.service import AwsError, AwsService, Call, load_model
 from turnwise.wire.aws.sts import sts
 
 DESCRIBE = {"JobName": "walk", "JobCategory": "AgentRFT"}
@@ -59,6 +61,25 @@ async def test_a_signed_call_is_answered_and_told_with_who_called():
         DESCRIBE,
         "",
     )
+
+
+async def test_no_services_model_is_read_where_requests_are_answered(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    first: dict[str, threading.Thread] = {}
+
+    def load(name: str) -> ServiceModel:
+        first.setdefault(name, threading.current_thread())
+        return load_model(name)
+
+    monkeypatch.setattr(service, "load_model", load)
+    async with a_door({"DescribeJob": echo}) as door:
+        assert (await door.json("DescribeJob", DESCRIBE)).status_code == 200
+    async with a_door({"DescribeJob": echo}) as door:
+        unsigned = httpx.Request("POST", "http://server/", headers={"x-amz-target": "Logs.Any"})
+        assert (await door.send(unsigned)).status_code == 403
+    assert first
+    assert threading.main_thread() not in first.values()
 
 
 async def test_who_is_not_verified_is_refused_and_not_told():

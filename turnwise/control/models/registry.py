@@ -96,10 +96,14 @@ class Registry:
 
     async def group(self, principal: Principal, name: str) -> PackageGroup:
         """Raises `NotFound`."""
-        found = {group.name: group for group in await self.groups(principal)}
-        if name not in found:
+        principal.require(Action.READ)
+        try:
+            return _group(await self._resources.resource(principal.account_id, GROUP, name))
+        except errors.NotFound:
+            its = await self.packages(principal, group=name)
+        if not its:
             raise errors.NotFound("model package group", name)
-        return found[name]
+        return PackageGroup(name=name, created_at=its[0].created_at, is_made=False)
 
     async def groups(self, principal: Principal) -> list[PackageGroup]:
         """Those that were made, and those that jobs have filled, oldest first."""
@@ -268,9 +272,17 @@ class Registry:
             package = await asyncio.to_thread(
                 self._package, principal.account_id, package_id, group, folder, uri, base
             )
-            version = await self._store.next_version(principal.account_id, [group])
-            [kept] = await self._store.register([replace(package, version=version)])
         except BaseException:
+            await self._blobs.delete(key)
+            raise
+        # Not to be given up half-way: once the store has it, its files stay.
+        return await asyncio.shield(self._keep(package, key))
+
+    async def _keep(self, package: ModelPackage, key: str) -> ModelPackage:
+        try:
+            version = await self._store.next_version(package.account_id, [package.group])
+            [kept] = await self._store.register([replace(package, version=version)])
+        except errors.TurnwiseError:
             await self._blobs.delete(key)
             raise
         return kept

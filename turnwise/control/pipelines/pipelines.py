@@ -217,6 +217,7 @@ class Pipelines:
             for one in await self.executions(principal, name):
                 if one.token == given.token:
                     _check_repeated(one, given)
+                    self._drive(principal.account_id, one)
                     return one
             execution = self._new(pipeline, given, arns)
             body = machine.as_body(execution)
@@ -229,9 +230,10 @@ class Pipelines:
                     created_at=execution.created_at,
                 )
             )
+            # At once: it has begun, whatever comes of what is noted beside it.
+            self._drive(principal.account_id, execution)
             pipeline = dataclasses.replace(pipeline, last_run_at=execution.created_at)
             await self._keep(principal.account_id, pipeline)
-        self._drive(principal.account_id, execution)
         return execution
 
     def _new(
@@ -311,7 +313,10 @@ class Pipelines:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def _drive(self, account_id: str, execution: Execution) -> None:
-        driven = self._driven.setdefault(execution.execution_id, _Driven())
+        """Have it driven, unless it has ended or is being driven already."""
+        if execution.status.is_final or execution.execution_id in self._driven:
+            return
+        driven = self._driven[execution.execution_id] = _Driven()
         task = asyncio.create_task(
             self._run(account_id, execution.execution_id, driven),
             name=f"pipeline execution {execution.execution_id}",
@@ -406,10 +411,12 @@ class Pipelines:
             given = resolve(step.arguments, get) | {"JobName": state.job}
             await self._open_jobs.create(account_id, given)
         except errors.LimitExceeded:
-            if not machine.went_wrong(execution):
-                return execution  # until there is room
-            reason = "another step failed before there was room for its job"
-            return self._ended(execution, step.name, StepStatus.STOPPED, reason)
+            # It may be one of those that leave no room: created just before a crash.
+            if await self._description(account_id, state) is None:
+                if not machine.went_wrong(execution):
+                    return execution  # until there is room
+                reason = "another step failed before there was room for its job"
+                return self._ended(execution, step.name, StepStatus.STOPPED, reason)
         except errors.Unavailable:
             raise
         except Exception as error:  # supervision: a job that cannot be created fails its step

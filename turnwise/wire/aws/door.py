@@ -7,6 +7,7 @@ the signature, as `.../us-west-2/sagemaker/aws4_request`.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import re
@@ -71,6 +72,10 @@ class Answering(Protocol):
         """Its name in the scope of signatures."""
         ...
 
+    def open(self) -> None:
+        """Read what answers need, before the first. Blocks."""
+        ...
+
     async def answer(self, call: Call, request: Request, outcome: Outcome) -> Reply:
         """Answer a verified call and say in `outcome` what it was. Raises nothing."""
         ...
@@ -80,6 +85,7 @@ class Answering(Protocol):
         ...
 
 
+_ALGORITHM = sigv4.ALGORITHM.encode()
 _SCOPE = re.compile(r"/([a-z0-9-]+)/aws4_request")
 AnySignature = sigv4.Signature | sigv2.PresignedUrl
 Verify = Callable[[sigv4.SignedRequest, AnySignature], Awaitable[Principal]]
@@ -97,6 +103,10 @@ class Modelled:
     def name(self) -> str:
         """Its name in the scope of signatures."""
         return self._signing_name
+
+    def open(self) -> None:
+        """Load the model. Blocks."""
+        _ = self._service.model
 
     @property
     def service(self) -> AwsService:
@@ -158,6 +168,11 @@ class Planes:
         """Their name in the scope of signatures."""
         return self._planes[0].name
 
+    def open(self) -> None:
+        """Load the models. Blocks."""
+        for plane in self._planes:
+            plane.open()
+
     async def answer(self, call: Call, request: Request, outcome: Outcome) -> Reply:
         """By the first model that has the operation."""
         plane = next((each for each in self._planes if each.has(request)), self._planes[0])
@@ -186,23 +201,31 @@ class AwsDoor:
         self._account = account
         self._region = region
         self._observe = observe
+        self._opened: set[str] = set()
 
     def owns(self, scope: Scope) -> bool:
         """Whether a request that no other door has claimed by its path is answered here."""
         headers = dict(scope["headers"])
         return (
-            headers.get(b"authorization", b"").startswith(sigv4.ALGORITHM.encode())
+            headers.get(b"authorization", b"").startswith(_ALGORITHM)
             or b"X-Amz-Algorithm=" in scope["query_string"]
             or b"x-amz-target" in headers
             or (scope["method"] == "POST" and scope["path"] == "/")
         )
 
     def signed_for(self, scope: Scope) -> str:
-        """The service whose signature a request bears; "" if it bears none. It is not verified."""
-        return _signed_for(
-            dict(scope["headers"]).get(b"authorization", b"").decode("latin-1"),
-            scope["query_string"].decode("latin-1"),
-        )
+        """The service whose signature a request bears; "" if it bears none. It is not verified.
+
+        Every request of the data plane comes by here first.
+        """
+        authorization: bytes = b""
+        for name, value in scope["headers"]:
+            if name == b"authorization":
+                authorization = value
+        query: bytes = scope["query_string"]
+        if not query and not authorization.startswith(_ALGORITHM):
+            return ""
+        return _signed_for(authorization.decode("latin-1"), query.decode("latin-1"))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one HTTP request."""
@@ -213,6 +236,7 @@ class AwsDoor:
         except ClientGone:
             return
         except errors.InvalidInput as error:
+            await self._open(http)
             reply = self._unsigned(http).fault(error, str(uuid.uuid4()))
         else:
             reply = await self._answer(http, body)
@@ -227,6 +251,7 @@ class AwsDoor:
             headers=http.headers,
             body=body,
         )
+        await self._open(http)
         service = self._unsigned(http)
         try:
             signed = await signed_request(http)
@@ -271,6 +296,14 @@ class AwsDoor:
             if not outcome.error and not outcome.is_read_only:
                 return service.fault(_unrecorded(error), request_id)
         return reply
+
+    async def _open(self, http: HttpCall) -> None:
+        """Have the models that an answer needs loaded: reading one would stop every request."""
+        name = _signed_for(http.header("authorization"), http.query)
+        needed = {name} if name in self._services else set(self._services)
+        for each in needed - self._opened:
+            await asyncio.to_thread(self._services[each].open)
+            self._opened.add(each)
 
     def _scoped(self, signature: AnySignature) -> Answering:
         """The service that a signature is for."""

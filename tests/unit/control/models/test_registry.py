@@ -148,6 +148,56 @@ async def test_a_job_starts_from_an_adapter_of_ones_own(
     assert beginning.spec.input_adapter == package.path
 
 
+async def test_a_registration_that_nobody_waits_for_any_more_keeps_its_files(
+    registry: Registry,
+    store: SqlStore,
+    tmp_path: Path,
+    base: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    save_adapter(tmp_path / "s3/data/tuned", base)
+    await registry.create_group(ADMIN, "mine", {})
+    is_kept, may_answer = asyncio.Event(), asyncio.Event()
+    register = store.register
+
+    async def slow(made: Any) -> Any:
+        kept = await register(made)
+        is_kept.set()
+        await may_answer.wait()
+        return kept
+
+    monkeypatch.setattr(store, "register", slow)
+    task = asyncio.create_task(registry.register(ADMIN, "mine", "s3://data/tuned/"))
+    await is_kept.wait()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    may_answer.set()
+    await asyncio.sleep(0)
+
+    package = await registry.package(ADMIN, "mine/1")
+    assert (Path(package.path) / "adapter_config.json").is_file()
+
+
+async def test_a_group_is_found_without_reading_every_model_of_the_account(
+    registry: Registry, store: SqlStore, tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch
+):
+    await finish_steps(store, tmp_path / "blobs", base, steps=1)
+    await registry.create_group(ADMIN, "mine", {})
+    read: list[str | None] = []
+    packages = store.packages
+
+    async def counted(account_id: str, *, group: str | None = None) -> Any:
+        read.append(group)
+        return await packages(account_id, group=group)
+
+    monkeypatch.setattr(store, "packages", counted)
+    assert (await registry.group(ADMIN, "mine")).is_made
+    assert not (await registry.group(ADMIN, "walk")).is_made
+    with pytest.raises(errors.NotFound, match="model package group 'gone'"):
+        await registry.group(ADMIN, "gone")
+    assert read == ["walk", "gone"]
+
+
 async def test_the_base_may_be_named_instead(registry: Registry, tmp_path: Path, base: Path):
     save_adapter(tmp_path / "s3/data/tuned", "somewhere/else")
     await registry.create_group(ADMIN, "mine", {})

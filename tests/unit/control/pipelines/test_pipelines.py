@@ -83,13 +83,13 @@ class Jobs:
     async def create(self, account_id: str, given: Mapping[str, Any]) -> None:
         assert account_id == ACCOUNT
         self.effect()
+        running = sum(status == "InProgress" for status in self.statuses.values())
+        if running >= self.room:
+            raise errors.LimitExceeded("no room")
         if given["JobName"] in self.statuses:
             raise errors.Conflict("exists")
         if error := self.refuses.get(given["Tags"][0]):
             raise error
-        running = sum(status == "InProgress" for status in self.statuses.values())
-        if running >= self.room:
-            raise errors.LimitExceeded("no room")
         self.most_at_once = max(self.most_at_once, running + 1)
         self.created.append(dict(given))
         self.statuses[given["JobName"]] = "InProgress"
@@ -273,6 +273,48 @@ async def test_a_step_without_room_is_given_up_once_another_has_failed(world: Wo
     assert ended.status is ExecutionStatus.FAILED
     assert statuses(ended) == {"A": "Failed", "B": "Stopped", "C": "Waiting"}
     assert world.jobs.steps == ["A"]
+
+
+async def test_a_job_that_was_created_just_before_a_crash_is_found_though_it_leaves_no_room(
+    world: World,
+):
+    world.jobs.room, world.jobs.ends_by_itself = 1, False
+    await world.create({"A": ("Job", []), "B": ("Job", ["A"])})
+    effects = iter(["before it", "after it"])
+
+    def killed() -> None:
+        if next(effects, None) == "after it":
+            raise asyncio.CancelledError
+
+    world.jobs.effect = killed
+    execution_id = await world.start()
+    await until(lambda: world.jobs.steps == ["A"])
+    after = await world.restarted()
+    async with asyncio.timeout(10):
+        while statuses(await after.pipelines.execution(ADMIN, execution_id))["A"] != "Executing":
+            await asyncio.sleep(0)
+
+    world.jobs.ends_by_itself = True
+    assert (await after.ended(execution_id)).status is ExecutionStatus.SUCCEEDED
+    assert world.jobs.steps == ["A", "B"]
+    await after.pipelines.close()
+
+
+async def test_an_execution_that_has_begun_goes_on_though_its_start_could_not_be_answered(
+    world: World, monkeypatch: pytest.MonkeyPatch
+):
+    await world.create(COMPARISON)
+
+    async def full(account_id: str, pipeline: Pipeline) -> Pipeline:
+        raise errors.StorageFull("no room")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(world.pipelines, "_keep", full)
+        with pytest.raises(errors.StorageFull):
+            await world.start()
+    (begun,) = await world.pipelines.executions(ADMIN, "p")
+    assert (await world.ended(begun.execution_id)).status is ExecutionStatus.SUCCEEDED
+    assert await world.start() == begun.execution_id
 
 
 async def test_independent_steps_run_side_by_side_up_to_the_given_number(world: World):

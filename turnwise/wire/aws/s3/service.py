@@ -103,6 +103,9 @@ class S3:
         """What answers each operation."""
         return self._handlers
 
+    def open(self) -> None:
+        """Nothing: its operations are known without a model."""
+
     async def answer(self, call: Call, request: Request, outcome: Outcome) -> Reply:
         """Answer a verified call and say in `outcome` what it was. Raises nothing."""
         try:

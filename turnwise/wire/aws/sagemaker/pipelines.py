@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import re
@@ -425,7 +426,8 @@ class InsideJobs:
             region=self._region,
             request_id=self._new_id("req"),
         )
-        parameters = shapes.read(self._service.operation(operation).input_shape, given)
+        model = await asyncio.to_thread(self._service.operation, operation)
+        parameters = shapes.read(model.input_shape, given)
         try:
             return await self._service.handlers[operation](call, parameters)
         except AwsError as error:
