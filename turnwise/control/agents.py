@@ -239,8 +239,12 @@ def _check(name: str, url: str, contract: AgentKind) -> None:
         raise errors.InvalidInput(
             "contract", str(contract), "is not a choice", remedy="allowed: " + ", ".join(CONTRACTS)
         )
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        parts = urlsplit(url)
+        is_address = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # half an IPv6 address, a port past 65535
+        is_address = False
+    if not is_address:
         raise errors.InvalidInput("url", url, "is no HTTP address", remedy="use http://host:port")
     if parts.username or parts.password:
         raise errors.InvalidInput(

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import yaml
 
@@ -208,6 +209,10 @@ _WANTED = {
 }
 
 
+#: The largest whole number that every reader of JSON keeps as it is.
+_MOST = 2**53
+
+
 def _scalar(kind: type, value: object, name: str) -> Any:
     number = value
     if kind in (int, float) and isinstance(value, str):
@@ -220,6 +225,8 @@ def _scalar(kind: type, value: object, name: str) -> Any:
         raise errors.InvalidInput(name, value, _WANTED[kind])
     if isinstance(number, float) and not math.isfinite(number):
         raise errors.InvalidInput(name, value, "is not a finite number")
+    if type(number) is int and abs(number) > _MOST:
+        raise errors.InvalidInput(name, value, "is out of range", remedy=f"must be at most {_MOST}")
     return number
 
 
@@ -319,7 +326,7 @@ def _check_groups(spec: JobSpec) -> None:
 def _check_agent(agent: AgentSpec) -> None:
     if agent.name:
         return  # its record says the rest
-    if agent.has_url and not agent.url.startswith(("http://", "https://")):
+    if agent.has_url and not _is_address(agent.url):
         raise errors.InvalidInput(
             "agent.url",
             agent.url,
@@ -333,6 +340,14 @@ def _check_agent(agent: AgentSpec) -> None:
             "names no function",
             remedy='use "package.module:function"',
         )
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # half an IPv6 address, a port past 65535
+        return False
 
 
 def _check_truncation(limits: RolloutSpec) -> None:

@@ -1,4 +1,4 @@
-"""JSON documents that come as text inside a request, read so that all of them can be stored. Pure."""
+"""JSON documents that come as text inside a request, read so that they can be stored. Pure."""
 
 from __future__ import annotations
 

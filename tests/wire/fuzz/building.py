@@ -119,7 +119,9 @@ class Building:
         self._database = sqlite3.connect(self.service.folder.database)
         self._tables = [
             name
-            for (name,) in self._database.execute("SELECT name FROM sqlite_master WHERE type='table'")
+            for (name,) in self._database.execute(
+                "SELECT name FROM sqlite_master WHERE type='table'"
+            )
             if not name.startswith(_NOT_COMPARED)
         ]
         await self._furnish()
@@ -289,7 +291,9 @@ class Building:
     async def _native(self, method: str, path: str, body: object = None) -> Any:
         sent = b"" if body is None else json.dumps(body).encode()
         headers = self.bearer | {"content-type": "application/json"}
-        answer = await self._ask(Sent(method=method, target=f"/api/v1{path}", headers=headers, body=sent))
+        answer = await self._ask(
+            Sent(method=method, target=f"/api/v1{path}", headers=headers, body=sent)
+        )
         assert answer.status < 300, answer.text
         return json.loads(answer.body)
 
@@ -323,9 +327,7 @@ class Building:
             "x-amz-target": f"{prefix}.{operation}",
         }
         if service == "cloudtrail":
-            headers["x-amz-target"] = (
-                f"com.amazonaws.cloudtrail.v20131101.{prefix}.{operation}"
-            )
+            headers["x-amz-target"] = f"com.amazonaws.cloudtrail.v20131101.{prefix}.{operation}"
         return self.signed(service, Sent(method="POST", target="/", headers=headers, body=body))
 
     def signed(self, service: str, sent: Sent) -> Sent:

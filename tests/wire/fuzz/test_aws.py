@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote
 from xml.etree import ElementTree
 
-import pytest
 from botocore.model import OperationModel, Shape, StructureShape
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.wire.fuzz.building import Answer, Building, Sent, a_building, encoded
+from tests.wire.fuzz.building import Answer, Building, Sent, encoded
 from tests.wire.fuzz.checks import Checked, fuzzing
 from tests.wire.fuzz.values import NASTY_TEXTS, as_json, json_bodies, spoilt
 from turnwise.wire.aws.service import load_model
@@ -22,12 +20,6 @@ from turnwise.wire.aws.service import load_model
 JSON_SERVICES = ("sagemaker", "cloudtrail", "logs")
 QUERY_SERVICES = ("sts", "iam")
 REST_SERVICES = ("lambda", "bedrock-agentcore-control", "bedrock-agentcore")
-
-
-@pytest.fixture(scope="module")
-def checked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checked]:
-    with a_building(tmp_path_factory.mktemp("fuzz")) as building:
-        yield Checked(building)
 
 
 @functools.cache
@@ -74,7 +66,9 @@ def test_query_operations_refuse_what_they_cannot_take(checked: Checked, data: s
     pairs |= flattened(value)
     body = encoded(pairs).encode()
     if data.draw(st.integers(0, 9)) == 0:
-        body = data.draw(st.sampled_from([b"", b"\xff=\xfe", b"&&=&", body + b"&Action=X", b"a=" * 99]))
+        body = data.draw(
+            st.sampled_from([b"", b"\xff=\xfe", b"&&=&", body + b"&Action=X", b"a=" * 99])
+        )
     headers = {"content-type": "application/x-www-form-urlencoded; charset=utf-8"}
     sent = Sent(method="POST", target="/", headers=headers, body=body)
     checked.ask(building.signed_in(service, sent), operation, is_xml_error)
@@ -104,7 +98,9 @@ def test_rest_operations_refuse_what_they_cannot_take(checked: Checked, data: st
     if data.draw(st.integers(0, 9)) == 0:
         broken = data.draw(st.sampled_from([b"{", b"\xff", b"[" * 5000, b"null", b"[]", b"\x00"]))
         sent = Sent(method=sent.method, target=sent.target, headers=sent.headers, body=broken)
-    checked.ask(building.signed_in(operation.service_model.service_name, sent), operation, is_json_error)
+    checked.ask(
+        building.signed_in(operation.service_model.service_name, sent), operation, is_json_error
+    )
 
 
 def rest_request(operation: OperationModel, value: dict[str, Any]) -> Sent:
@@ -186,11 +182,20 @@ def test_signatures_that_are_not_right_are_refused(checked: Checked, data: st.Da
             [
                 "",
                 "AWS4-HMAC-SHA256",
-                "AWS4-HMAC-SHA256 Credential=" + building.access_key_id + "/" + scope
-                + ", SignedHeaders=host, Signature=" + "0" * 64,
+                "AWS4-HMAC-SHA256 Credential="
+                + building.access_key_id
+                + "/"
+                + scope
+                + ", SignedHeaders=host, Signature="
+                + "0" * 64,
                 "AWS4-HMAC-SHA256 Credential=a/" + scope + ",SignedHeaders=;;,Signature=\xff",
-                "AWS4-HMAC-SHA256 Credential=" + building.access_key_id + "/" + scope
-                + ", SignedHeaders=" + "host;" * 500 + ", Signature=x",
+                "AWS4-HMAC-SHA256 Credential="
+                + building.access_key_id
+                + "/"
+                + scope
+                + ", SignedHeaders="
+                + "host;" * 500
+                + ", Signature=x",
                 "Bearer ",
                 "Bearer sagemaker-api-key-\xff",
             ]
@@ -199,7 +204,9 @@ def test_signatures_that_are_not_right_are_refused(checked: Checked, data: st.Da
     )
     headers = {
         "authorization": authorization,
-        "x-amz-date": data.draw(st.sampled_from(["", "20240101T000000Z", "20240101T250000Z"]) | text),
+        "x-amz-date": data.draw(
+            st.sampled_from(["", "20240101T000000Z", "20240101T250000Z"]) | text
+        ),
         "x-amz-target": data.draw(st.sampled_from(["", "SageMaker.ListJobs", "SageMaker."]) | text),
         "content-type": data.draw(
             st.sampled_from(["", "application/x-amz-json-1.1", "application/x-www-form-urlencoded"])
@@ -207,5 +214,7 @@ def test_signatures_that_are_not_right_are_refused(checked: Checked, data: st.Da
         ),
     }
     headers = {k: v for k, v in headers.items() if v}
-    method = data.draw(st.sampled_from(["GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "QUERY"]))
+    method = data.draw(
+        st.sampled_from(["GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "QUERY"])
+    )
     checked.refused(Sent(method=method, target=target, headers=headers, body=b"{}"))

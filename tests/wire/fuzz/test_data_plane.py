@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator
 from typing import Any
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.wire.fuzz.building import NUMBER, REGION, Answer, Sent, a_building
+from tests.wire.fuzz.building import NUMBER, REGION, Answer, Sent
 from tests.wire.fuzz.checks import Checked, fuzzing
 from tests.wire.fuzz.values import NASTY_TEXTS, json_bodies, nasty
 
@@ -19,12 +17,6 @@ ARN = f"arn:aws:sagemaker:{REGION}:{NUMBER}:job/AgentRFT/walk"
 HEADER_TEXTS = [
     text for text in NASTY_TEXTS if len(text) < 6000 and text.isprintable() and text.strip() == text
 ]
-
-
-@pytest.fixture(scope="module")
-def checked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checked]:
-    with a_building(tmp_path_factory.mktemp("fuzz")) as building:
-        yield Checked(building)
 
 
 CHAT: dict[str, Any] = {
@@ -110,7 +102,9 @@ def test_the_data_plane_refuses_what_it_cannot_take(checked: Checked, data: st.D
         headers |= building.bearer
     else:
         headers |= {
-            "authorization": data.draw(st.sampled_from(["Bearer ", "Bearer x", "bearer", "Basic eDp5"]) | odd),
+            "authorization": data.draw(
+                st.sampled_from(["Bearer ", "Bearer x", "bearer", "Basic eDp5"]) | odd
+            ),
             "x-amzn-sagemaker-job-arn": data.draw(odd),
             "x-amzn-sagemaker-trajectory-id": data.draw(odd),
         }
@@ -143,7 +137,17 @@ def test_rewards_and_statuses_of_any_kind_are_taken_or_refused(
 @given(data=st.data())
 def test_addresses_of_rollouts_that_are_not_are_refused(checked: Checked, data: st.DataObject):
     tails = ["", "/", "/v1/models", "/v1/chat/completions", "/%2e%2e/health", "/update-reward"]
-    heads = ["rol_1", "rol_1.", ".", "..", "rol_1.x", "%00.%00", "%ff.%ff", "rol_1.%F0%9D%92%B3", ""]
+    heads = [
+        "rol_1",
+        "rol_1.",
+        ".",
+        "..",
+        "rol_1.x",
+        "%00.%00",
+        "%ff.%ff",
+        "rol_1.%F0%9D%92%B3",
+        "",
+    ]
     target = f"/r/{data.draw(st.sampled_from(heads))}{data.draw(st.sampled_from(tails))}"
     method = data.draw(st.sampled_from(["GET", "POST", "PUT"]))
     checked.refused(Sent(method=method, target=target, body=b"{}"))

@@ -4,27 +4,19 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator
 from typing import Any
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.wire.aws.job_kit import ROLE, evaluation, training
-from tests.wire.fuzz.building import NUMBER, REGION, Building, a_building
+from tests.wire.fuzz.building import NUMBER, REGION, Building
 from tests.wire.fuzz.checks import Checked, fuzzing
 from tests.wire.fuzz.test_aws import is_json_error
 from tests.wire.fuzz.values import NASTY_TEXTS, as_json, json_bodies, nasty, spoilt
 from turnwise.wire.aws.service import load_model
 
 PACKAGE = f"arn:aws:sagemaker:{REGION}:{NUMBER}:model-package"
-
-
-@pytest.fixture(scope="module")
-def checked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checked]:
-    with a_building(tmp_path_factory.mktemp("fuzz")) as building:
-        yield Checked(building)
 
 
 def ask(checked: Checked, service: str, operation: str, given: dict[str, Any]) -> None:
@@ -114,7 +106,9 @@ DEFINITION = {
                 "JobCategory": "AgentRFTEvaluation",
                 "RoleArn": ROLE,
                 "JobConfigSchemaVersion": "1.0.0",
-                "JobConfigDocument": {"Std:Join": {"On": "", "Values": ["{", {"Get": "Parameters.Rows"}]}},
+                "JobConfigDocument": {
+                    "Std:Join": {"On": "", "Values": ["{", {"Get": "Parameters.Rows"}]}
+                },
             },
         },
     ],
@@ -134,16 +128,27 @@ def test_a_pipelines_definition_is_refused_whole_or_taken_whole(
     ask(checked, "sagemaker", operation, given | (more if operation == "CreatePipeline" else {}))
     if data.draw(st.integers(0, 3)) == 0:
         value = data.draw(st.sampled_from(NASTY_TEXTS))
-        parameters = [{"Name": data.draw(st.sampled_from(["Rows", "Count", "Rate", "x"])), "Value": value}]
+        parameters = [
+            {"Name": data.draw(st.sampled_from(["Rows", "Count", "Rate", "x"])), "Value": value}
+        ]
         ask(
             checked,
             "sagemaker",
             "StartPipelineExecution",
-            {"PipelineName": name, "ClientRequestToken": "v" * 32, "PipelineParameters": parameters},
+            {
+                "PipelineName": name,
+                "ClientRequestToken": "v" * 32,
+                "PipelineParameters": parameters,
+            },
         )
         for operation in ("DescribePipeline", "ListPipelineExecutions"):
             ask(checked, "sagemaker", operation, {"PipelineName": name})
-        ask(checked, "sagemaker", "DeletePipeline", {"PipelineName": name, "ClientRequestToken": "w" * 32})
+        ask(
+            checked,
+            "sagemaker",
+            "DeletePipeline",
+            {"PipelineName": name, "ClientRequestToken": "w" * 32},
+        )
 
 
 CONTENT = {
@@ -214,7 +219,10 @@ def test_a_logs_filter_is_read_or_refused(checked: Checked, pattern: str, times:
     given: dict[str, Any] = {"logGroupName": "/aws/lambda/fn", "filterPattern": pattern}
     given |= dict(zip(("startTime", "endTime"), times, strict=False))
     ask(checked, "logs", "FilterLogEvents", given)
-    events = [{"timestamp": 1, "message": pattern or "x"}, *({"timestamp": t, "message": "y"} for t in times)]
+    events = [
+        {"timestamp": 1, "message": pattern or "x"},
+        *({"timestamp": t, "message": "y"} for t in times),
+    ]
     ask(
         checked,
         "logs",

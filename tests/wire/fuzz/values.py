@@ -115,7 +115,9 @@ NASTY_OTHERS: tuple[Any, ...] = (
     *_RAW,
 )
 #: Names of members that are not there.
-odd_names = st.sampled_from(("", "\ud800", "x\x00", "é" * 99, "__class__", "a" * 5000, "Name", "a.b"))
+odd_names = st.sampled_from(
+    ("", "\ud800", "x\x00", "é" * 99, "__class__", "a" * 5000, "Name", "a.b")
+)
 nasty = st.one_of(
     st.sampled_from(NASTY_TEXTS),
     st.sampled_from(NASTY_NUMBERS),
@@ -123,7 +125,9 @@ nasty = st.one_of(
 )
 
 
-def valid(shape: Shape | None, known: Known, name: str = "", depth: int = 0) -> st.SearchStrategy[Any]:
+def valid(
+    shape: Shape | None, known: Known, name: str = "", depth: int = 0
+) -> st.SearchStrategy[Any]:
     """Values that a shape mostly allows; `known` are good ones by members' lower-case names."""
     if shape is None:
         return st.just({})
@@ -248,7 +252,9 @@ def json_bodies(draw: st.DrawFn, values: st.SearchStrategy[Any]) -> bytes:
         case 4:
             return body.decode().encode("utf-16")
         case 5:
-            return draw(st.sampled_from([b"[]", b"1", b'"x"', b"null", b"NaN", b"{" * 5000, b"\x00"]))
+            return draw(
+                st.sampled_from([b"[]", b"1", b'"x"', b"null", b"NaN", b"{" * 5000, b"\x00"])
+            )
         case 6 if body.startswith(b"{") and len(body) > 2:
             return body[:-1] + b"," + body[1:]  # every member twice
     return body

@@ -71,7 +71,12 @@ def furnished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     server = Server(folder, TURNWISE_MLFLOW="off")
     try:
         ask(server, "POST", "/api/v1/agents", {"name": "tool", "url": "http://127.0.0.1:9"})
-        ask(server, "POST", "/api/v1/audit/trails", {"name": "trail-a", "folder": str(folder.parent)})
+        ask(
+            server,
+            "POST",
+            "/api/v1/audit/trails",
+            {"name": "trail-a", "folder": str(folder.parent)},
+        )
         ask(server, "POST", "/api/v1/keys", {"name": "walk", "actions": ["read"]})
         yield server
     finally:
@@ -126,9 +131,7 @@ def test_the_native_api_has_an_answer_to_everything(furnished: Server):
             for parameter in list(case.path_parameters or {}):
                 if mode is GenerationMode.POSITIVE or asked % 2:
                     case.path_parameters[parameter] = name
-            answer = case.call(
-                base_url=furnished.url, headers=auth, session=session, timeout=20
-            )
+            answer = case.call(base_url=furnished.url, headers=auth, session=session, timeout=20)
             case.validate_response(answer, checks=CHECKS)
             assert "Traceback" not in answer.text
             assert answer.status_code < 400 or str(furnished.data_dir) not in answer.text
