@@ -45,7 +45,7 @@ def is_xml_error(answer: Answer) -> str:
     return "" if code else "has no Code"
 
 
-@fuzzing(700)
+@fuzzing(220)
 @given(data=st.data())
 def test_json_operations_refuse_what_they_cannot_take(checked: Checked, data: st.DataObject):
     operation = data.draw(st.sampled_from(operations(*JSON_SERVICES)), label="operation")
@@ -56,7 +56,7 @@ def test_json_operations_refuse_what_they_cannot_take(checked: Checked, data: st
     checked.ask(sent, operation, is_json_error)
 
 
-@fuzzing(60)
+@fuzzing(30)
 @given(data=st.data())
 def test_query_operations_refuse_what_they_cannot_take(checked: Checked, data: st.DataObject):
     operation = data.draw(st.sampled_from(operations(*QUERY_SERVICES)), label="operation")
@@ -88,7 +88,7 @@ def flattened(value: Any, prefix: str = "") -> dict[str, str]:
     return {prefix: json.dumps(value) if isinstance(value, bool) else str(value)[:6000]}
 
 
-@fuzzing(150)
+@fuzzing(60)
 @given(data=st.data())
 def test_rest_operations_refuse_what_they_cannot_take(checked: Checked, data: st.DataObject):
     operation = data.draw(st.sampled_from(operations(*REST_SERVICES)), label="operation")
@@ -157,7 +157,7 @@ TARGETS = st.sampled_from(
 )
 
 
-@fuzzing(120)
+@fuzzing(61)
 @given(data=st.data())
 def test_signatures_that_are_not_right_are_refused(checked: Checked, data: st.DataObject):
     building = checked.building

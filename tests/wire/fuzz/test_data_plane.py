@@ -76,7 +76,7 @@ def is_refusal(answer: Answer) -> str:
 rollouts = st.sampled_from([f"rol_{n}" for n in range(64)])
 
 
-@fuzzing(350)
+@fuzzing(130)
 @given(data=st.data())
 def test_the_data_plane_refuses_what_it_cannot_take(checked: Checked, data: st.DataObject):
     building = checked.building
@@ -118,7 +118,7 @@ def test_the_data_plane_refuses_what_it_cannot_take(checked: Checked, data: st.D
     checked.ask(sent, wrong=is_refusal)
 
 
-@fuzzing(60)
+@fuzzing(20)
 @given(data=st.data())
 def test_rewards_and_statuses_of_any_kind_are_taken_or_refused(
     checked: Checked, data: st.DataObject
@@ -133,7 +133,7 @@ def test_rewards_and_statuses_of_any_kind_are_taken_or_refused(
         checked.ask(Sent(method="POST", target=target, body=as_json(body)), wrong=is_refusal)
 
 
-@fuzzing(40)
+@fuzzing(15)
 @given(data=st.data())
 def test_addresses_of_rollouts_that_are_not_are_refused(checked: Checked, data: st.DataObject):
     tails = ["", "/", "/v1/models", "/v1/chat/completions", "/%2e%2e/health", "/update-reward"]
@@ -185,7 +185,7 @@ MLFLOW = [
 ]
 
 
-@fuzzing(120)
+@fuzzing(50)
 @given(data=st.data())
 def test_mlflows_door_refuses_what_it_cannot_take(checked: Checked, data: st.DataObject):
     building = checked.building

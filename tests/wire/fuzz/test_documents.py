@@ -59,7 +59,7 @@ def job_document(building: Building, kind: str) -> dict[str, Any]:
     return training(rows, hyperparameters=hyperparameters, **config) | more
 
 
-@fuzzing(150)
+@fuzzing(21)
 @given(data=st.data())
 def test_a_jobs_document_is_refused_whole_or_taken_whole(checked: Checked, data: st.DataObject):
     kind = data.draw(st.sampled_from(["AgentRFT", "AgentRFT", "AgentRFTEvaluation"]))
@@ -115,7 +115,7 @@ DEFINITION = {
 }
 
 
-@fuzzing(150)
+@fuzzing(45)
 @given(data=st.data())
 def test_a_pipelines_definition_is_refused_whole_or_taken_whole(
     checked: Checked, data: st.DataObject
@@ -159,7 +159,7 @@ CONTENT = {
 }
 
 
-@fuzzing(60)
+@fuzzing(22)
 @given(data=st.data())
 def test_a_hubs_content_is_refused_whole_or_taken_whole(checked: Checked, data: st.DataObject):
     given = {
@@ -201,7 +201,7 @@ ADVANCED = {
 }
 
 
-@fuzzing(60)
+@fuzzing(20)
 @given(data=st.data())
 def test_selectors_are_refused_whole_or_taken_whole(checked: Checked, data: st.DataObject):
     base = data.draw(st.sampled_from([SELECTORS, ADVANCED, SELECTORS | ADVANCED]))

@@ -209,7 +209,7 @@ def _without_references(body: bytes) -> bytes:
     return re.sub(rb"&#x[0-9a-f]+;", b"?", body)
 
 
-@fuzzing(350)
+@fuzzing(140)
 @given(sent=requests())
 def test_s3_refuses_what_it_cannot_take(checked: Checked, sent: Sent):
     answer = checked.ask(
@@ -219,7 +219,7 @@ def test_s3_refuses_what_it_cannot_take(checked: Checked, sent: Sent):
         ElementTree.fromstring(_without_references(answer.body))
 
 
-@fuzzing(60)
+@fuzzing(10)
 @given(data=st.data())
 def test_an_upload_in_parts_refuses_what_it_cannot_take(checked: Checked, data: st.DataObject):
     building = checked.building
