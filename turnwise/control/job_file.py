@@ -208,6 +208,10 @@ _WANTED = {
 }
 
 
+#: The largest whole number that every reader of JSON keeps as it is.
+_MOST = 2**53
+
+
 def _scalar(kind: type, value: object, name: str) -> Any:
     number = value
     if kind in (int, float) and isinstance(value, str):
@@ -220,6 +224,8 @@ def _scalar(kind: type, value: object, name: str) -> Any:
         raise errors.InvalidInput(name, value, _WANTED[kind])
     if isinstance(number, float) and not math.isfinite(number):
         raise errors.InvalidInput(name, value, "is not a finite number")
+    if type(number) is int and abs(number) > _MOST:
+        raise errors.InvalidInput(name, value, "is out of range", remedy=f"must be at most {_MOST}")
     return number
 
 

@@ -14,7 +14,7 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy import Connection, Engine, StaticPool, create_engine, event
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import DBAPIError, IntegrityError, StatementError
 
 from turnwise import errors
 from turnwise.storage.tables import metadata
@@ -100,11 +100,19 @@ def _prepare_sqlite(engine: Engine) -> None:
 
 @contextmanager
 def translated_errors() -> Iterator[None]:
-    """Raise the driver's errors as ours."""
+    """Raise the driver's errors as ours, and what it cannot take as the fault of who gave it."""
     try:
         yield
     except DBAPIError as error:
         raise _translated(error) from error
+    except (StatementError, OverflowError, UnicodeEncodeError) as error:
+        cause = error.orig if isinstance(error, StatementError) else error
+        if isinstance(cause, UnicodeEncodeError):
+            reason = "is not text: half a character is missing"
+            raise errors.InvalidInput("a text", cause.object[:60], reason) from error
+        if isinstance(cause, OverflowError):
+            raise errors.InvalidInput("a number", str(cause), "has more than 64 bits") from error
+        raise
 
 
 def _translated(error: DBAPIError) -> errors.TurnwiseError:

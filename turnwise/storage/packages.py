@@ -6,6 +6,7 @@ given again, so that a name means one model for good.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
@@ -34,7 +35,7 @@ def find(connection: Connection, account_id: str, id_or_name: str) -> ModelPacka
     """By package id, "group/version", or "group" for the newest version; `NotFound`."""
     group, _, version = id_or_name.rpartition("/")
     matches = [packages.c.package_id == id_or_name, packages.c.group == id_or_name]
-    if group and version.isdecimal():
+    if group and re.fullmatch("[0-9]{1,9}", version):
         matches.append((packages.c.group == group) & (packages.c.version == int(version)))
     for match in matches:
         query = select_nouns(ModelPackage, packages.c.account_id == account_id, KEPT, match)

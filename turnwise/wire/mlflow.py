@@ -209,7 +209,8 @@ class MlflowDoor:
     # ── the way through ───────────────────────────────────────────────────────────────────────
 
     async def _answer(self, http: HttpCall, path: str, receive: Receive, send: Send) -> None:
-        if unquote(http.raw_path.removeprefix(PREFIX)) != path:  # its beginning is encoded
+        target = http.raw_path.removeprefix(PREFIX)
+        if target[:1] != "/" or unquote(target) != path:  # its beginning is encoded
             raise errors.NotFound("page", path)
         action = _action(http.method, path)
         target = http.raw_path.removeprefix(PREFIX)

@@ -119,6 +119,8 @@ async def test_a_key_for_certain_jobs_reads_which_agents_there_are_and_no_more(
         ("walker", "127.0.0.1:9000", "is no HTTP address"),
         ("walker", "file:///etc/passwd", "is no HTTP address"),
         ("walker", "http://me:secret@a:1", "holds a password"),
+        ("walker", "http://[::1", "is no HTTP address"),
+        ("walker", "http://a:99999", "is no HTTP address"),
     ],
 )
 async def test_a_name_or_url_that_cannot_be_used_is_refused(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 
 import pytest
 from hypothesis import given
@@ -63,7 +64,14 @@ def forged(state: object) -> str:
     return base64.urlsafe_b64encode(json.dumps(state).encode()).decode()
 
 
-@pytest.mark.parametrize("token", ["x", "é", forged(7), forged({"next": "a"}), forged([1])])
+@pytest.mark.parametrize(
+    "token",
+    [
+        *("x", "é", forged(7), forged({"next": "a"}), forged([1])),
+        forged({"next": math.inf, "last": "", "query": ""}),
+        base64.urlsafe_b64encode(b"[" * 100_000).decode(),
+    ],
+)
 def test_a_token_that_is_not_ours_is_refused(token: str):
     with pytest.raises(errors.InvalidInput, match="is no token of this operation"):
         page("abc", {"NextToken": token})

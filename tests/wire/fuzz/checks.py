@@ -64,7 +64,7 @@ class Checked:
             if operation is not None:
                 _parse(operation, answer)
             if sent.method == "DELETE" or (operation and operation.name.startswith("Delete")):
-                self.building.refurnish()
+                self.building.refurnish(is_s3=operation is None)
             self._state = self.building.state()
             return answer
         assert not (problem := wrong(answer)), (problem, answer)

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote
 from xml.etree import ElementTree
 
-import pytest
 from botocore.model import OperationModel, Shape, StructureShape
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.wire.fuzz.building import Answer, Building, Sent, a_building, encoded
+from tests.wire.fuzz.building import Answer, Building, Sent, encoded
 from tests.wire.fuzz.checks import Checked, fuzzing
 from tests.wire.fuzz.values import NASTY_TEXTS, as_json, json_bodies, spoilt
 from turnwise.wire.aws.service import load_model
@@ -22,12 +20,6 @@ from turnwise.wire.aws.service import load_model
 JSON_SERVICES = ("sagemaker", "cloudtrail", "logs")
 QUERY_SERVICES = ("sts", "iam")
 REST_SERVICES = ("lambda", "bedrock-agentcore-control", "bedrock-agentcore")
-
-
-@pytest.fixture(scope="module")
-def checked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checked]:
-    with a_building(tmp_path_factory.mktemp("fuzz")) as building:
-        yield Checked(building)
 
 
 @functools.cache
@@ -53,7 +45,7 @@ def is_xml_error(answer: Answer) -> str:
     return "" if code else "has no Code"
 
 
-@fuzzing(700)
+@fuzzing(220)
 @given(data=st.data())
 def test_json_operations_refuse_what_they_cannot_take(checked: Checked, data: st.DataObject):
     operation = data.draw(st.sampled_from(operations(*JSON_SERVICES)), label="operation")
@@ -64,7 +56,7 @@ def test_json_operations_refuse_what_they_cannot_take(checked: Checked, data: st
     checked.ask(sent, operation, is_json_error)
 
 
-@fuzzing(60)
+@fuzzing(30)
 @given(data=st.data())
 def test_query_operations_refuse_what_they_cannot_take(checked: Checked, data: st.DataObject):
     operation = data.draw(st.sampled_from(operations(*QUERY_SERVICES)), label="operation")
@@ -96,7 +88,7 @@ def flattened(value: Any, prefix: str = "") -> dict[str, str]:
     return {prefix: json.dumps(value) if isinstance(value, bool) else str(value)[:6000]}
 
 
-@fuzzing(150)
+@fuzzing(60)
 @given(data=st.data())
 def test_rest_operations_refuse_what_they_cannot_take(checked: Checked, data: st.DataObject):
     operation = data.draw(st.sampled_from(operations(*REST_SERVICES)), label="operation")
@@ -165,7 +157,7 @@ TARGETS = st.sampled_from(
 )
 
 
-@fuzzing(120)
+@fuzzing(61)
 @given(data=st.data())
 def test_signatures_that_are_not_right_are_refused(checked: Checked, data: st.DataObject):
     building = checked.building

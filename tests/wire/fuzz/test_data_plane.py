@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator
 from typing import Any
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.wire.fuzz.building import NUMBER, REGION, Answer, Sent, a_building
+from tests.wire.fuzz.building import NUMBER, REGION, Answer, Sent
 from tests.wire.fuzz.checks import Checked, fuzzing
 from tests.wire.fuzz.values import NASTY_TEXTS, json_bodies, nasty
 
@@ -19,12 +17,6 @@ ARN = f"arn:aws:sagemaker:{REGION}:{NUMBER}:job/AgentRFT/walk"
 HEADER_TEXTS = [
     text for text in NASTY_TEXTS if len(text) < 6000 and text.isprintable() and text.strip() == text
 ]
-
-
-@pytest.fixture(scope="module")
-def checked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checked]:
-    with a_building(tmp_path_factory.mktemp("fuzz")) as building:
-        yield Checked(building)
 
 
 CHAT: dict[str, Any] = {
@@ -84,7 +76,7 @@ def is_refusal(answer: Answer) -> str:
 rollouts = st.sampled_from([f"rol_{n}" for n in range(64)])
 
 
-@fuzzing(350)
+@fuzzing(130)
 @given(data=st.data())
 def test_the_data_plane_refuses_what_it_cannot_take(checked: Checked, data: st.DataObject):
     building = checked.building
@@ -126,7 +118,7 @@ def test_the_data_plane_refuses_what_it_cannot_take(checked: Checked, data: st.D
     checked.ask(sent, wrong=is_refusal)
 
 
-@fuzzing(60)
+@fuzzing(20)
 @given(data=st.data())
 def test_rewards_and_statuses_of_any_kind_are_taken_or_refused(
     checked: Checked, data: st.DataObject
@@ -141,7 +133,7 @@ def test_rewards_and_statuses_of_any_kind_are_taken_or_refused(
         checked.ask(Sent(method="POST", target=target, body=as_json(body)), wrong=is_refusal)
 
 
-@fuzzing(40)
+@fuzzing(15)
 @given(data=st.data())
 def test_addresses_of_rollouts_that_are_not_are_refused(checked: Checked, data: st.DataObject):
     tails = ["", "/", "/v1/models", "/v1/chat/completions", "/%2e%2e/health", "/update-reward"]
@@ -193,7 +185,7 @@ MLFLOW = [
 ]
 
 
-@fuzzing(120)
+@fuzzing(50)
 @given(data=st.data())
 def test_mlflows_door_refuses_what_it_cannot_take(checked: Checked, data: st.DataObject):
     building = checked.building

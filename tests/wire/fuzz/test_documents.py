@@ -4,27 +4,19 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator
 from typing import Any
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.wire.aws.job_kit import ROLE, evaluation, training
-from tests.wire.fuzz.building import NUMBER, REGION, Building, a_building
+from tests.wire.fuzz.building import NUMBER, REGION, Building
 from tests.wire.fuzz.checks import Checked, fuzzing
 from tests.wire.fuzz.test_aws import is_json_error
 from tests.wire.fuzz.values import NASTY_TEXTS, as_json, json_bodies, nasty, spoilt
 from turnwise.wire.aws.service import load_model
 
 PACKAGE = f"arn:aws:sagemaker:{REGION}:{NUMBER}:model-package"
-
-
-@pytest.fixture(scope="module")
-def checked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checked]:
-    with a_building(tmp_path_factory.mktemp("fuzz")) as building:
-        yield Checked(building)
 
 
 def ask(checked: Checked, service: str, operation: str, given: dict[str, Any]) -> None:
@@ -67,7 +59,7 @@ def job_document(building: Building, kind: str) -> dict[str, Any]:
     return training(rows, hyperparameters=hyperparameters, **config) | more
 
 
-@fuzzing(150)
+@fuzzing(21)
 @given(data=st.data())
 def test_a_jobs_document_is_refused_whole_or_taken_whole(checked: Checked, data: st.DataObject):
     kind = data.draw(st.sampled_from(["AgentRFT", "AgentRFT", "AgentRFTEvaluation"]))
@@ -123,7 +115,7 @@ DEFINITION = {
 }
 
 
-@fuzzing(150)
+@fuzzing(45)
 @given(data=st.data())
 def test_a_pipelines_definition_is_refused_whole_or_taken_whole(
     checked: Checked, data: st.DataObject
@@ -167,7 +159,7 @@ CONTENT = {
 }
 
 
-@fuzzing(60)
+@fuzzing(22)
 @given(data=st.data())
 def test_a_hubs_content_is_refused_whole_or_taken_whole(checked: Checked, data: st.DataObject):
     given = {
@@ -209,7 +201,7 @@ ADVANCED = {
 }
 
 
-@fuzzing(60)
+@fuzzing(20)
 @given(data=st.data())
 def test_selectors_are_refused_whole_or_taken_whole(checked: Checked, data: st.DataObject):
     base = data.draw(st.sampled_from([SELECTORS, ADVANCED, SELECTORS | ADVANCED]))

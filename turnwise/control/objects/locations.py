@@ -35,8 +35,9 @@ def check_address(url: str, field: str, *, remedy: str = "use http://host:port")
     """Raise `InvalidInput` unless it is an address to call over HTTP, without a password in it."""
     try:
         parts = urlsplit(url)
-        is_http = parts.scheme in ("http", "https") and bool(parts.hostname)
-    except ValueError:  # "http://["
+        is_host = bool(parts.hostname) and parts.port != 0
+        is_http = parts.scheme in ("http", "https") and is_host
+    except ValueError:  # half an IPv6 address, a port past 65535
         is_http = False
     if not is_http:
         raise errors.InvalidInput(field, url, "is no HTTP address", remedy=remedy)

@@ -16,6 +16,7 @@ from turnwise.control.agents import CONTRACTS, Agent, Agents
 from turnwise.domain.access import Action, Principal
 from turnwise.domain.agent import AgentLogEntry
 from turnwise.domain.job import AgentKind
+from turnwise.wire.native.codec import MAX_PLACE
 
 Json = dict[str, Any]
 
@@ -75,7 +76,7 @@ def agent_routes(
     @routes.get("/{name}/logs")
     async def read_log(
         name: str,
-        after: Annotated[int, Query(ge=0)] = 0,
+        after: Annotated[int, Query(ge=0, le=MAX_PLACE)] = 0,
         limit: Annotated[int, Query(ge=1, le=PAGE)] = PAGE,
         who: Principal = caller,
     ) -> Json:

@@ -13,6 +13,7 @@ from turnwise.control.audit.audit_trail import PAGE, AuditTrail
 from turnwise.control.audit.trails import Trail, Trails
 from turnwise.domain.access import Account, Principal
 from turnwise.domain.audit import AuditQuery, AuditRecord, Category
+from turnwise.wire.native.codec import MAX_PLACE
 
 Json = dict[str, Any]
 Caller = Callable[[Request], Awaitable[Principal]]
@@ -49,8 +50,8 @@ def _add_records(router: APIRouter, audit: AuditTrail, principal: Caller) -> Non
         read_only: bool | None = None,
         since: float | None = None,
         until: float | None = None,
-        before: Annotated[int | None, Query(ge=1)] = None,
-        after: Annotated[int, Query(ge=0)] = 0,
+        before: Annotated[int | None, Query(ge=1, le=MAX_PLACE)] = None,
+        after: Annotated[int, Query(ge=0, le=MAX_PLACE)] = 0,
         oldest_first: bool = False,
         limit: Annotated[int, Query(ge=1, le=PAGE)] = 100,
         who: Principal = caller,

@@ -17,6 +17,9 @@ from turnwise.ports import ModelPackage, RolloutSummary
 
 Json = dict[str, Any]
 
+#: The last place that a list can have: the database counts in 64 bits.
+MAX_PLACE = 2**63 - 1
+
 
 def identity_body(identity: Identity) -> Json:
     """What a caller is told of itself; never a secret."""

@@ -78,6 +78,11 @@ def native_app(
         body = {"error": {"type": "TurnwiseError", "message": message}}
         return JSONResponse(body, error.status_code, error.headers)
 
+    @app.exception_handler(Exception)
+    async def _unknown(_: Request, error: Exception) -> Response:
+        body = {"error": {"type": "TurnwiseError", "message": "internal error"}}
+        return JSONResponse(body, 500)
+
     @app.get("/health")
     async def health() -> Json:
         """Whether the server answers; needs no key."""
@@ -198,7 +203,7 @@ def _reading_routes(browse: Browse, principal: Caller) -> APIRouter:
     @routes.get("/jobs/{name}/events")
     async def events(
         name: str,
-        after: Annotated[int, Query(ge=0)] = 0,
+        after: Annotated[int, Query(ge=0, le=codec.MAX_PLACE)] = 0,
         kind: Annotated[list[EventKind], Query()] = [],  # noqa: B006  FastAPI copies it
         limit: Annotated[int, Query(ge=1, le=PAGE)] = PAGE,
         wait_s: Annotated[float, Query(ge=0, le=MAX_WAIT_S)] = 0.0,
@@ -228,10 +233,10 @@ def _reading_routes(browse: Browse, principal: Caller) -> APIRouter:
     @routes.get("/jobs/{name}/rollouts")
     async def rollouts(
         name: str,
-        step: int | None = None,
+        step: Annotated[int | None, Query(ge=-1, le=codec.MAX_PLACE)] = None,
         purpose: Purpose | None = None,
         status: RolloutStatus | None = None,
-        after: Annotated[int, Query(ge=0)] = 0,
+        after: Annotated[int, Query(ge=0, le=codec.MAX_PLACE)] = 0,
         limit: Annotated[int, Query(ge=1, le=1000)] = 100,
         who: Principal = caller,
     ) -> Json:
