@@ -261,7 +261,7 @@ def test_the_aws_command_runs_the_job_api_and_the_job_runtime(
     lent = running.lend()
     runtime = "sagemakerjobruntime"
     subject = ("--job-arn", lent.job_arn, "--trajectory-id", lent.trajectory_id)
-    body = json.dumps({"messages": [{"role": "user", "content": "hi"}]})
+    body = json.dumps({"model": "default", "messages": [{"role": "user", "content": "hi"}]})
     aws(place.env, runtime, "sample", *subject, "--body", body, str(tmp_path / "reply.json"))
     assert json.loads((tmp_path / "reply.json").read_text())["choices"]
     aws(place.env, runtime, "complete-rollout", *subject, "--status", "ready")

@@ -209,6 +209,7 @@ def test_mlflow_config_in_output_data_config_or_training_config_both_work(
     document[member]["MlflowConfig"] = mlflow_config(arn, "asked", name)
     place.create(name, document)
     place.ended(name)
+    until(lambda: rft_job(name).mlflow_details)
     job = rft_job(name)
     assert job.mlflow_details["ExperimentName"] == "asked"
     assert job.mlflow_details["RunName"] == name

@@ -234,7 +234,8 @@ def test_an_output_package_names_its_base_and_a_checkpoint_says_that_it_is_one_a
     assert (versions, checkpoints) == ([1, 2], [1, 2])
     assert (output["IsCheckpoint"], checkpoint["IsCheckpoint"]) == (False, True)
     for container in (output, checkpoint):
-        assert container["BaseModel"] == {"HubContentName": BASE, "HubContentVersion": "1.0.0"}
+        assert container["BaseModel"]["HubContentName"] == BASE
+        assert container["BaseModel"]["HubContentVersion"] == "1.0.0"
 
 
 def versions_of(sagemaker: Any, group: str) -> tuple[dict[str, Any], list[int]]:
@@ -295,18 +296,16 @@ def test_a_trainer_with_a_checkpoints_arn_resumes_at_the_next_step_and_keeps_hyp
 ):
     """Contract check 37, for a checkpoint."""
     first = arn_of(sagemaker, trained.trainer.intermediate_checkpoint_model_package_group, 1)
-    on = place.trainer(
-        first,
-        base_job_name="on",
-        output_model_package_group=place.group("on-mpg"),
-        intermediate_checkpoint_model_package_group=place.group("on-checkpoint-mpg"),
-    )
-    on.hyperparameters.learning_rate = 0.002
+    groups = {
+        "output_model_package_group": place.group("on-mpg"),
+        "intermediate_checkpoint_model_package_group": place.group("on-checkpoint-mpg"),
+    }
+    changed = place.trainer(first, **groups)
+    changed.hyperparameters.learning_rate = 0.002
     with pytest.raises(ClientError, match=r"learning_rate is 0\.002") as refused:
-        on.train(wait=False)
+        changed.train(wait=False)
     assert code_of(refused) == "ValidationException"
-    on.hyperparameters.learning_rate = 0.001
-    job = on.train(wait=False)
+    job = place.trainer(first, base_job_name="on", **groups).train(wait=False)
     assert place.ended(job.job_name)["JobStatus"] == "Completed"
     job.refresh()
     assert [row["step"] for row in job.get_training_metrics()] == [1]  # 0 was the checkpoint's
