@@ -43,7 +43,7 @@ $(CLIENTS)/.ready: $(WIRE)/requirements.txt $(WIRE)/constraints.txt
 	touch $@
 
 wire: setup $(CLIENTS)/.ready  ## the real AWS clients against a real server, in an environment of their own
-	PYTHONPATH=. $(CLIENTS)/bin/pytest -c $(WIRE)/pytest.ini
+	PYTHONPATH=. $(CLIENTS)/bin/pytest -c $(WIRE)/pytest.ini $(WIRE)
 
 wire-demo: setup $(CLIENTS)/.ready  ## the demo by the sagemaker SDK: train, then base against tuned, paired
 	PYTHONPATH=. $(CLIENTS)/bin/python -W ignore -m examples.aircraft_inspection.sagemaker_demo
