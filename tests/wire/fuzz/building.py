@@ -364,6 +364,11 @@ class Building:
                     found[one._service.name] = set(one._service.handlers)
         return found[service]
 
+    def quieten(self, parameters: bytes) -> None:
+        """End what StartLogging has begun: a trail writes objects of every later request."""
+        stop = self.json_call("cloudtrail", "StopLogging", parameters)
+        assert self.ask(stop).status == 200
+
     def refurnish(self, *, is_s3: bool) -> None:
         """`restore`, for who is outside the loop."""
         self._runner.run(self.restore(is_s3=is_s3))

@@ -63,6 +63,8 @@ class Checked:
         if answer.status < 400:
             if operation is not None:
                 _parse(operation, answer)
+            if operation and operation.name == "StartLogging":
+                self.building.quieten(sent.body)
             if sent.method == "DELETE" or (operation and operation.name.startswith("Delete")):
                 self.building.refurnish(is_s3=operation is None)
             self._state = self.building.state()

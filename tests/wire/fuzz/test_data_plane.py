@@ -108,7 +108,7 @@ def test_the_data_plane_refuses_what_it_cannot_take(checked: Checked, data: st.D
             "x-amzn-sagemaker-job-arn": data.draw(odd),
             "x-amzn-sagemaker-trajectory-id": data.draw(odd),
         }
-    if data.draw(st.integers(0, 9)) == 0:
+    if data.draw(st.integers(0, 9)) == 7:
         headers |= {
             "x-stainless-retry-count": data.draw(odd),
             "amz-sdk-request": data.draw(odd | st.just("attempt=9999; max=3")),
@@ -210,7 +210,7 @@ def test_mlflows_door_refuses_what_it_cannot_take(checked: Checked, data: st.Dat
     method = data.draw(st.sampled_from(["GET", "POST", "HEAD", "DELETE", "PATCH", "OPTIONS"]))
     body = data.draw(st.sampled_from([b"", b"{}", b"\xff", b"[" * 5000]))
     sent = Sent(method=method, target=target, headers=_latin(headers), body=body)
-    if data.draw(st.integers(0, 4)) == 0 and "[" not in target:
+    if data.draw(st.integers(0, 4)) == 3 and "[" not in target:
         sent = building.signed("sagemaker", sent)
     checked.ask(sent)
 
