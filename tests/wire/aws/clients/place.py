@@ -61,7 +61,7 @@ class Place:
         (folder / "rows.jsonl").write_bytes(rows)
         self.local_rows = (folder / "rows.jsonl").as_uri()
         for name, url in agents.items():
-            server.cli("agents", "register", name, url, "--as", "http")
+            server.call("POST", "/agents", {"name": name, "url": url, "as": "http"})
 
     def agent(self, name: str = "player") -> str:
         """The ARN of a registered agent."""

@@ -123,7 +123,8 @@ def test_the_agent_payload_has_both_spellings_and_validates_against_the_sdks_rol
 def agentcore(api: Api, env: Mapping[str, str]) -> Iterator[Json]:
     """The registered agent of `agentcore_agent.py`, run by `turnwise agents run`."""
     port = free_port()
-    agent = api.register("core-agent", f"http://127.0.0.1:{port}", "agentcore")
+    named = ("core-agent", f"http://127.0.0.1:{port}", "--as", "agentcore")
+    agent = json.loads(api.server.cli("agents", "register", *named, "--json").stdout)
     command = [sys.executable, str(AGENTCORE), str(port)]
     running = api.server.start_cli("agents", "run", "core-agent", "--", *command, **env)
     try:

@@ -45,7 +45,7 @@ def test_calls_of_both_doors_show_up_in_the_event_history(
     server: Server, env: dict[str, str], cloudtrail: Any
 ) -> None:
     client("sts", env).get_caller_identity()
-    server.cli("jobs", "list")
+    server.call("GET", "/jobs")
     events = cloudtrail.lookup_events()["Events"]
     names = [event["EventName"] for event in events]
     assert {"GetCallerIdentity", "ListJobs"} <= set(names)
@@ -89,7 +89,7 @@ def test_the_history_is_searched_by_attributes_and_read_by_pages(
 
 
 def test_a_refused_call_is_on_record_and_no_secret_is(server: Server, env: dict[str, str]) -> None:
-    key = json.loads(server.cli("keys", "create", "reader", "--action", "read", "--json").stdout)
+    key = server.call("POST", "/keys", {"name": "reader", "actions": ["read"]})
     reader = env | {
         "AWS_ACCESS_KEY_ID": key["access_key_id"],
         "AWS_SECRET_ACCESS_KEY": key["secret"],
@@ -238,7 +238,7 @@ def test_selectors_and_trails_that_cloudtrail_would_refuse_are_refused(
 
 
 def test_the_trail_is_exported_for_sql_and_verified(server: Server, tmp_path: Path) -> None:
-    server.cli("jobs", "list")
+    server.call("GET", "/jobs")
     server.cli("audit", "export", str(tmp_path / "audit.json"), "--event-name", "ListJobs")
     records = json.loads((tmp_path / "audit.json").read_text())["Records"]
     assert {record["eventName"] for record in records} == {"ListJobs"}

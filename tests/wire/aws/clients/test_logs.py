@@ -185,9 +185,10 @@ def test_the_aws_command_reads_a_job_and_follows_a_group(env: dict[str, str], ju
 @pytest.fixture(scope="module")
 def agent(server: Server) -> Iterator[str]:
     """The log group of a registered agent."""
-    server.cli("agents", "register", "printer", "http://127.0.0.1:9", "--as", "lambda")
+    agent = {"name": "printer", "url": "http://127.0.0.1:9", "as": "lambda"}
+    server.call("POST", "/agents", agent)
     yield "/aws/lambda/printer"
-    server.cli("agents", "remove", "printer")
+    server.call("DELETE", "/agents/printer")
 
 
 def test_an_agents_own_handler_writes_to_its_group(
@@ -230,7 +231,7 @@ def test_an_agents_own_handler_writes_to_its_group(
 def test_a_key_for_one_job_reads_its_log_alone(
     server: Server, env: dict[str, str], walk: str, running: RunningJob
 ) -> None:
-    key = json.loads(server.cli("keys", "create", "one-job", "--job", walk, "--json").stdout)
+    key = server.call("POST", "/keys", {"name": "one-job", "jobs": [walk]})
     limited = client(
         "logs",
         env | {"AWS_ACCESS_KEY_ID": key["access_key_id"], "AWS_SECRET_ACCESS_KEY": key["secret"]},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
@@ -330,7 +329,7 @@ def test_mlflows_client_alone_comes_in_with_a_key(
 
 
 def test_a_key_that_may_only_read_reads(server: Server, walk: str) -> None:
-    made = json.loads(server.cli("keys", "create", "r", "--action", "read", "--json").stdout)
+    made = server.call("POST", "/keys", {"name": "r", "actions": ["read"]})
     headers = {"Authorization": f"Bearer {made['secret']}"}
     api = server.url + "/api/2.0/mlflow/"
     search = requests.post(
@@ -347,8 +346,8 @@ def test_a_key_that_may_only_read_reads(server: Server, walk: str) -> None:
 def test_another_accounts_key_does_not_come_into_this_ones_app(
     server: Server, env: Mapping[str, str], arn: str, walk: str
 ) -> None:
-    server.cli("accounts", "create", "other")
-    made = json.loads(server.cli("keys", "create", "theirs", "--account", "other", "--json").stdout)
+    server.call("POST", "/accounts", {"slug": "other"})
+    made = server.call("POST", "/keys", {"name": "theirs", "account": "other"})
     theirs = dict(env) | {
         "AWS_ACCESS_KEY_ID": made["access_key_id"],
         "AWS_SECRET_ACCESS_KEY": made["secret"],

@@ -391,7 +391,8 @@ def test_a_copy_of_a_package_is_registered_in_another_group(
     described = json.loads(server.cli("models", "describe", f"{release}/1", "--json").stdout)
     assert described["sha256"] == hashes[1]
     server.cli("models", "delete", f"{release}/1")
-    assert server.cli("models", "describe", f"{release}/1", check=False).returncode != 0
+    with pytest.raises(AssertionError, match=f"{release}/1"):
+        server.call("GET", f"/models/{release}/1")
 
 
 # ── data sets ─────────────────────────────────────────────────────────────────────────────────
