@@ -375,6 +375,9 @@ class Trails:
             through = pending["through"]
         assert after is not None
         page = await self._audit.after(account_id, after, through)
+        if not page and pending is not None:  # its records' time was over before they could go
+            await self._advance(account, trail, pending["through"], has_file=False)
+            return True
         if not page:
             return await self._end_window(account_id, trail)
         selectors = trail.selectors if pending is None else pending["selectors"]

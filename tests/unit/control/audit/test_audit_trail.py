@@ -399,6 +399,24 @@ async def test_a_trail_that_cannot_deliver_says_so_and_catches_up(
     assert trails.trail(ADMIN, "trail").error == ""
 
 
+async def test_a_trail_that_could_not_deliver_until_its_records_were_too_old_goes_on_after_them(
+    audit: AuditTrail, store: SqlStore, clock: SetClock, bucket: Bucket, account: Account
+) -> None:
+    trails = opened(audit, store, clock, bucket)
+    await logging_trail(trails, account)
+    bucket.broken = errors.NotFound("bucket", "logs")
+    await audit.record(seen("Lost", clock.at))
+    await trails.deliver()
+    clock.at += 91 * DAY_S
+    await audit.record(seen("Late", clock.at))  # the open segment's age seals it
+    await audit.retain()
+    assert [each.name for each in await audit.after(ACCOUNT, 0, None)] == ["Late"]
+
+    bucket.broken = None
+    await trails.deliver()
+    assert bucket.names == ["Late"]
+
+
 @pytest.mark.parametrize("moment", ["before the file", "after the file"])
 async def test_a_server_that_is_killed_while_it_delivers_leaves_no_gap_and_no_duplicate(
     moment: str,
