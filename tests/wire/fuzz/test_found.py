@@ -126,6 +126,10 @@ def test_a_marker_of_functions_that_is_not_ours_is_refused(
         ("POST", "/agents", {"name": "x", "url": "http://[::1"}),
         ("POST", "/audit/trails", {"name": "odd", "bucket": "trails", "prefix": HALF}),
         ("PUT", "/audit/trails/trail-a/selectors", {"classic": [{HALF: 1}]}),
+        ("PUT", "/audit/trails/trail-a/selectors", {"classic": [{"DataResources": "x"}]}),
+        ("PUT", "/audit/trails/trail-a/selectors", {"classic": [{"ReadWriteType": 5}]}),
+        ("PUT", "/audit/trails/trail-a/selectors", {"advanced": [{}]}),
+        ("PUT", "/audit/trails/trail-a/selectors", {"advanced": [{"FieldSelectors": [{}]}]}),
     ],
 )
 def test_the_native_api_refuses_what_the_database_cannot_hold(

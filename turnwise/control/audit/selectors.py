@@ -13,7 +13,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
+
+import msgspec
 
 from turnwise import errors
 from turnwise.control.audit.record import Resource, Witnessed
@@ -164,8 +166,46 @@ def _begins(arn: str, values: Sequence[str]) -> bool:
 # ── what is refused ───────────────────────────────────────────────────────────────────────────
 
 
+class _Resources(msgspec.Struct, forbid_unknown_fields=True):
+    Type: str | None = None
+    Values: list[str] | None = None
+
+
+class _Classic(msgspec.Struct, forbid_unknown_fields=True):
+    ReadWriteType: Literal["All", "ReadOnly", "WriteOnly"] | None = None
+    IncludeManagementEvents: bool = True
+    DataResources: list[_Resources] | None = None
+    ExcludeManagementEventSources: list[str] | None = None
+
+
+class _Field(msgspec.Struct, forbid_unknown_fields=True):
+    Field: str
+    Equals: list[str] | None = None
+    StartsWith: list[str] | None = None
+    EndsWith: list[str] | None = None
+    NotEquals: list[str] | None = None
+    NotStartsWith: list[str] | None = None
+    NotEndsWith: list[str] | None = None
+
+
+class _Advanced(msgspec.Struct, forbid_unknown_fields=True):
+    FieldSelectors: list[_Field]
+    Name: str | None = None
+
+
+def _check_types(name: str, selectors: Sequence[Json], wanted: type[msgspec.Struct]) -> None:
+    """Raise `InvalidInput` for members of another type, which would fail at each call."""
+    for n, selector in enumerate(selectors):
+        try:
+            msgspec.convert(selector, wanted)
+        except (msgspec.ValidationError, UnicodeEncodeError) as error:
+            raise errors.InvalidInput(f"{name}[{n}]", selector, f"is wrong: {error}") from None
+
+
 def check(classic: Sequence[Json], advanced: Sequence[Json]) -> None:
     """Raise `InvalidInput` for what CloudTrail would refuse."""
+    _check_types("EventSelectors", classic, _Classic)
+    _check_types("AdvancedEventSelectors", advanced, _Advanced)
     if bool(classic) == bool(advanced):
         raise errors.InvalidInput(
             "EventSelectors",
@@ -183,7 +223,7 @@ def check(classic: Sequence[Json], advanced: Sequence[Json]) -> None:
     for n, selector in enumerate(advanced):
         _check_advanced(f"AdvancedEventSelectors[{n}]", selector["FieldSelectors"])
     conditions = sum(
-        len(values)
+        len(values or ())
         for selector in advanced
         for field in selector["FieldSelectors"]
         for name, values in field.items()
