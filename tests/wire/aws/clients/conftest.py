@@ -16,7 +16,7 @@ from tests.wire.aws.clients.answering import Json, answering
 from tests.wire.aws.clients.place import BASE, RECIPE, Place
 from tests.wire.aws.clients.playing import playing
 from tests.wire.aws.clients.running import RunningJob
-from tests.wire.aws.clients.service import Server, run_python
+from tests.wire.aws.clients.service import Server, save_model
 
 #: Unfinished training jobs of the account: the one that lends rollouts, and one of a test.
 QUOTA = 2
@@ -58,10 +58,7 @@ def tiny_model(server: Server) -> Path:
     """A tiny random model with its tokenizer and recipe, which the hub has as `BASE`."""
     folder = server.data_dir / "models" / BASE
     folder.parent.mkdir(exist_ok=True)
-    run_python(
-        "from pathlib import Path; from tests.service import save_chat_model; "
-        f"save_chat_model(Path({str(folder)!r}))"
-    )
+    save_model(folder)
     (folder / "turnwise-recipe.json").write_text(json.dumps(RECIPE))
     return folder
 

@@ -38,6 +38,15 @@ def run_python(code: str) -> str:
     return done.stdout
 
 
+def save_model(folder: Path) -> Path:
+    """A tiny random Qwen3 model with its tokenizer, made in the server's environment."""
+    run_python(
+        "from pathlib import Path; from tests.service import save_chat_model; "
+        f"save_chat_model(Path({str(folder)!r}))"
+    )
+    return folder
+
+
 class Server:
     """`turnwise serve` as a process of its own, on a free port."""
 

@@ -18,8 +18,7 @@ from typing import Any
 
 import pytest
 
-from tests.wire.aws.clients.running import save_model
-from tests.wire.aws.clients.service import ROOT, SERVER_PYTHON, Server, client
+from tests.wire.aws.clients.service import ROOT, SERVER_PYTHON, Server, client, save_model
 
 PAGE = ROOT / "docs" / "sagemaker.md"
 #: Of the page's blocks, what the session fixture has done already.
