@@ -172,6 +172,7 @@ def blocks() -> list[tuple[str, str]]:
     return found
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_every_block_of_the_page_runs_in_order(notebook: Notebook, env: dict[str, str]) -> None:
     said: dict[str, str] = {}
