@@ -11,7 +11,7 @@ DATA ?=
 # first and call `make setup TORCH=` (README, "On a GPU").
 TORCH ?= torch==2.13.0
 
-.PHONY: help setup fmt check test wire wire-demo gpu bench docs serve demo clean
+.PHONY: help setup fmt check test wire wire-long wire-demo gpu bench docs serve demo clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -44,6 +44,9 @@ $(CLIENTS)/.ready: $(WIRE)/requirements.txt $(WIRE)/constraints.txt
 
 wire: setup $(CLIENTS)/.ready  ## the real AWS clients against a real server, in an environment of their own
 	PYTHONPATH=. $(CLIENTS)/bin/pytest -c $(WIRE)/pytest.ini $(WIRE)
+
+wire-long: setup $(CLIENTS)/.ready  ## the rest of them: docs/sagemaker.md, block by block
+	PYTHONPATH=. $(CLIENTS)/bin/pytest -c $(WIRE)/pytest.ini -m long $(WIRE)
 
 wire-demo: setup $(CLIENTS)/.ready  ## the demo by the sagemaker SDK: train, then base against tuned, paired
 	PYTHONPATH=. $(CLIENTS)/bin/python -W ignore -m examples.aircraft_inspection.sagemaker_demo
