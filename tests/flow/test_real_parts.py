@@ -225,4 +225,5 @@ async def test_no_token_gets_too_old_nor_lost_though_agents_break_and_the_server
             each.tokens for each in rollouts
         )
         codes = {each.rollout.fault.code for each in rollouts if each.rollout.fault}
-        assert codes == {"agent_error", "superseded"}
+        # Superseded are those that were open at the crash, of which there may be none.
+        assert codes - {"superseded"} == {"agent_error"}
