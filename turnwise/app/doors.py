@@ -143,7 +143,6 @@ def _rooms_of_aws(house: House) -> Rooms:
     )
     browse = Browse(store)
     return Rooms(
-        url=house.base.url,
         region=house.base.settings.region,
         account=store.account,
         clock=SYSTEM_CLOCK,

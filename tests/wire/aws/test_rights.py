@@ -136,7 +136,6 @@ async def services(tmp_path: Path) -> AsyncIterator[list[AwsService]]:
     vault = Vault.open(tmp_path / "master.key")
     calls = AgentCalls()
     rooms = Rooms(
-        url=URL,
         jobs=world.jobs,
         audit=audit,
         trails=Trails(audit, store, clock, region=REGION, buckets=world.buckets),

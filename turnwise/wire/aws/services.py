@@ -50,7 +50,6 @@ from turnwise.wire.aws.sts import sts
 class Rooms:
     """What the handlers call."""
 
-    url: str  # of this server, as clients reach it
     jobs: Jobs
     audit: AuditTrail
     trails: Trails
