@@ -239,6 +239,7 @@ class AgentRequest:
     fields: Mapping[str, Any]
     sampling: SamplingParams
     timeout_s: float
+    group_id: str = ""  # siblings have the same
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

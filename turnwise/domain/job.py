@@ -41,6 +41,7 @@ class Secondary(StrEnum):
     MAX_RUNTIME_EXCEEDED = "MaxRuntimeExceeded"
     RESTARTING = "Restarting"
     COMPLETED = "Completed"
+    EARLY_STOPPED = "EarlyStopped"  # of a completed job: a whole epoch had nothing to learn from
     FAILED = "Failed"
 
 
@@ -94,12 +95,14 @@ class AgentKind(StrEnum):
     AGENTCORE = "agentcore"  # POST {url}/invocations, GET {url}/ping
     LAMBDA = "lambda"  # the Lambda runtime interface emulator, or a handler's own server
     PYTHON = "python"  # "package.module:callable", in the server process
+    EVALUATOR = "evaluator"  # an uploaded evaluator, which drives rollouts and scores them
     SCRIPTED = "scripted"  # the shipped fake
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentSpec:
-    """Where the agent is. `url` for http, agentcore and lambda, `target` for python.
+    """Where the agent is. `url` for http, agentcore and lambda, `target` for python; for an
+    evaluator, `target` is its id.
 
     A `name` is a registered agent's, whose record then says the kind and the URL.
     """

@@ -188,6 +188,7 @@ class Collector:
             sampling=rollout.sampling,
             # The alarm judges the deadline; the response to a reward in time has its grace.
             timeout_s=rollout.deadline_at - rollout.created_at + RESPONSE_GRACE_S,
+            group_id=rollout.group_id,
         )
 
     async def _dispatch(self, request: AgentRequest) -> Mapping[str, float]:
