@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 CLIENTS := .venv-clients
 WIRE := tests/wire/aws/clients
 SEED ?= 0
+# Processes of `make test`. Files are dealt in order, so that the long ones start early.
+WORKERS ?= 2
 DATA ?=
 # The CPU build. On a CUDA machine install a CUDA build of the same version into the environment
 # first and call `make setup TORCH=` (README, "On a GPU").
@@ -34,8 +36,8 @@ check: setup  ## format, lint, strict types, import contract
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: setup  ## the whole suite, but for GPU tests
-	$(BIN)/pytest -m 'not gpu'
+test: setup  ## the whole suite, but for GPU tests; WORKERS=1 in one process
+	$(BIN)/pytest -m 'not gpu' -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 $(CLIENTS)/.ready: $(WIRE)/requirements.txt $(WIRE)/constraints.txt
 	test -x $(CLIENTS)/bin/python || $(PYTHON) -m venv $(CLIENTS)

@@ -80,7 +80,7 @@ async def test_a_job_whose_agent_is_refused_leaves_no_engine_behind(tmp_path: Pa
     agent = AgentSpec(kind=AgentKind.PYTHON, target="no.such:agent")
     with pytest.raises(errors.InvalidInput, match=r"agent\.target: .*cannot be imported"):
         await service(started).start_job(builders.job(spec=spec(tmp_path, agent=agent)))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await started[0].ended.wait()
 
 

@@ -16,6 +16,8 @@ from turnwise.ports import Clock
 
 #: Purposes: a presigned address that signs a browser in, and the cookie that it then has.
 MLFLOW_SIGN_IN, MLFLOW_SESSION = "mlflow sign-in", "mlflow session"
+#: The cookie of who signed in to the dashboard with a key.
+DASHBOARD_SESSION = "dashboard session"
 
 _HEX, _LETTERS = "0123456789abcdef", "abcdefghijklmnop"
 _TO_LETTERS = str.maketrans(_HEX, _LETTERS)

@@ -14,6 +14,7 @@ from turnwise.control.logs import Logs
 from turnwise.control.models.hubs import Hubs
 from turnwise.control.models.served import ServedModels, verified_base, verified_folder
 from turnwise.control.results import StoredResults
+from turnwise.dashboard import DashboardRooms, dashboard_app, is_page
 from turnwise.exporting.archives import Archives
 from turnwise.system import SYSTEM_CLOCK, new_id
 from turnwise.wire.asgi import Receive, Scope, Send
@@ -40,6 +41,7 @@ class Doors:
     data_plane: DataPlane
     mlflow: MlflowDoor
     aws: AwsDoor
+    dashboard: Asgi
     native: Asgi
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -53,7 +55,9 @@ class Doors:
             return self.data_plane
         if self.mlflow.owns(scope["path"]):
             return self.mlflow
-        return self.aws if self.aws.owns(scope) else self.native
+        if self.aws.owns(scope):
+            return self.aws
+        return self.dashboard if is_page(scope["path"]) else self.native
 
 
 @contextlib.asynccontextmanager
@@ -64,7 +68,11 @@ async def open_doors(house: House) -> AsyncIterator[Doors]:
     mlflow = _mlflow_door(house)
     try:
         yield Doors(
-            data_plane=_data_plane(house), mlflow=mlflow, aws=aws, native=_native_door(house)
+            data_plane=_data_plane(house),
+            mlflow=mlflow,
+            aws=aws,
+            dashboard=_dashboard(house),
+            native=_native_door(house),
         )
     finally:
         await mlflow.close()
@@ -118,6 +126,25 @@ def _native_door(house: House) -> Observed:
         region=base.settings.region,
         account_number=house.access.accounts.number,
         job_arn=house.workshop.job_arn,
+    )
+
+
+def _dashboard(house: House) -> Asgi:
+    base, data = house.base, house.data
+    return dashboard_app(
+        DashboardRooms(
+            url=base.url,
+            clock=SYSTEM_CLOCK,
+            accounts=house.access.accounts,
+            keyring=house.access.keyring,
+            links=house.access.links,
+            jobs=house.jobs,
+            browse=Browse(base.store),
+            results=StoredResults(base.store, base.blobs),
+            registry=data.registry,
+            catalogue=data.catalogue,
+            resources=base.store,
+        )
     )
 
 

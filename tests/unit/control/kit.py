@@ -161,7 +161,7 @@ class World:
 
     async def until(self, name: str, status: JobStatus) -> Job:
         """Wait for a job's status."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while True:
                 events = await self.store.events(ACCOUNT, name_id := await self._id(name))
                 job = await self.jobs.describe(ADMIN, name)
@@ -172,7 +172,7 @@ class World:
     async def running(self, name: str) -> Loop:
         """Wait for a job's loop."""
         await self.until(name, JobStatus.RUNNING)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while name not in self.loops:
                 await asyncio.sleep(0)
         return self.loops[name]

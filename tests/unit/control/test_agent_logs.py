@@ -51,7 +51,7 @@ async def test_noted_entries_are_written_without_anybody_asking(
 ) -> None:
     monkeypatch.setattr(agent_logs, "WRITE_EVERY_S", 0.01)
     logs.of(OURS, "walker").note(AgentLogKind.PRINTED, "hello")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while not await store.agent_log(OURS, "walker"):
             await asyncio.sleep(0.01)
 

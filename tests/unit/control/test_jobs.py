@@ -211,7 +211,7 @@ async def test_a_failure_that_a_full_disk_keeps_from_being_recorded_is_once_ther
         connection.execute("PRAGMA max_page_count = 1")  # it may not grow
     loop.break_down(errors.StorageFull("no room for checkpoint ".ljust(100_000)))
     tried_until = world.clock.at + 2 * RECORD_AGAIN_S
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while world.clock.at < tried_until:
             await asyncio.sleep(0)
     assert await world.statuses() == {"walk": "RUNNING"}

@@ -36,7 +36,7 @@ async def merging(base: Path, adapter: Path) -> AsyncIterator[RemoteArchive]:
         yield archive
     finally:
         await archive.close()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await serving
 
 

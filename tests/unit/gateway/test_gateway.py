@@ -56,7 +56,7 @@ LOST = Fault(blame=Blame.AGENT, code="deadline")
 
 async def until(condition: Any) -> None:
     """Let the loop run until something is so."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while not condition():
             await asyncio.sleep(0)
 
@@ -610,7 +610,7 @@ async def test_a_retry_that_comes_when_the_turn_is_over_still_gets_it():
         await until(lambda: world.script.asked)
         await leave(asking)
         world.sampler.gate.set()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while not (await world.trajectory()).turns:  # on record although nobody has got it
                 await asyncio.sleep(0)
         reply = await chat(world, user("hi"), retry_count=1)
@@ -642,7 +642,7 @@ async def test_a_client_that_does_not_come_back_leaves_an_undelivered_turn():
         await asyncio.sleep(0.01)
         await leave(asking)
         await until(lambda: world.sampler.aborted)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while not (turns := (await world.trajectory()).turns):
                 await asyncio.sleep(0)
         trajectory = await world.trajectory()
@@ -664,7 +664,7 @@ async def test_a_finished_turn_that_nobody_fetches_is_undelivered():
         await until(lambda: world.script.asked)
         await leave(asking)
         world.sampler.gate.set()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while not (turns := (await world.trajectory()).turns) or turns[0].is_delivered:
                 await asyncio.sleep(0.005)
         again = await chat(world, user("hi"), retry_count=1)
@@ -686,7 +686,7 @@ async def test_a_client_that_leaves_during_the_commit_takes_its_turn_back():
 
         world.store.commit_turn = slow_commit  # type: ignore[method-assign]
         await entered.wait()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while (turns := (await world.trajectory()).turns)[0].is_delivered:
                 await asyncio.sleep(0.005)
     assert len(turns) == 1
@@ -698,7 +698,7 @@ async def test_a_client_that_stays_but_does_not_read_holds_up_no_deadline():
         exchange = await world.gateway.ask(world.principal, "rol_a", request, body=b"")
         async with contextlib.aclosing(exchange.events()) as events:
             await anext(events)  # and then it reads nothing more
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(30):
                 while not (await world.trajectory()).turns:
                     await asyncio.sleep(0)
                 await world.gateway.fail("rol_a", LOST)
@@ -822,7 +822,7 @@ async def test_rewards_per_turn_finish_a_rollout_whose_agent_gave_a_call_up():
         await until(lambda: len(world.script.asked) == 3)
         await leave(asking)
         world.sampler.gate.set()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while len((await world.trajectory()).turns) < 3:
                 await asyncio.sleep(0)
         await world.gateway.finish(world.principal, "rol_a", (0.5, 1.0))
@@ -1000,7 +1000,7 @@ async def test_tokens_are_counted_though_who_closes_the_rollout_is_cancelled():
         failing = asyncio.create_task(world.gateway.fail("rol_a", LOST))
         await until(lambda: world.sampler.aborted)
         await leave(failing)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             with pytest.raises(errors.NotInValidStatus, match="it was closed during the call"):
                 await asking
         await world.gateway.fail("rol_a", LOST)

@@ -84,7 +84,7 @@ async def test_calls_at_once_open_a_model_once():
 async def test_a_model_that_nobody_asks_for_is_given_up_and_opened_again_when_asked_for():
     host = Host(idle_s=0.001)
     await host.call()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await host.opened[0][1].closed.wait()
     assert host.serving.loaded == ()
     assert await host.call() == "hello"
@@ -98,7 +98,7 @@ async def test_the_models_that_have_waited_longest_make_room():
         await host.call(version)
     await asyncio.sleep(0)
     assert host.serving.loaded == ("package_1", "package_3")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await dict(host.opened)[2].closed.wait()
     await host.serving.close()
     assert all(sampler.closed.is_set() for _, sampler in host.opened)

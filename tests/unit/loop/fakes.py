@@ -73,7 +73,7 @@ class FakeClock:
 
 async def until(seen: Callable[[], Any] | Callable[[], Awaitable[Any]]) -> Any:
     """Look again and again until something is there, at most for a few seconds."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while True:
             found = seen()
             found = await found if isinstance(found, Awaitable) else found

@@ -522,7 +522,7 @@ async def test_a_reader_does_not_wait_for_an_mlflow_that_is_down(
     await world.mlflow.stop()
     following = make()
     following.follow(world.job)
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(30):
         await following.settle(ACCOUNT)
 
 

@@ -405,19 +405,19 @@ async def test_a_client_that_drops_its_connection_leaves_an_undelivered_turn():
         _, writer = await asyncio.open_connection(host, int(port))
         head = f"POST /r/rol_a.{SECRET}/v1/chat/completions HTTP/1.1\r\nHost: x\r\n"
         writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while not world.script.asked:
                 await asyncio.sleep(0.005)
         writer.close()
         await writer.wait_closed()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while not world.sampler.aborted:
                 await asyncio.sleep(0.005)
         assert (await world.trajectory()).turns == ()  # nothing had been sampled yet
 
 
 async def undelivered(world: World) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while not (await world.trajectory()).turns:
             await asyncio.sleep(0.005)
 

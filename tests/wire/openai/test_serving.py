@@ -180,7 +180,7 @@ async def test_a_prompt_that_does_not_fit_and_more_than_one_choice_are_refused()
 
 
 async def running(world: World, count: int) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while (await world.sampler.stats()).running != count:
             await asyncio.sleep(0.001)
 

@@ -149,7 +149,7 @@ class World:
         return made.execution_id
 
     async def ended(self, execution_id: str) -> Execution:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while True:
                 found = await self.pipelines.execution(ADMIN, execution_id)
                 if found.status.is_final:
@@ -244,7 +244,7 @@ async def test_a_job_that_somebody_stops_or_deletes_fails_the_execution(world: W
 
 
 async def until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while not holds():
             await asyncio.sleep(0)
 
@@ -290,7 +290,7 @@ async def test_a_job_that_was_created_just_before_a_crash_is_found_though_it_lea
     execution_id = await world.start()
     await until(lambda: world.jobs.steps == ["A"])
     after = await world.restarted()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while statuses(await after.pipelines.execution(ADMIN, execution_id))["A"] != "Executing":
             await asyncio.sleep(0)
 
@@ -364,7 +364,7 @@ async def test_a_step_that_waits_for_room_is_stopped_without_a_job(world: World)
     world.jobs.room = 0
     await world.create({"A": ("Job", [])})
     execution_id = await world.start()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while statuses(await world.pipelines.execution(ADMIN, execution_id)) != {"A": "Starting"}:
             await asyncio.sleep(0)
     await world.pipelines.stop(ADMIN, execution_id)
@@ -555,7 +555,7 @@ async def _driven_through(
 
             jobs.effect = effect
             Dying.effect = staticmethod(effect)
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(30):
                 while (
                     left[0] > 0
                     and not (await world.pipelines.execution(ADMIN, execution_id)).status.is_final

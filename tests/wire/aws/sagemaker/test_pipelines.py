@@ -63,7 +63,7 @@ async def start(ask: Caller, token: str = TOKEN, **more: Any) -> str:
 
 
 async def ended(ask: Caller, arn: str) -> Json:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while True:
             found = await ask("DescribePipelineExecution", PipelineExecutionArn=arn)
             if found["PipelineExecutionStatus"] not in ("Executing", "Stopping"):

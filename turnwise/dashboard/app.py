@@ -1,0 +1,166 @@
+"""The pages as one ASGI app under /dashboard.
+
+The URL is the state: every page is whole without script; htmx replaces parts, a stream of
+server-sent events keeps them fresh, and charts are drawn from the tables beside them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, FastAPI, Form, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import FileResponse, HTMLResponse, RedirectResponse
+
+from turnwise import errors
+from turnwise.dashboard.jobs import job_list_routes
+from turnwise.dashboard.live import Hub
+from turnwise.dashboard.pages import STATIC, Pages
+from turnwise.dashboard.rooms import Dashboard, DashboardRooms
+from turnwise.dashboard.session import Sessions, SignInNeeded, safe_next, to_sign_in
+from turnwise.domain.access import Principal
+
+log = logging.getLogger(__name__)
+
+PREFIX = "/dashboard"
+
+#: Scripts, styles and pictures only from here; nothing inline; no frame around a page.
+POLICY = (
+    "default-src 'self'; img-src 'self' data:; object-src 'none'; base-uri 'none'; "
+    "form-action 'self'; frame-ancestors 'none'"
+)
+
+#: Each module of pages has one of these.
+Routes = Callable[[Dashboard], APIRouter]
+
+PAGES: tuple[Routes, ...] = (job_list_routes,)
+
+
+def is_page(path: str) -> bool:
+    """Whether a path is answered here."""
+    return path in ("/", "/favicon.ico", PREFIX) or path.startswith(f"{PREFIX}/")
+
+
+def dashboard_app(rooms: DashboardRooms) -> FastAPI:
+    """All pages, static files and streams."""
+    pages = Pages.load()
+    sessions = Sessions(rooms.keyring, rooms.links, is_secure=rooms.url.startswith("https:"))
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+
+    @app.middleware("http")
+    async def _harden(
+        request: Request, answer: Callable[[Request], Awaitable[Response]]
+    ) -> Response:
+        response = await answer(request)
+        response.headers["content-security-policy"] = POLICY
+        response.headers["x-content-type-options"] = "nosniff"
+        response.headers["referrer-policy"] = "same-origin"
+        response.headers.setdefault("cache-control", "no-store")
+        return response
+
+    dashboard = Dashboard(rooms=rooms, pages=pages, hub=Hub(), principal=sessions.principal)
+    _add_faults(app, pages, sessions)
+    app.include_router(_session_routes(pages, sessions))
+    for routes in PAGES:
+        app.include_router(routes(dashboard))
+    return app
+
+
+def _session_routes(pages: Pages, sessions: Sessions) -> APIRouter:
+    routes = APIRouter(prefix=PREFIX)
+
+    @routes.get("/static/{fingerprint}/{file:path}")
+    async def static(fingerprint: str, file: str) -> Response:
+        """Needs no key. The address changes with the content."""
+        path = (STATIC / file).resolve()
+        if not path.is_relative_to(STATIC) or not path.is_file():
+            raise errors.NotFound("file", file)
+        return FileResponse(path, headers={"cache-control": "public, max-age=31536000, immutable"})
+
+    @routes.get("/sign-in")
+    async def sign_in_page(request: Request, next: str = "") -> HTMLResponse:
+        return pages.page(
+            request, "sign_in.html", principal=None, wanted=safe_next(next), problem=""
+        )
+
+    @routes.post("/sign-in")
+    async def sign_in(
+        request: Request, key: Annotated[str, Form()] = "", next: Annotated[str, Form()] = ""
+    ) -> Response:
+        wanted = safe_next(next)
+        response = RedirectResponse(wanted, status_code=303)
+        try:
+            await sessions.start(key, response)
+        except errors.Unauthenticated:
+            problem = "No such key, or it was revoked. `turnwise keys list` shows what there is."
+            return pages.page(
+                request,
+                "sign_in.html",
+                principal=None,
+                status=401,
+                wanted=wanted,
+                problem=problem,
+            )
+        return response
+
+    @routes.post("/sign-out")
+    async def sign_out(who: Principal = Depends(sessions.principal)) -> Response:  # noqa: B008
+        response = RedirectResponse(f"{PREFIX}/sign-in", status_code=303)
+        sessions.end(response)
+        return response
+
+    return routes
+
+
+#: The nearest class in an error's family decides.
+_STATUS: dict[type[Exception], int] = {
+    errors.InvalidInput: 400,
+    errors.AccessError: 403,
+    errors.NotFound: 404,
+    errors.Conflict: 409,
+    errors.LimitExceeded: 429,
+    errors.Unavailable: 503,
+    Exception: 500,
+}
+
+
+def status_of(error: Exception) -> int:
+    """The status of the page that tells of an error."""
+    return next(_STATUS[kind] for kind in type(error).__mro__ if kind in _STATUS)
+
+
+def _add_faults(app: FastAPI, pages: Pages, sessions: Sessions) -> None:
+    async def told(request: Request, status: int, message: str) -> Response:
+        try:
+            principal: Principal | None = await sessions.principal(request)
+        except (SignInNeeded, errors.TurnwiseError):
+            principal = None
+        return pages.page(
+            request, "error.html", principal=principal, status=status, code=status, message=message
+        )
+
+    @app.exception_handler(SignInNeeded)
+    async def _sign_in(request: Request, _: SignInNeeded) -> Response:
+        return to_sign_in(request)
+
+    @app.exception_handler(errors.TurnwiseError)
+    async def _known(request: Request, error: errors.TurnwiseError) -> Response:
+        return await told(request, status_of(error), str(error))
+
+    @app.exception_handler(RequestValidationError)
+    async def _malformed(request: Request, error: RequestValidationError) -> Response:
+        problem: Any = error.errors()[0]
+        field = ".".join(str(part) for part in problem["loc"][1:]) or "the request"
+        message = f"{field} = {problem.get('input')!r} is wrong: {problem['msg']}"
+        return await told(request, 400, message)
+
+    @app.exception_handler(HTTPException)
+    async def _unrouted(request: Request, error: HTTPException) -> Response:
+        return await told(request, error.status_code, str(error.detail))
+
+    @app.exception_handler(Exception)
+    async def _unknown(request: Request, error: Exception) -> Response:
+        return await told(request, 500, "internal error; the server's log says more")

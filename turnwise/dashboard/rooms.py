@@ -1,0 +1,51 @@
+"""What the pages are made from: the rooms they call, each of which checks the caller's rights."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from fastapi import Request
+
+from turnwise.access.accounts import Accounts
+from turnwise.access.keys import Keyring
+from turnwise.access.links import Links
+from turnwise.control.browse import Browse
+from turnwise.control.jobs import Jobs
+from turnwise.control.models.catalogue import Catalogue
+from turnwise.control.models.registry import Registry
+from turnwise.control.results import StoredResults
+from turnwise.dashboard.live import Hub
+from turnwise.dashboard.pages import Pages
+from turnwise.domain.access import Principal
+from turnwise.ports import Clock, Resources
+
+#: Finds the caller of a request, or sends the browser to the sign-in page.
+Caller = Callable[[Request], Awaitable[Principal]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DashboardRooms:
+    """`url` is how people reach the server; over https its cookies are marked secure."""
+
+    url: str
+    clock: Clock
+    accounts: Accounts
+    keyring: Keyring
+    links: Links
+    jobs: Jobs
+    browse: Browse
+    results: StoredResults
+    registry: Registry
+    catalogue: Catalogue
+    resources: Resources
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dashboard:
+    """What every module of pages is given."""
+
+    rooms: DashboardRooms
+    pages: Pages
+    hub: Hub
+    principal: Caller

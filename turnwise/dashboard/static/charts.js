@@ -1,0 +1,87 @@
+// Draws every figure[data-chart] with uPlot from its data; the numbers beside it stay as they are.
+// data: {x: [...], series: [{label, values: [...]}], href: "/…?step={x}", log: bool, smooth: bool}
+"use strict";
+(() => {
+  const drawn = new WeakMap();
+  const options = new URLSearchParams(location.hash.slice(1)); // smoothing and scale, kept in the URL
+
+  function colour(name) {
+    return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+  }
+
+  function smoothed(values, weight) {
+    if (!weight) return values;
+    let last = null, norm = 0;
+    return values.map((value) => {
+      if (value === null) return null;
+      last = (last ?? 0) * weight + (1 - weight) * value;
+      norm = norm * weight + (1 - weight);
+      return last / norm;
+    });
+  }
+
+  function draw(figure) {
+    const plot = figure.querySelector("[data-plot]");
+    const data = JSON.parse(figure.dataset.chart);
+    if (!plot || data.x.length === 0) return;
+    drawn.get(plot)?.destroy();
+    const weight = Number(options.get("smooth") ?? 0);
+    const isLog = options.get("scale") === "log" && data.series.every((s) => s.values.every((v) => v === null || v > 0));
+    const width = Math.max(240, plot.clientWidth);
+    const ink = colour("--ink-2"), line = colour("--line");
+    const axis = { stroke: ink, grid: { stroke: line, width: 1 }, ticks: { stroke: line, width: 1 }, font: "11px system-ui" };
+    const series = [{ label: data.x_label ?? "step" }];
+    const columns = [data.x];
+    data.series.forEach((each, i) => {
+      const stroke = colour(`--series-${(i % 6) + 1}`);
+      if (weight) {
+        columns.push(each.values);
+        series.push({ label: `${each.label} (raw)`, stroke: stroke + "55", width: 1, spanGaps: true, points: { show: false } });
+      }
+      columns.push(smoothed(each.values, weight));
+      const points = data.x.length < 40 ? { size: 5 } : { show: false };
+      series.push({ label: each.label, stroke, width: 2, spanGaps: true, points, dash: i > 5 ? [6, 4] : undefined });
+    });
+    const chart = new uPlot({
+      width, height: 180, series,
+      scales: { x: { time: false }, y: isLog ? { distr: 3 } : {} },
+      axes: [axis, { ...axis, size: 56 }],
+      legend: { show: data.series.length > 1 || weight > 0 },
+      cursor: { sync: { key: data.sync ?? "steps" }, points: { size: 7 } },
+    }, columns, plot);
+    drawn.set(plot, chart);
+    if (data.href) {
+      chart.over.style.cursor = "pointer";
+      chart.over.addEventListener("click", () => {
+        const at = chart.cursor.idx;
+        if (at !== null && at !== undefined) location.assign(data.href.replace("{x}", data.x[at]));
+      });
+    }
+  }
+
+  function drawAll() {
+    for (const figure of document.querySelectorAll("figure[data-chart]")) draw(figure);
+  }
+
+  document.addEventListener("change", (event) => {
+    const control = event.target.closest("[data-chart-option]");
+    if (!control) return;
+    options.set(control.dataset.chartOption, control.type === "checkbox" ? (control.checked ? control.value : "") : control.value);
+    history.replaceState(null, "", `#${options}`);
+    drawAll();
+  });
+
+  document.addEventListener("DOMContentLoaded", () => {
+    for (const control of document.querySelectorAll("[data-chart-option]")) {
+      const value = options.get(control.dataset.chartOption);
+      if (value === null) continue;
+      if (control.type === "checkbox") control.checked = value === control.value;
+      else control.value = value;
+    }
+    drawAll();
+  });
+  document.addEventListener("htmx:after:swap", drawAll);
+  document.addEventListener("turnwise:theme", drawAll);
+  let pending;
+  addEventListener("resize", () => { clearTimeout(pending); pending = setTimeout(drawAll, 150); });
+})();
