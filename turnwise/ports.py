@@ -637,8 +637,9 @@ class JobSummary:
 class LogQuery:
     """A page of a job's events: of these levels and kinds (none given: all), with these values.
 
-    `text` is a part of what the event says, in any case; `rollout_id` and `step` are those in the
-    body. Events with `after` < seq < `before`, oldest first unless `newest_first`.
+    `text` is a part of what the event says, in any case; of rollouts' ends, unless `rollout_id` or
+    `step` is given, only the failed say something. `rollout_id` and `step` are those in the body.
+    Events with `after` < seq < `before`, oldest first unless `newest_first`.
     """
 
     job_id: str
