@@ -1,5 +1,4 @@
-"""What a page of the dashboard waits for, over one job of 100,000 rollouts and an account of 10,000
-jobs.
+"""What a page of the dashboard waits for: 100,000 rollouts of one job, 10,000 jobs of an account.
 
 Each query is asked again and again over a file that nothing else uses, as a page asks it: through
 the store, on its readers' connections. The pages are the first ones and some from the middle of
@@ -29,7 +28,7 @@ from turnwise.domain.rollout import (
     RolloutStatus,
     SamplingParams,
 )
-from turnwise.ports import JobQuery, LogQuery, RolloutQuery, RolloutSort
+from turnwise.ports import JobQuery, LogQuery, RolloutCursor, RolloutQuery, RolloutSort
 from turnwise.storage import transcripts
 from turnwise.storage.database import WRITES, open_engine
 from turnwise.storage.sql import SqlStore
@@ -52,7 +51,7 @@ Ask = Callable[[SqlStore], Awaitable[object]]
 
 
 def run(repeats: int = REPEATS) -> list[dict[str, Any]]:
-    """Records of the milliseconds that each query takes, the median and the slowest in a hundred."""
+    """Records of each query's milliseconds: the median, and the slowest in a hundred."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "turnwise.db"
         _fill(path)
@@ -91,6 +90,9 @@ def _rollout_pages() -> dict[str, tuple[float, Ask]]:
         ),
         "with a rare phrase": replace(whole, text='"seldom seen"'),
         "with a word of all": replace(whole, text="inspect"),
+        "with a word of all, by reward": replace(
+            whole, text="inspect", sort=RolloutSort.REWARD, descending=True
+        ),
         "with a word of half, by reward": replace(
             whole, text="even", sort=RolloutSort.REWARD, descending=True
         ),
@@ -104,9 +106,7 @@ def _rollout_pages() -> dict[str, tuple[float, Ask]]:
     return {f"a page of rollouts, {name}": (GOAL_MS, _page(q)) for name, q in asked.items()}
 
 
-def _middle(query: RolloutQuery) -> Any:
-    from turnwise.ports import RolloutCursor
-
+def _middle(query: RolloutQuery) -> RolloutCursor:
     values = {RolloutSort.REWARD: 0.5, RolloutSort.TOKENS: 500.0}
     return RolloutCursor(values.get(query.sort), ROLLOUTS // 2)
 

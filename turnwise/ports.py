@@ -589,10 +589,11 @@ class Tally:
 class JobQuery:
     """A page of an account's jobs, newest first: those before `after` (a job's `seq`).
 
-    `name` is a part of the name, in any case; no `statuses` means all, `job_ids` None any.
+    `name` is a part of the name, in any case; no `statuses` means all, `job_ids` None any. Account
+    None: all accounts (for the queue, which is one for all).
     """
 
-    account_id: str
+    account_id: str | None
     statuses: tuple[JobStatus, ...] = ()
     name: str = ""
     kind: JobKind | None = None

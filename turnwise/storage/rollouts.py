@@ -126,9 +126,8 @@ class MoveRollout:
         """The statement that gives a rollout new values in these columns."""
         if names not in self._changing:
             changed = update(rollouts).where(rollouts.c.rollout_id == bindparam("its_id"))
-            columns = {name: bindparam(name) for name in names}
-            compiled = changed.values(columns).compile(dialect=self._dialect)
-            self._changing[names] = str(compiled)
+            changed = changed.values({name: bindparam(name) for name in names})
+            self._changing[names] = str(changed.compile(dialect=self._dialect))
         return self._changing[names]
 
 
