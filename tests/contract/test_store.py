@@ -3,7 +3,6 @@
 import asyncio
 import subprocess
 import sys
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,23 +37,6 @@ from turnwise.ports import FinishedStep, ModelPackage, Pruned, RolloutQuery
 from turnwise.storage.sql import SqlStore
 
 OTHER = "acc_other"
-
-
-@pytest.fixture
-def clock() -> SetClock:
-    return SetClock(5000.0)
-
-
-@pytest.fixture(params=["memory", "sqlite"])
-async def store(
-    request: pytest.FixtureRequest, tmp_path: Path, clock: SetClock
-) -> AsyncIterator[SqlStore]:
-    if request.param == "memory":
-        opened = SqlStore.in_memory(clock=clock)
-    else:
-        opened = SqlStore.open(tmp_path / "turnwise.db", clock=clock)
-    yield opened
-    await opened.close()
 
 
 def status_event(status: JobStatus, **body: object) -> EventDraft:
@@ -386,7 +368,7 @@ async def test_pages_follow_a_cursor_and_filters(store: SqlStore) -> None:
         ("rol_1", 1, 3),
     ]
     ids = lambda summaries: [s.rollout.rollout_id for s in summaries]  # noqa: E731
-    assert ids(await page(store, after=first[-1].seq)) == ["rol_2", "rol_3", "rol_4"]
+    assert ids(await page(store, after=first[-1].cursor())) == ["rol_2", "rol_3", "rol_4"]
     assert ids(await page(store, step=1)) == ["rol_1", "rol_3"]
     assert ids(await page(store, status=RolloutStatus.REWARDED)) == ["rol_3"]
     assert ids(await page(store, purpose=Purpose.VALIDATION, step=0)) == ["rol_4"]

@@ -1,13 +1,12 @@
-"""Groups, rollouts and their pages: functions on an open connection."""
+"""Groups and rollouts: functions on an open connection."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import cache
 from typing import Any
 
-from sqlalchemy import Connection, Update, and_, bindparam, select, update
+from sqlalchemy import Connection, Dialect, and_, bindparam, select, update
 
 from turnwise import errors
 from turnwise.domain.ledger import Bin
@@ -20,10 +19,9 @@ from turnwise.domain.rollout import (
     Rollout,
     RolloutStatus,
 )
-from turnwise.ports import RolloutQuery, RolloutSummary
 from turnwise.storage import jobs as jobs_of
 from turnwise.storage.rows import from_row, from_rows, select_nouns, to_row
-from turnwise.storage.tables import groups, rollouts
+from turnwise.storage.tables import groups, rollouts, to_json
 
 OPEN = (RolloutStatus.PENDING, RolloutStatus.READY)
 UNTRAINED = (GroupStatus.OPEN, GroupStatus.CLOSED)
@@ -67,7 +65,17 @@ def open_all(connection: Connection, opened: Sequence[Rollout]) -> None:
     for account_id, job_id in {(rollout.account_id, rollout.job_id) for rollout in opened}:
         jobs_of.hold(connection, account_id, job_id)
     if opened:
-        connection.execute(_OPEN, [to_row(rollout) for rollout in opened])
+        connection.execute(_OPEN, [to_row(each, **_shown(each)) for each in opened])
+
+
+def _shown(rollout: Rollout) -> dict[str, Any]:
+    """What pages are filtered and ordered by, beside the noun's own fields."""
+    ended_at = rollout.ended_at
+    return {
+        "reward": rollout.reward,
+        "fault_code": None if rollout.fault is None else rollout.fault.code,
+        "duration": None if ended_at is None else ended_at - rollout.created_at,
+    }
 
 
 def find(connection: Connection, rollout_id: str, account_id: str | None) -> Rollout:
@@ -75,52 +83,56 @@ def find(connection: Connection, rollout_id: str, account_id: str | None) -> Rol
     return _find(connection, rollout_id, account_id, lock=False)
 
 
-def move(
-    connection: Connection,
-    account_id: str,
-    rollout_id: str,
-    expected: Sequence[RolloutStatus],
-    given: Mapping[str, Any],
-) -> Rollout:
-    """Compare-and-set. Metrics are added to those that are there."""
-    rollout = _find(connection, rollout_id, account_id, lock=True)
-    if rollout.status not in expected:
-        wanted = " or ".join(status.value for status in expected)
-        raise errors.Conflict(f"rollout {rollout_id!r} is {rollout.status.value}, not {wanted}")
-    changes = {name: value for name, value in given.items() if value is not None}
-    if "metrics" in changes:
-        changes["metrics"] = {**rollout.metrics, **changes["metrics"]}
-    values = {f"new_{name}": value for name, value in changes.items()}
-    connection.execute(_changing(*sorted(changes)), {"its_id": rollout_id, **values})
-    return replace(rollout, **changes)
+#: How the values of a move are stored; numbers are as they are.
+_STORED: Mapping[str, Callable[[Any], Any]] = {
+    "status": lambda status: status.value,
+    "rewards": to_json,
+    "metrics": to_json,
+    "fault": to_json,
+}
 
 
-@cache
-def _changing(*names: str) -> Update:
-    """The statement that gives a rollout new values in these columns."""
-    changed = update(rollouts).where(rollouts.c.rollout_id == bindparam("its_id"))
-    return changed.values({name: bindparam(f"new_{name}") for name in names})
+class MoveRollout:
+    """Compare-and-set of a rollout. Values go to the driver as they are, as in `CommitTurn`."""
+
+    def __init__(self, dialect: Dialect) -> None:
+        self._dialect = dialect
+        self._changing: dict[tuple[str, ...], str] = {}
+
+    def __call__(
+        self,
+        connection: Connection,
+        account_id: str,
+        rollout_id: str,
+        expected: Sequence[RolloutStatus],
+        given: Mapping[str, Any],
+    ) -> Rollout:
+        """Keep the given values; metrics are added to those that are there. `Conflict`."""
+        rollout = _find(connection, rollout_id, account_id, lock=True)
+        if rollout.status not in expected:
+            wanted = " or ".join(status.value for status in expected)
+            raise errors.Conflict(f"rollout {rollout_id!r} is {rollout.status.value}, not {wanted}")
+        changes = {name: value for name, value in given.items() if value is not None}
+        if "metrics" in changes:
+            changes["metrics"] = {**rollout.metrics, **changes["metrics"]}
+        moved = replace(rollout, **changes)
+        values = {name: _STORED.get(name, _as_it_is)(value) for name, value in changes.items()}
+        if changes.keys() & {"rewards", "fault", "ended_at"}:
+            values |= _shown(moved)
+        connection.exec_driver_sql(self._statement(*values), {"its_id": rollout_id} | values)
+        return moved
+
+    def _statement(self, *names: str) -> str:
+        """The statement that gives a rollout new values in these columns."""
+        if names not in self._changing:
+            changed = update(rollouts).where(rollouts.c.rollout_id == bindparam("its_id"))
+            changed = changed.values({name: bindparam(name) for name in names})
+            self._changing[names] = str(changed.compile(dialect=self._dialect))
+        return self._changing[names]
 
 
-def page(connection: Connection, account_id: str, query: RolloutQuery) -> list[RolloutSummary]:
-    """One page, by keyset."""
-    wanted = select_nouns(
-        Rollout,
-        rollouts.c.account_id == account_id,
-        rollouts.c.job_id == query.job_id,
-        rollouts.c.seq > query.after,
-    )
-    for name in ("step", "purpose", "status"):
-        if (value := getattr(query, name)) is not None:
-            wanted = wanted.where(rollouts.c[name] == value)
-    wanted = wanted.add_columns(rollouts.c.seq, rollouts.c.turns, rollouts.c.tokens)
-    rows = connection.execute(wanted.order_by(rollouts.c.seq).limit(query.limit)).all()
-    return [
-        RolloutSummary(
-            seq=row.seq, rollout=from_row(Rollout, row), turns=row.turns, tokens=row.tokens
-        )
-        for row in rows
-    ]
+def _as_it_is(value: Any) -> Any:
+    return value
 
 
 def supersede(
@@ -143,6 +155,7 @@ def supersede(
         )
         .values(status=GroupStatus.SUPERSEDED)
     )
+    fault = _superseded(incarnation)
     closed = connection.execute(
         update(rollouts)
         .where(
@@ -151,7 +164,13 @@ def supersede(
             rollouts.c.status.in_(OPEN),
             rollouts.c.group_id.not_in(keep),
         )
-        .values(status=RolloutStatus.FAILED, fault=_superseded(incarnation), ended_at=now)
+        .values(
+            status=RolloutStatus.FAILED,
+            fault=fault,
+            fault_code=fault.code,
+            ended_at=now,
+            duration=now - rollouts.c.created_at,
+        )
     ).rowcount
     _count_superseded(connection, job_id, job.step)
     return closed

@@ -31,6 +31,7 @@ from turnwise.domain.rollout import (
     Group,
     Node,
     Policy,
+    Purpose,
     Rollout,
     RolloutStatus,
     Trajectory,
@@ -39,22 +40,31 @@ from turnwise.domain.rollout import (
 from turnwise.domain.training import Checkpoint
 from turnwise.ports import (
     Clock,
+    Excerpt,
     FinishedStep,
+    Histogram,
+    JobQuery,
+    JobSummary,
+    LogQuery,
     ModelPackage,
     Pruned,
     RolloutQuery,
     RolloutSummary,
+    Tally,
 )
 from turnwise.storage import (
     accounts,
     agent_logs,
     audit,
     jobs,
+    logs,
     objects,
     packages,
     resources,
+    rollout_pages,
     rollouts,
     steps,
+    transcripts,
     turns,
 )
 from turnwise.storage.database import (
@@ -73,6 +83,13 @@ T = TypeVar("T")
 # Pages and exports are rare beside turns; more threads would only take the interpreter from them.
 _READERS = 4
 
+# Few enough that a turn which comes meanwhile hardly waits.
+_SEARCHABLE_AT_ONCE = 4
+
+
+def _make_searchable(connection: Connection) -> bool:
+    return transcripts.work(connection, _SEARCHABLE_AT_ONCE)
+
 
 class SqlStore:
     """The database, used from one event loop.
@@ -86,8 +103,10 @@ class SqlStore:
         self._engine = engine
         self._clock = clock
         self._commit_turn = turns.CommitTurn(engine.dialect)
+        self._move_rollout = rollouts.MoveRollout(engine.dialect)
         self._wal = WalKeeper(engine) if is_sqlite_file(engine) else None
-        self._writer = Writer(engine, None if self._wal is None else self._wal.count)
+        committed = None if self._wal is None else self._wal.count
+        self._writer = Writer(engine, committed, _make_searchable)
         self._readers = ThreadPoolExecutor(readers, "store-reader") if readers else None
         self._watchers: set[tuple[str, asyncio.Future[None]]] = set()
         self._closed = False
@@ -126,6 +145,18 @@ class SqlStore:
         **kwargs: P.kwargs,
     ) -> T:
         written: T = await self._writer.submit(lambda c: function(c, *args, **kwargs))
+        return written
+
+    async def _write_ends(
+        self,
+        function: Callable[Concatenate[Connection, P], T],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        """A write that ends rollouts, or removes them: what can be searched is to change."""
+        written: T = await self._writer.submit(
+            lambda c: function(c, *args, **kwargs), after_commit=self._writer.work_later
+        )
         return written
 
     async def _write_events(
@@ -175,6 +206,10 @@ class SqlStore:
         """Newest first. Account None: all accounts."""
         return await self._read(jobs.newest, account_id, status, limit)
 
+    async def job_page(self, query: JobQuery) -> list[JobSummary]:
+        """One page, newest first, without the jobs' specs."""
+        return await self._read(jobs.page, query)
+
     async def update_spec(self, account_id: str, job_id: str, spec: JobSpec) -> None:
         """Replace the spec of a job that has not started, else `Conflict`."""
         await self._write(jobs.update_spec, account_id, job_id, spec)
@@ -183,7 +218,7 @@ class SqlStore:
         self, account_id: str, job_id: str, records: Collection[tuple[str, str]] = ()
     ) -> None:
         """Remove a final job and these records, with all but its packages; else `Conflict`."""
-        await self._write(jobs.remove, account_id, job_id, records)
+        await self._write_ends(jobs.remove, account_id, job_id, records)
 
     async def append(
         self, account_id: str, job_id: str, drafts: Sequence[EventDraft]
@@ -204,6 +239,14 @@ class SqlStore:
     ) -> list[Event]:
         """Events with seq > after, in order."""
         return await self._read(jobs.read_events, account_id, job_id, after, kinds, limit)
+
+    async def log_events(self, account_id: str, query: LogQuery) -> list[Event]:
+        """One page of the job's log."""
+        return await self._read(logs.page, account_id, query)
+
+    async def metrics_since(self, account_id: str, job_id: str, after: int) -> list[Event]:
+        """All METRICS events with seq > after, in order."""
+        return await self._read(logs.metrics_since, account_id, job_id, after)
 
     async def wait_for(self, account_id: str, job_id: str, *, after: int) -> None:
         """Return once the job has an event with seq > after. Sees what this store appends."""
@@ -254,7 +297,7 @@ class SqlStore:
 
         The tokens of superseded groups go to the bin `dropped_superseded` of the next step.
         """
-        return await self._write(
+        return await self._write_ends(
             rollouts.supersede, account_id, job_id, incarnation, keep, self._clock.now()
         )
 
@@ -296,7 +339,8 @@ class SqlStore:
             "fault": fault,
             "ended_at": ended_at,
         }
-        return await self._write(rollouts.move, account_id, rollout_id, expected, given)
+        write = self._write if ended_at is None else self._write_ends
+        return await write(self._move_rollout, account_id, rollout_id, expected, given)
 
     async def trajectory(self, account_id: str, rollout_id: str) -> Trajectory:
         """A rollout with all nodes and turns."""
@@ -308,7 +352,42 @@ class SqlStore:
 
     async def rollouts(self, account_id: str, query: RolloutQuery) -> list[RolloutSummary]:
         """One page."""
-        return await self._read(rollouts.page, account_id, query)
+        return await self._read(rollout_pages.page, account_id, query)
+
+    async def rollout_excerpts(
+        self, account_id: str, rollout_ids: Sequence[str]
+    ) -> dict[str, Excerpt]:
+        """By rollout id; those without turns are left out."""
+        return await self._read(transcripts.excerpts, account_id, rollout_ids)
+
+    async def reward_histogram(
+        self, account_id: str, query: RolloutQuery, bins: int = 20
+    ) -> Histogram:
+        """Of all that the query's filters let through, whatever their rewards."""
+        return await self._read(rollout_pages.histogram, account_id, query, bins)
+
+    async def rollout_tally(self, account_id: str, job_id: str) -> list[Tally]:
+        """How many rollouts there are by step, purpose, status and fault."""
+        return await self._read(rollout_pages.tally, account_id, job_id)
+
+    async def random_rollouts(
+        self,
+        account_id: str,
+        job_id: str,
+        step: int,
+        purpose: Purpose,
+        count: int = 10,
+        seed: int = 0,
+    ) -> list[RolloutSummary]:
+        """Some that have ended; the same ones for the same seed."""
+        return await self._read(
+            rollout_pages.sample, account_id, job_id, step, purpose, count, seed
+        )
+
+    async def make_searchable(self) -> None:
+        """Do now what is otherwise done while nobody writes: then all that ended is found."""
+        while await self._write(_make_searchable):
+            pass
 
     async def ledger(self, account_id: str, job_id: str) -> dict[int, dict[str, int]]:
         """Tokens per bin per step."""
