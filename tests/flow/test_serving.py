@@ -1,4 +1,5 @@
-"""What was trained, and its base, is served; the former is taken away too: a real server, its engine, the public clients.
+"""What was trained is served, as its base is, and taken away: a real server, its engine, the
+public clients.
 
 The same greedy text must come from the server, from plain peft on the exported adapter, and from
 plain transformers on the exported merged model.

@@ -6,9 +6,16 @@ The remote server is one as its users write it: POST /init answers at once, and 
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
+import os
+import re
+import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,9 +36,10 @@ from eval_protocol.types.remote_rollout_processor import InitRequest
 from openai import BadRequestError, OpenAI
 
 from tests.wire.aws.clients.answering import Json, answering
-from tests.wire.aws.clients.service import Server, save_model
+from tests.wire.aws.clients.service import ROOT, Server, save_model, until
 
 MODEL = "accounts/fireworks/models/tiny"
+PAGE = ROOT / "docs" / "fireworks-tracing.md"
 
 #: Plays a rollout: (what /init got, the model, the rollout's logger).
 Play = Callable[[InitRequest, OpenAI, logging.Logger], None]
@@ -250,3 +258,51 @@ def test_litellm_finds_the_model_at_the_root_and_openai_below_inference(
         assert [model.id for model in client.models.list()] == ["tiny"]
     assert reply.usage is not None
     assert reply.usage.completion_tokens > 0
+
+
+def test_the_page_about_remote_rollouts_runs_as_it_is_written(server: Server, tmp_path: Path):
+    port = free_port()
+    evaluator, agent = (
+        block.replace("http://127.0.0.1:8420", server.url)
+        .replace("localhost:3000", f"localhost:{port}")
+        .replace("models/qwen3-0p6b", "models/tiny")
+        for block in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    )
+    (tmp_path / "test_math.py").write_text(evaluator)
+    (tmp_path / "agent.py").write_text(agent)
+    row = {"messages": [{"role": "user", "content": "2+2?"}], "ground_truth": "4"}
+    (tmp_path / "data.jsonl").write_text(json.dumps(row))
+    env = os.environ | {"HOME": str(tmp_path)}
+    uvicorn = [sys.executable, "-m", "uvicorn", "agent:app", "--port", str(port)]
+    with subprocess.Popen([*uvicorn, "--log-level", "warning"], cwd=tmp_path, env=env) as served:
+        try:
+            until(lambda: is_listening(port))
+            results = tmp_path / "results"
+            pytest_ = [sys.executable, "-m", "pytest", "test_math.py", "--ep-no-upload"]
+            done = subprocess.run(
+                [*pytest_, "--ep-output-dir", str(results)],
+                cwd=tmp_path,
+                env=env,
+                capture_output=True,
+                text=True,
+                timeout=120,
+            )
+        finally:
+            served.terminate()
+    assert done.returncode == 0, done.stdout + done.stderr
+    (file,) = results.rglob("*.jsonl")
+    (scored,) = map(json.loads, file.read_text().splitlines())
+    assert scored["rollout_status"]["code"] == 100
+    assert [message["role"] for message in scored["messages"]] == ["user", "assistant"]
+    assert scored["evaluation_result"]["score"] in (0.0, 1.0)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        found: int = listening.getsockname()[1]
+    return found
+
+
+def is_listening(port: int) -> bool:
+    with socket.socket() as trying:
+        return trying.connect_ex(("127.0.0.1", port)) == 0
