@@ -38,7 +38,9 @@ from tokenizers import Tokenizer as HubTokenizer
 from tests import builders
 from tests.families import save_family
 from turnwise.access.keys import sha256_hex
+from turnwise.control.models.catalogue import Catalogue
 from turnwise.control.models.served import ServedModels
+from turnwise.control.traces import Traces
 from turnwise.domain.access import Principal
 from turnwise.domain.job import History
 from turnwise.domain.rollout import SamplingParams
@@ -270,7 +272,13 @@ async def _serve(folder: Path) -> None:
 
     serving = Serving(_no_models, SYSTEM_CLOCK, new_id, idle_s=600, max_models=1)
     data_plane = DataPlane(
-        gateway, serving, ServedModels(store), authenticate, lambda account_id: "000000000001"
+        gateway,
+        serving,
+        ServedModels(store, Catalogue(folder)),
+        authenticate,
+        lambda account_id: "000000000001",
+        store.account,
+        Traces(store, SYSTEM_CLOCK, retention_days=1),
     )
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:

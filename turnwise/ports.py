@@ -43,6 +43,7 @@ from turnwise.domain.rollout import (
     Trajectory,
     Turn,
 )
+from turnwise.domain.traced import TracedCall, TracedLog, TraceQuery
 from turnwise.domain.training import (
     Checkpoint,
     DataPosition,
@@ -695,6 +696,18 @@ class ModelPackage:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BareModel:
+    """A base model without any adapter, by its name in the catalogue."""
+
+    name: str
+    folder: str
+
+
+#: What can be asked outside rollouts.
+ServedModel = ModelPackage | BareModel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Pruned:
     """A checkpoint folder whose files nothing needs any more."""
 
@@ -1194,6 +1207,26 @@ class AgentLogStore(Protocol):
 
     async def trim_agent_log(self, account_id: str, agent: str, *, keep: int) -> None:
         """Remove all but the newest `keep` entries of an agent."""
+        ...
+
+
+class TraceStore(Protocol):
+    """Calls and log entries of remote rollouts, by their tags. Implemented by the store."""
+
+    async def add_traced(self, noun: TracedCall | TracedLog) -> None:
+        """Keep a call or an entry with its tags; its `seq` is given here."""
+        ...
+
+    async def traced_calls(self, account_id: str, query: TraceQuery) -> list[TracedCall]:
+        """A page, the newest first."""
+        ...
+
+    async def traced_logs(self, account_id: str, query: TraceQuery) -> list[TracedLog]:
+        """A page, the newest first."""
+        ...
+
+    async def drop_traces(self, before: float, *, limit: int) -> int:
+        """Remove up to `limit` calls and as many entries of before a time; how many it were."""
         ...
 
 

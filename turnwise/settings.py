@@ -127,6 +127,12 @@ class Settings(BaseSettings):
         description="Days that records of the audit trail are kept; older ones are dropped by the "
         "segment, up to a day later.",
     )
+    trace_retention_days: int = Field(
+        30,
+        ge=1,
+        description="Days that traced model calls and log entries of remote rollouts are kept "
+        "(docs/fireworks-tracing.md).",
+    )
 
     @property
     def models_folder(self) -> Path:

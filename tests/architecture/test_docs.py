@@ -59,7 +59,7 @@ def test_every_operation_that_is_served_says_what_it_does_here_and_is_one_of_aws
 
 def test_the_data_plane_owns_the_paths_of_the_job_runtimes_operations():
     model = load_model("sagemakerjobruntime")
-    plane = DataPlane(*[None] * 5)  # type: ignore[arg-type]
+    plane = DataPlane(*[None] * 7)  # type: ignore[arg-type]
     assert set(PATHS.values()) == set(model.operation_names)
     for name in model.operation_names:
         path = model.operation_model(name).http["requestUri"]

@@ -25,6 +25,7 @@ from turnwise.domain.rollout import (
     Blame,
     Delivery,
     Fault,
+    FinishReason,
     ForkCause,
     GroupStatus,
     Policy,
@@ -33,6 +34,7 @@ from turnwise.domain.rollout import (
     RolloutStatus,
     Trajectory,
 )
+from turnwise.domain.traced import TracedCall, TracedLog, TraceQuery
 from turnwise.ports import FinishedStep, ModelPackage, Pruned, RolloutQuery
 from turnwise.storage.sql import SqlStore
 
@@ -1290,3 +1292,94 @@ async def test_only_sealed_segments_of_the_audit_trail_are_dropped(store: SqlSto
     segments = await store.audit_segments(ACCOUNT)
     assert [each.dropped_at for each in segments] == [5000.0] * 3
     assert segments[2].previous == segments[1].digest
+
+
+# ── traces of remote rollouts ─────────────────────────────────────────────────────────────────
+
+
+def traced_call(name: str, *tags: str, **changes: object) -> TracedCall:
+    fields: dict[str, object] = {
+        "account_id": ACCOUNT,
+        "call_id": name,
+        "tags": tags,
+        "at": 1001.0,
+        "started_at": 1000.0,
+        "model": "tiny",
+        "messages": ({"role": "user", "content": "hi"},),
+        "tools": ({"type": "function", "function": {"name": "find"}},),
+        "reply": {"role": "assistant", "content": "hello"},
+        "finish_reason": FinishReason.LENGTH,
+        "prompt": np.array([1, 2, 3], np.int32),
+        "completion": np.array([4, 5], np.int32),
+        "logprobs": np.array([-0.5, -1.0], np.float32),
+    }
+    return TracedCall(**(fields | changes))
+
+
+def traced_log(message: str, *tags: str, **changes: object) -> TracedLog:
+    fields: dict[str, object] = {"account_id": ACCOUNT, "at": 1001.0, "program": "eval_protocol"}
+    return TracedLog(message=message, tags=tags, **(fields | changes))
+
+
+async def test_a_traced_call_comes_back_token_for_token(store: SqlStore) -> None:
+    call = traced_call("call_a", "rollout_id:a", "run_id:r")
+    await store.add_traced(call)
+    (found,) = await store.traced_calls(ACCOUNT, TraceQuery(tags=("run_id:r", "rollout_id:a")))
+    assert plain(replace(found, seq=0)) == plain(call)
+    assert found.seq > 0
+
+
+async def test_a_traced_entry_comes_back(store: SqlStore) -> None:
+    status = {"code": 100, "message": "Rollout finished", "details": []}
+    entry = traced_log("done", "t:1", "t:1", status_code=100, status=status, extras={"a": [1]})
+    await store.add_traced(entry)
+    await store.add_traced(traced_log("plain"))
+    newest, oldest = await store.traced_logs(ACCOUNT, TraceQuery())
+    assert replace(oldest, seq=0) == entry
+    assert (newest.message, newest.status, newest.extras) == ("plain", None, None)
+    assert await store.traced_logs("acc_other", TraceQuery()) == []
+    assert await store.traced_logs("acc_other", TraceQuery(tags=("t:1",))) == []
+
+
+async def test_traced_entries_are_paged_by_seq_and_told_apart(store: SqlStore) -> None:
+    codes = (None, 101, 13, 100, 101)
+    for number, code in enumerate(codes):
+        status = None if code is None else {"code": code}
+        await store.add_traced(
+            traced_log(
+                str(number),
+                "t:1",
+                f"n:{number}",
+                at=1000.0 + number,
+                status_code=code,
+                status=status,
+                program="odd" if number % 2 else "even",
+            )
+        )
+
+    async def said(*tags: str, **query: object) -> list[str]:
+        found = await store.traced_logs(ACCOUNT, TraceQuery(tags=tags, **query))
+        return [entry.message for entry in found]
+
+    assert await said("t:1") == await said() == ["4", "3", "2", "1", "0"]
+    page = await store.traced_logs(ACCOUNT, TraceQuery(tags=("t:1",), limit=2))
+    assert await said("t:1", before=page[-1].seq, limit=2) == ["2", "1"]
+    assert await said(before=page[-1].seq, limit=2) == ["2", "1"]
+    assert await said("t:1", ended=True) == ["3", "2"]
+    assert await said("t:1", program="odd") == ["3", "1"]
+    assert await said("t:1", since=1001.0, until=1003.0) == ["2", "1"]
+    assert await said("t:1", "n:3") == await said("n:3", "t:1") == ["3"]
+    assert await said("t:1", "n:") == await said("T:1") == await said("n:3", "n:4") == []
+
+
+async def test_old_traces_are_dropped_with_their_tags_a_batch_at_a_time(store: SqlStore) -> None:
+    for number in range(3):
+        await store.add_traced(traced_call(f"call_{number}", "t:1", at=1000.0 + number))
+    await store.add_traced(traced_log("old", "t:1", "t:1", at=1000.0))
+    await store.add_traced(traced_log("new", "t:1", at=2000.0))
+    assert [await store.drop_traces(1002.0, limit=1) for _ in range(3)] == [2, 1, 0]
+    for query in (TraceQuery(), TraceQuery(tags=("t:1",))):
+        assert [call.call_id for call in await store.traced_calls(ACCOUNT, query)] == ["call_2"]
+        assert [entry.message for entry in await store.traced_logs(ACCOUNT, query)] == ["new"]
+    tags = await store._read(lambda c: c.exec_driver_sql("SELECT tag FROM trace_tags").all())
+    assert len(tags) == 2

@@ -1,4 +1,5 @@
-"""What was trained is served and taken away: a real server, its engine, the public clients.
+"""What was trained is served, as its base is, and taken away: a real server, its engine, the
+public clients.
 
 The same greedy text must come from the server, from plain peft on the exported adapter, and from
 plain transformers on the exported merged model.
@@ -119,6 +120,8 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def server(tmp_path_factory: pytest.TempPathFactory, base: Path) -> Iterator[Server]:
     data = tmp_path_factory.mktemp("server") / "data"
     asyncio.run(register(data, base))
+    (data / "models").mkdir()
+    (data / "models" / "tiny").symlink_to(base)
     with serving(data) as started:
         yield started
 
@@ -167,6 +170,7 @@ def test_server_peft_export_and_merged_export_give_the_same_greedy_text(
     served = said_by_server(client, "walk/1")
     by_arn = said_by_server(client, "arn:aws:sagemaker:us-west-2:000000000001:model-package/walk/1")
     by_checkpoint = said_by_server(client, "walk-checkpoints")
+    by_base = said_by_server(client, "accounts/fireworks/models/tiny")
     export(server, "walk/1", str(tmp_path / "adapter"))
     export(server, "walk/1", str(tmp_path / "merged"), "--merged")
     shown = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
@@ -179,7 +183,7 @@ def test_server_peft_export_and_merged_export_give_the_same_greedy_text(
 
     assert served == by_arn == by_checkpoint == tuned == merged
     assert len(set(served)) > 3
-    assert served != untuned
+    assert served != untuned == by_base == said_by_server(client, "tiny")
     assert whole.dtype is torch.float32
     files = {file.name for file in (tmp_path / "merged").iterdir()}
     assert files == {file.name for file in base.iterdir()}
@@ -211,7 +215,8 @@ def test_a_streamed_reply_with_tools_on_offer_adds_up_to_the_whole_one(client: O
 
 def test_what_can_be_asked_for_is_listed(client: OpenAI):
     names = [model.id for model in client.models.list()]
-    assert names == ["walk-checkpoints", "walk", "walk-checkpoints/1", "walk/2", "walk/1"]
+    registered = ["walk-checkpoints", "walk", "walk-checkpoints/1", "walk/2", "walk/1"]
+    assert names == [*registered, "tiny"]
 
 
 def test_an_adapter_of_ones_own_is_served_until_it_is_deleted(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -13,15 +14,19 @@ from tests.unit.gateway.kit import KEY, SECRET, PlainRenderer, World
 from tests.wire.listening import listening
 from turnwise import errors
 from turnwise.access.sigv4 import SignedRequest
+from turnwise.control.models.catalogue import Catalogue
 from turnwise.control.models.served import ServedModels
-from turnwise.domain.access import Principal
+from turnwise.control.traces import Traces
+from turnwise.domain.access import Account, Principal
 from turnwise.gateway.serving import OpenModel, Serving
-from turnwise.ports import ModelPackage
+from turnwise.ports import ModelPackage, ServedModel
 from turnwise.sampling.shared import SharedSampler
 from turnwise.system import new_id
 from turnwise.wire.dataplane import DataPlane, Verifying
 
 NUMBER = "000000000001"
+SLUG = "walkers"
+NO_BASES = Path("/no/base/models")
 ARN = f"arn:aws:sagemaker:us-west-2:{NUMBER}:job/AgentRFT/walk"
 HEADERS = {"X-Amzn-SageMaker-Job-Arn": ARN, "X-Amzn-SageMaker-Trajectory-Id": "rol_a"}
 
@@ -41,26 +46,43 @@ class OneKey:
         raise errors.UnknownKey("nobody signs here")
 
 
-def data_plane(world: World, serving: Serving, callers: Verifying | None = None) -> DataPlane:
+def data_plane(
+    world: World, serving: Serving, callers: Verifying | None = None, bases: Path | None = None
+) -> DataPlane:
+    """Answers for the world's rollouts, its models and the base models in the folder `bases`."""
+
     async def number(account_id: str) -> str:
         return NUMBER
 
-    models = ServedModels(world.store)
-    return DataPlane(world.gateway, serving, models, callers or OneKey(world), number)
+    async def account(account_id: str) -> Account:
+        return Account(account_id=account_id, slug=SLUG, number=NUMBER)
+
+    return DataPlane(
+        world.gateway,
+        serving,
+        ServedModels(world.store, Catalogue(bases or NO_BASES)),
+        callers or OneKey(world),
+        number,
+        account,
+        Traces(world.store, world.clock, retention_days=30),
+    )
 
 
 def a_serving(world: World, *, idle_s: float = 600.0, max_models: int = 8) -> Serving:
-    """Registered models, answered by the world's sampler."""
+    """Registered and base models, answered by the world's sampler."""
     shared = SharedSampler(world.sampler)
 
-    async def open_model(package: ModelPackage) -> OpenModel:
+    async def open_model(model: ServedModel) -> OpenModel:
         claimed = shared.claim()
-        await claimed.load(package.sha256, package.path)
+        adapter_id = None
+        if isinstance(model, ModelPackage):
+            adapter_id = model.sha256
+            await claimed.load(adapter_id, model.path)
         info = await claimed.info()
         return OpenModel(
             sampler=claimed,
             renderer=PlainRenderer(),
-            adapter_id=package.sha256,
+            adapter_id=adapter_id,
             max_length=info.max_length,
         )
 
@@ -68,11 +90,13 @@ def a_serving(world: World, *, idle_s: float = 600.0, max_models: int = 8) -> Se
 
 
 @contextlib.asynccontextmanager
-async def served(world: World, callers: Verifying | None = None) -> AsyncIterator[str]:
+async def served(
+    world: World, callers: Verifying | None = None, bases: Path | None = None
+) -> AsyncIterator[str]:
     """The server's base URL."""
     serving = a_serving(world)
     try:
-        async with listening(data_plane(world, serving, callers), http="httptools") as url:
+        async with listening(data_plane(world, serving, callers, bases), http="httptools") as url:
             yield url
     finally:
         await serving.close()

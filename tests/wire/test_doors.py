@@ -17,6 +17,7 @@ from turnwise.app.rooms import open_rooms
 from turnwise.settings import Settings
 from turnwise.wire.aws.door import AwsDoor, Modelled
 from turnwise.wire.dataplane import DataPlane
+from turnwise.wire.fireworks.tracing import TracingDoor
 from turnwise.wire.mlflow import MlflowDoor
 
 #: Reachable by anybody.
@@ -65,6 +66,7 @@ def routes_of(routes: Iterable[Any], prefix: str = "") -> Iterator[tuple[str, st
 def test_every_door_is_one_of_those_that_the_next_tests_knock_at(building: Building):
     assert {type(door) for door in building.doors} == {
         DataPlane,
+        TracingDoor,
         AwsDoor,
         MlflowDoor,
         FastAPI,
@@ -98,6 +100,20 @@ async def test_no_path_of_mlflow_is_open(building: Building):
                     assert answer.headers["location"].strip("/") == path.strip("/")
                 else:
                     assert answer.status_code in (401, 403, 404, 405), (method, path, answer.text)
+
+
+async def test_no_path_of_the_tracing_gateway_is_open(building: Building):
+    routes = building.door(TracingDoor)._routes
+    calls = [(method, path) for path, methods in routes.items() for method in methods]
+    calls += [("POST", "/rollout_id/x/chat/completions"), ("POST", "/chat/completions")]
+    for method, path in calls:
+        for prefix in ("", "/v1", "/litellm-gateway", "/litellm-gateway/v1/project_id/p"):
+            for headers in ({}, {"Authorization": "Bearer tw_" + "x" * 40}):
+                body = {"tags": ["rollout_id:x"], "message": "done"}
+                answer = await building.nobody.request(
+                    method, f"{prefix}{path}?rollout_id=x", headers=headers, json=body
+                )
+                assert answer.status_code == 401, (method, prefix, path, answer.text)
 
 
 async def test_no_path_of_the_data_plane_is_open(building: Building):

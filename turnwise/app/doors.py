@@ -25,6 +25,7 @@ from turnwise.wire.aws.sagemaker.mlflow_apps import MlflowApps
 from turnwise.wire.aws.services import Rooms, open_services
 from turnwise.wire.data_events import DataEvents
 from turnwise.wire.dataplane import DataPlane
+from turnwise.wire.fireworks.tracing import TracingDoor
 from turnwise.wire.mlflow import PREFIX, MlflowDoor
 from turnwise.wire.native.agents import AgentRooms
 from turnwise.wire.native.audit import audit_routes
@@ -39,6 +40,7 @@ class Doors:
     """One ASGI app of all doors: model calls and rewards go past any framework."""
 
     data_plane: DataPlane
+    tracing: TracingDoor
     mlflow: MlflowDoor
     aws: AwsDoor
     dashboard: Asgi
@@ -53,6 +55,8 @@ class Doors:
             return self.aws
         if self.data_plane.owns(scope["path"]):
             return self.data_plane
+        if self.tracing.owns(scope["path"]):
+            return self.tracing
         if self.mlflow.owns(scope["path"]):
             return self.mlflow
         if self.aws.owns(scope):
@@ -69,6 +73,7 @@ async def open_doors(house: House) -> AsyncIterator[Doors]:
     try:
         yield Doors(
             data_plane=_data_plane(house),
+            tracing=_tracing_door(house),
             mlflow=mlflow,
             aws=aws,
             dashboard=_dashboard(house),
@@ -89,8 +94,20 @@ def _data_plane(house: House) -> DataPlane:
         job_arn=house.workshop.job_arn_of,
         error_name=lambda error: faults.status_and_name(error)[1],
     )
-    callers = Callers(house.access.keyring, region)
-    return DataPlane(gateway, house.serving, ServedModels(store), callers, accounts.number, events)
+    return DataPlane(
+        gateway,
+        house.serving,
+        ServedModels(store, house.data.catalogue),
+        Callers(house.access.keyring, region),
+        accounts.number,
+        store.account,
+        house.records.traces,
+        events,
+    )
+
+
+def _tracing_door(house: House) -> TracingDoor:
+    return TracingDoor(house.records.traces, house.access.keyring.authenticate, SYSTEM_CLOCK)
 
 
 def _mlflow_door(house: House) -> MlflowDoor:

@@ -24,7 +24,7 @@ from turnwise.launching.lazy import LazyLearner
 from turnwise.launching.local import LocalLauncher
 from turnwise.loop.run import JobLoop
 from turnwise.loop.sockets import Sockets
-from turnwise.ports import AgentRunner, Blobs, ModelPackage, Renderer, Scorer
+from turnwise.ports import AgentRunner, BareModel, Blobs, Renderer, Scorer, ServedModel
 from turnwise.rendering.family import load_renderer
 from turnwise.sampling.engines import Engines
 from turnwise.sampling.shared import ClaimedSampler
@@ -121,24 +121,35 @@ class Workshop:
         spec = await self.agents.resolved(job.account_id, job.spec.agent)
         return open_runner(spec, door, self.agent_logs.of(job.account_id, name))
 
-    async def open_model(self, package: ModelPackage) -> OpenModel:
-        """Load a registered model into an engine of its base, its files verified."""
-        folder = await asyncio.to_thread(verified_folder, package)
-        loaded_id = await asyncio.to_thread(adapter_id, package, folder)
-        engine = await self.engines.claim_any(package.base_model)
+    async def open_model(self, model: ServedModel) -> OpenModel:
+        """Load a model into an engine of its base; of a registered one the files are verified."""
+        if isinstance(model, BareModel):
+            return await self._open_with(model, model.folder, adapter=None)
+        folder = await asyncio.to_thread(verified_folder, model)
+        loaded_id = await asyncio.to_thread(adapter_id, model, folder)
+        return await self._open_with(model, model.base_model, adapter=(loaded_id, str(folder)))
+
+    async def _open_with(
+        self, model: ServedModel, base: str, *, adapter: tuple[str, str] | None
+    ) -> OpenModel:
+        """An engine of the base; `adapter`, its id and folder, is loaded into it."""
+        engine = await self.engines.claim_any(base)
         try:
-            base = Path(package.base_model)
-            renderer = await asyncio.to_thread(load_renderer, base, History.TEMPLATE)
-            await engine.load(loaded_id, str(folder))
+            renderer = await asyncio.to_thread(load_renderer, Path(base), History.TEMPLATE)
+            if adapter is not None:
+                await engine.load(*adapter)
             info = await engine.info()
         except BaseException as error:
             await _give_up(engine)
             if isinstance(error, errors.InvalidInput):  # of the model's files, not of the caller
-                name = f"model {package.name}"
+                name = f"model {model.name}"
                 raise errors.Corrupted(f"{name} cannot be served: {error}") from error
             raise
         return OpenModel(
-            sampler=engine, renderer=renderer, adapter_id=loaded_id, max_length=info.max_length
+            sampler=engine,
+            renderer=renderer,
+            adapter_id=None if adapter is None else adapter[0],
+            max_length=info.max_length,
         )
 
     async def job_arn(self, account_id: str, id_or_name: str) -> str:

@@ -30,6 +30,7 @@ from turnwise.control.objects.buckets import Buckets
 from turnwise.control.outputs import Outputs
 from turnwise.control.pipelines.pipelines import Pipelines
 from turnwise.control.queue import Limits
+from turnwise.control.traces import Traces
 from turnwise.domain.audit import Sealer
 from turnwise.domain.job import Job, JobKind
 from turnwise.exporting.handle import RemoteArchive
@@ -94,12 +95,13 @@ class AgentSide:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Records:
-    """The audit trail and what is delivered of it; MLflow and what feeds it."""
+    """The audit trail and what is delivered of it; MLflow and what feeds it; remote rollouts."""
 
     audit: AuditTrail
     trails: Trails
     mlflow: MlflowServers
     tracker: Tracker
+    traces: Traces
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -253,7 +255,10 @@ async def _records(base: Base, data: Data, opened: contextlib.AsyncExitStack) ->
         is_on=not mlflow.missing,
     )
     opened.push_async_callback(tracker.close)
-    return Records(audit=audit, trails=trails, mlflow=mlflow, tracker=tracker)
+    traces = Traces(store, SYSTEM_CLOCK, retention_days=settings.trace_retention_days)
+    traces.start()
+    opened.push_async_callback(traces.close)
+    return Records(audit=audit, trails=trails, mlflow=mlflow, tracker=tracker, traces=traces)
 
 
 async def _largest_step(data: JobData, job: Job) -> int:

@@ -1,4 +1,4 @@
-"""Model calls outside any rollout: a registered model answers, and nothing is recorded.
+"""Model calls outside any rollout: a registered model or a base model answers.
 
 A model is opened (its adapter loaded into an engine of its base) when it is first asked for, and
 given up when nobody has asked for it for a while or others are wanted more.
@@ -14,13 +14,21 @@ from dataclasses import dataclass
 from typing import Any
 
 from turnwise import errors
-from turnwise.domain.rollout import FinishReason, Message, Policy, SamplingParams
+from turnwise.domain.rollout import FinishReason, Floats, Message, Policy, SamplingParams, Tokens
 from turnwise.gateway.chat import ChatRequest, Reply
 from turnwise.gateway.exchange import Exchange
 from turnwise.gateway.generation import listen
 from turnwise.gateway.graph import Graph, path_sha256, turn_seed
 from turnwise.gateway.turns import Call, Completion, build_prompt, read, room
-from turnwise.ports import Clock, ModelPackage, NewId, Renderer, Sampler, SampleRequest
+from turnwise.ports import (
+    Clock,
+    ModelPackage,
+    NewId,
+    Renderer,
+    Sampler,
+    SampleRequest,
+    ServedModel,
+)
 
 log = logging.getLogger(__name__)
 
@@ -30,12 +38,28 @@ CALL_TIMEOUT_S = 600.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenModel:
-    """A registered model, loaded. Closing the sampler gives the adapter up."""
+    """A model, loaded. Closing the sampler gives the adapter up, if it has one."""
 
     sampler: Sampler
     renderer: Renderer
-    adapter_id: str
+    adapter_id: str | None
     max_length: int  # prompt + completion, tokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answered:
+    """A call whose reply is complete, token for token, before its client has it."""
+
+    request: ChatRequest
+    reply: Reply
+    started_at: float
+    prompt: Tokens  # [P]
+    completion: Tokens  # [C]
+    logprobs: Floats  # [C]
+
+
+#: Told of a call before its reply leaves; what it raises is what the caller gets instead.
+Record = Callable[[Answered], Awaitable[None]]
 
 
 class _Hosted:
@@ -66,11 +90,11 @@ class _Hosted:
 
 
 class Serving:
-    """Answers from registered models; at most `max_models` stay loaded without being asked."""
+    """Answers outside rollouts; at most `max_models` stay loaded without being asked."""
 
     def __init__(
         self,
-        open_model: Callable[[ModelPackage], Awaitable[OpenModel]],
+        open_model: Callable[[ServedModel], Awaitable[OpenModel]],
         clock: Clock,
         new_id: NewId,
         *,
@@ -83,13 +107,21 @@ class Serving:
         self._new_id = new_id
         self._idle_s = idle_s
         self._max_models = max_models
-        self._hosted: dict[str, _Hosted] = {}  # by package id, the one asked last at the end
+        self._hosted: dict[str, _Hosted] = {}  # by `_key`, the one asked last at the end
         self._running: set[Exchange] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._is_closed = False
 
-    def ask(self, account_id: str, package: ModelPackage, request: ChatRequest) -> Exchange:
+    def ask(
+        self,
+        account_id: str,
+        model: ServedModel,
+        request: ChatRequest,
+        record: Record | None = None,
+    ) -> Exchange:
         """Start a call; what it gives is the reply or what went wrong.
+
+        `record`, where given, is told of the call before its reply leaves.
 
         `PromptTooLong` and `InvalidInput` for the request, `LimitExceeded` when the engine's queue
         is full, `Unavailable` when the engine has died (the next call starts another), `TooSlow`,
@@ -99,12 +131,15 @@ class Serving:
             turn_id=self._new_id("chat"), sha256="", created_at=self._clock.now(), grace_s=0.0
         )
         self._running.add(exchange)
-        exchange.task = self._spawn(self._answer(account_id, package, request, exchange))
+        exchange.task = self._spawn(self._answer(account_id, model, request, exchange, record))
         return exchange
 
     @property
     def loaded(self) -> tuple[str, ...]:
-        """Package ids of the models that are held, the one asked for last at the end."""
+        """The models that are held, the one asked for last at the end.
+
+        A registered one by package id, a base model by its folder.
+        """
         return tuple(self._hosted)
 
     async def close(self) -> None:
@@ -113,30 +148,38 @@ class Serving:
         for exchange in self._running:
             exchange.fail(_going_down())
             exchange.expire()
-        for package_id in self.loaded:
-            self._give_up(package_id, self._hosted[package_id])
+        for key in self.loaded:
+            self._give_up(key, self._hosted[key])
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     # ── one call ──────────────────────────────────────────────────────────────────────────────
 
     async def _answer(
-        self, account_id: str, package: ModelPackage, request: ChatRequest, exchange: Exchange
+        self,
+        account_id: str,
+        model: ServedModel,
+        request: ChatRequest,
+        exchange: Exchange,
+        record: Record | None,
     ) -> None:
         """One reply, from prompt to message. The only place where its errors end."""
         try:
-            async with self._using(package) as model:
-                call = await self._prepare(model, request, exchange)
-                said = Completion(model.renderer, call)
-                await self._sample(f"serving/{account_id}", model, call, said, exchange)
+            async with self._using(model) as opened:
+                call = await self._prepare(opened, request, exchange)
+                said = Completion(opened.renderer, call)
+                await self._sample(f"serving/{account_id}", opened, call, said, exchange)
                 message, rest = await read(said)
+            reply = self._reply(call, said, message)
+            if record is not None:
+                await record(_answered(call, said, reply))
             exchange.publish(rest)
-            exchange.succeed(self._reply(call, said, message))
+            exchange.succeed(reply)
         except errors.ProcessDied:
-            exchange.fail(_engine_gone(package))
+            exchange.fail(_engine_gone(model))
         except errors.TurnwiseError as error:
             exchange.fail(error)
         except Exception as error:
-            log.exception("a call of model %s/%d broke", package.group, package.version)
+            log.exception("a call of model %s broke", model.name)
             exchange.fail(error)
         finally:
             self._running.discard(exchange)
@@ -202,15 +245,15 @@ class Serving:
     # ── which models are loaded ───────────────────────────────────────────────────────────────
 
     @contextlib.asynccontextmanager
-    async def _using(self, package: ModelPackage) -> AsyncIterator[OpenModel]:
+    async def _using(self, model: ServedModel) -> AsyncIterator[OpenModel]:
         """The model, opened if need be; it stays for `idle_s` after its last use."""
         if self._is_closed:
             raise _going_down()
-        package_id = package.package_id
-        hosted = self._hosted.pop(package_id, None)
+        key = _key(model)
+        hosted = self._hosted.pop(key, None)
         if hosted is None:
-            hosted = _Hosted(self._spawn(self._open(package)))
-        self._hosted[package_id] = hosted
+            hosted = _Hosted(self._spawn(self._open(model)))
+        self._hosted[key] = hosted
         hosted.keep()
         hosted.calls += 1
         try:
@@ -218,37 +261,37 @@ class Serving:
             yield await asyncio.shield(hosted.opening)
         finally:
             hosted.calls -= 1
-            if not hosted.calls and self._hosted.get(package_id) is hosted:
+            if not hosted.calls and self._hosted.get(key) is hosted:
                 loop = asyncio.get_running_loop()
-                hosted.timer = loop.call_later(self._idle_s, self._give_up, package_id, hosted)
+                hosted.timer = loop.call_later(self._idle_s, self._give_up, key, hosted)
                 self._trim()
 
-    async def _open(self, package: ModelPackage) -> OpenModel:
-        package_id = package.package_id
+    async def _open(self, model: ServedModel) -> OpenModel:
+        key = _key(model)
         try:
-            model = await self._open_model(package)
+            opened = await self._open_model(model)
         except BaseException:
-            self._hosted.pop(package_id, None)
+            self._hosted.pop(key, None)
             raise
-        hosted = self._hosted[package_id]
-        hosted.watch = self._spawn(self._watch(package_id, hosted, model.sampler))
-        return model
+        hosted = self._hosted[key]
+        hosted.watch = self._spawn(self._watch(key, hosted, opened.sampler))
+        return opened
 
-    async def _watch(self, package_id: str, hosted: _Hosted, sampler: Sampler) -> None:
+    async def _watch(self, key: str, hosted: _Hosted, sampler: Sampler) -> None:
         """Forget a model whose engine has died, so that the next call opens it anew."""
         await sampler.lost()
-        self._give_up(package_id, hosted)
+        self._give_up(key, hosted)
 
     def _trim(self) -> None:
         """Give up the models that have waited longest for a call, down to `max_models`."""
         idle = [(key, hosted) for key, hosted in self._hosted.items() if hosted.is_idle]
         surplus = max(0, len(self._hosted) - self._max_models)
-        for package_id, hosted in idle[:surplus]:
-            self._give_up(package_id, hosted)
+        for key, hosted in idle[:surplus]:
+            self._give_up(key, hosted)
 
-    def _give_up(self, package_id: str, hosted: _Hosted) -> None:
-        if self._hosted.get(package_id) is hosted:
-            del self._hosted[package_id]
+    def _give_up(self, key: str, hosted: _Hosted) -> None:
+        if self._hosted.get(key) is hosted:
+            del self._hosted[key]
             self._spawn(hosted.close())
 
     def _spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
@@ -262,7 +305,23 @@ def _going_down() -> errors.Unavailable:
     return errors.Unavailable("the server is going down", retry_after_s=1.0)
 
 
-def _engine_gone(package: ModelPackage) -> errors.Unavailable:
+def _engine_gone(model: ServedModel) -> errors.Unavailable:
     return errors.Unavailable(
-        f"the engine of {package.name} has ended; the next call starts another", retry_after_s=1.0
+        f"the engine of {model.name} has ended; the next call starts another", retry_after_s=1.0
+    )
+
+
+def _key(model: ServedModel) -> str:
+    """What tells one loaded model from another."""
+    return model.package_id if isinstance(model, ModelPackage) else model.folder
+
+
+def _answered(call: Call, said: Completion, reply: Reply) -> Answered:
+    return Answered(
+        request=call.request,
+        reply=reply,
+        started_at=call.started_at,
+        prompt=call.prompt.tokens,
+        completion=said.tokens,
+        logprobs=said.logprobs,
     )

@@ -15,6 +15,7 @@ from turnwise.domain.event import Event
 from turnwise.domain.job import Job
 from turnwise.domain.resource import Resource
 from turnwise.domain.rollout import Group, Node, Rollout, Turn
+from turnwise.domain.traced import TracedCall, TracedLog
 from turnwise.domain.training import Checkpoint
 from turnwise.ports import ModelPackage
 from turnwise.storage import tables
@@ -36,6 +37,8 @@ N = TypeVar(
     AuditSegment,
     AuditHead,
     AgentLogEntry,
+    TracedCall,
+    TracedLog,
 )
 
 TABLES: dict[type[Any], Table] = {
@@ -54,6 +57,8 @@ TABLES: dict[type[Any], Table] = {
     AuditSegment: tables.audit_segments,
     AuditHead: tables.audit_heads,
     AgentLogEntry: tables.agent_logs,
+    TracedCall: tables.traced_calls,
+    TracedLog: tables.traced_logs,
 }
 
 

@@ -37,6 +37,7 @@ from turnwise.domain.rollout import (
     Trajectory,
     Turn,
 )
+from turnwise.domain.traced import TracedCall, TracedLog, TraceQuery
 from turnwise.domain.training import Checkpoint
 from turnwise.ports import (
     Clock,
@@ -65,6 +66,7 @@ from turnwise.storage import (
     rollouts,
     steps,
     transcripts,
+    traces,
     turns,
 )
 from turnwise.storage.database import (
@@ -637,3 +639,21 @@ class SqlStore:
     async def trim_agent_log(self, account_id: str, agent: str, *, keep: int) -> None:
         """Remove all but the newest `keep` entries of an agent."""
         await self._write(agent_logs.trim, account_id, agent, keep)
+
+    # ── traces of remote rollouts ─────────────────────────────────────────────────────────────
+
+    async def add_traced(self, noun: TracedCall | TracedLog) -> None:
+        """Keep a call or an entry with its tags; its `seq` is given here."""
+        await self._write(traces.add, noun)
+
+    async def traced_calls(self, account_id: str, query: TraceQuery) -> list[TracedCall]:
+        """A page, the newest first."""
+        return await self._read(traces.calls, account_id, query)
+
+    async def traced_logs(self, account_id: str, query: TraceQuery) -> list[TracedLog]:
+        """A page, the newest first."""
+        return await self._read(traces.logs, account_id, query)
+
+    async def drop_traces(self, before: float, *, limit: int) -> int:
+        """Remove up to `limit` calls and as many entries of before a time; how many it were."""
+        return await self._write(traces.drop, before, limit)

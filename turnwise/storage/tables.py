@@ -585,3 +585,52 @@ agent_logs = Table(
     Index(None, "account_id", "agent", "seq"),
     sqlite_autoincrement=True,
 )
+
+traced_calls = Table(
+    "traced_calls",
+    metadata,
+    _seq(),
+    _id("account_id"),
+    _id("call_id"),
+    _json("tags", tuple[str, ...]),
+    _time("at"),
+    _time("started_at"),
+    _text("model"),
+    _json("messages", tuple[Message, ...]),
+    _json("tools", tuple[Mapping[str, Any], ...]),
+    _json("reply", Message),
+    _word("finish_reason", FinishReason),
+    Column("prompt", Array(INT32), nullable=False),
+    Column("completion", Array(INT32), nullable=False),
+    Column("logprobs", Array(FLOAT32), nullable=False),
+    Index(None, "account_id", "seq"),
+    Index(None, "at"),
+    sqlite_autoincrement=True,
+)
+
+traced_logs = Table(
+    "traced_logs",
+    metadata,
+    _seq(),
+    _id("account_id"),
+    _json("tags", tuple[str, ...]),
+    _time("at"),
+    Column("program", String(128), nullable=False),
+    _text("message"),
+    Column("severity", String(32), nullable=False),
+    Column("status_code", BigInteger),
+    _json("status", Mapping[str, Any], nullable=True),
+    _json("extras", Mapping[str, Any], nullable=True),
+    Index(None, "account_id", "seq"),
+    Index(None, "at"),
+    sqlite_autoincrement=True,
+)
+
+trace_tags = Table(
+    "trace_tags",
+    metadata,
+    _id("account_id", primary_key=True),
+    Column("kind", String(32), primary_key=True),
+    Column("tag", String(256), primary_key=True),
+    Column("seq", BigInteger, primary_key=True, autoincrement=False),
+)

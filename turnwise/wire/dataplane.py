@@ -8,8 +8,10 @@ A rollout is addressed in one of two ways:
     base URL  {server}/r/{rollout id}.{rollout secret}/... for frameworks that cannot set headers;
               a key that the framework insists on sending is ignored
 
-A chat completion that addresses no rollout is answered by the registered model that it names: as
-"group/version", "group" for the newest version, a package id, or a model package's ARN.
+A chat completion that addresses no rollout is answered by the model that it names: a registered
+one as "group/version", "group" for the newest version, a package id, a model package's ARN or
+"accounts/{account}/models/{group}"; a base model by its name or "accounts/fireworks/models/{name}".
+One at a path with tags (`fireworks.tracing_codec`) is recorded with them.
 """
 
 from __future__ import annotations
@@ -22,19 +24,22 @@ from typing import Protocol
 from turnwise import errors
 from turnwise.access import sigv4
 from turnwise.control.models.served import ServedModels
-from turnwise.domain.access import Principal
+from turnwise.control.traces import Traces
+from turnwise.domain.access import Account, Principal
 from turnwise.domain.rollout import Rollout
 from turnwise.gateway.chat import ChatRequest
 from turnwise.gateway.exchange import Exchange
 from turnwise.gateway.gateway import Gateway
 from turnwise.gateway.serving import Serving
-from turnwise.ports import ModelPackage
+from turnwise.ports import ServedModel
 from turnwise.wire.asgi import ClientGone, HttpCall, Receive, Scope, Send
 from turnwise.wire.aws import runtime as aws
 from turnwise.wire.aws import runtime_codec as aws_codec
 from turnwise.wire.aws.arns import JobArn, ModelPackageArn
 from turnwise.wire.aws.signed import signed_request
 from turnwise.wire.data_events import NAMES, DataEvents
+from turnwise.wire.fireworks import tracing
+from turnwise.wire.fireworks.tracing_codec import GatewayPath, ModelName, plain_name
 from turnwise.wire.openai import routes as openai
 
 log = logging.getLogger(__name__)
@@ -48,29 +53,33 @@ _HOW_TO_ADDRESS = (
     "or use the base URL {server}/r/{rollout id}.{rollout secret}/v1"
 )
 
-_HOW_TO_NAME = (
-    "GET /v1/models lists the registered ones; to ask for the model of a rollout, "
-    + _HOW_TO_ADDRESS
-)
+_HOW_TO_NAME = "GET /v1/models lists them; to ask for the model of a rollout, " + _HOW_TO_ADDRESS
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """What a path says: the operation, and the rollout with its secret if the path names it."""
+    """What a path says: the operation, and the rollout with its secret if the path names it.
+
+    `traced` is there for the tracing gateway's paths, of calls outside this server's rollouts.
+    """
 
     path: str
     rollout_id: str = ""
     secret: str = ""
+    traced: GatewayPath | None = None
 
     @classmethod
     def of(cls, path: str) -> Address:
         """Split a path.
 
         >>> Address.of("/r/rol_a.xyz/v1/models")
-        Address(path='/v1/models', rollout_id='rol_a', secret='xyz')
+        Address(path='/v1/models', rollout_id='rol_a', secret='xyz', traced=None)
+        >>> Address.of("/inference/v1/models").path
+        '/v1/models'
         """
         if not path.startswith("/r/"):
-            return cls(path)
+            traced = GatewayPath.of(path)
+            return cls(path) if traced is None else cls(f"/v1{traced.operation}", traced=traced)
         name, _, rest = path[3:].partition("/")
         rollout_id, _, secret = name.partition(".")
         return cls(f"/{rest}", rollout_id, secret)
@@ -102,9 +111,11 @@ class DataPlane:
         models: ServedModels,
         callers: Verifying,
         account_number: Callable[[str], Awaitable[str]],
+        account: Callable[[str], Awaitable[Account]],
+        traces: Traces,
         events: DataEvents | None = None,
     ) -> None:
-        """`callers` verifies who calls; `account_number` gives an account's 12 digits.
+        """`callers` verifies who calls; `account_number` gives an account's 12 digits at once.
 
         `events`, where given, tells the audit trail of calls that a trail selects.
         """
@@ -113,6 +124,8 @@ class DataPlane:
         self._models = models
         self._callers = callers
         self._account_number = account_number
+        self._account = account
+        self._traces = traces
         self._events = events
         self._routes: Mapping[str, tuple[str, Handler, Fail]] = {
             "/v1/chat/completions": ("POST", self._chat, openai.fail),
@@ -127,7 +140,7 @@ class DataPlane:
 
     def owns(self, path: str) -> bool:
         """Whether requests to this path are answered here."""
-        return path in self._routes or path.startswith("/r/")
+        return path.startswith("/r/") or Address.of(path).path in self._routes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one HTTP request."""
@@ -181,10 +194,13 @@ class DataPlane:
             await self._chat_in_rollout(http, address, openai.retry_count(http))
             return
         principal = await self._key_holder(http)
+        record = None
+        if address.traced is not None and not address.traced.is_plain:
+            record = await tracing.recorder(self._traces, principal, address.traced, http)
 
         async def ask(request: ChatRequest, _: bytes) -> Exchange:
-            package = await self._package(principal, request.model)
-            return self._serving.ask(principal.account_id, package, request)
+            model = await self._model(principal, request.model)
+            return self._serving.ask(principal.account_id, model, request, record)
 
         await openai.chat(ask, http)
 
@@ -229,17 +245,26 @@ class DataPlane:
         principal = await self._reporter(http, address, report)
         await aws.update_reward(self._gateway, principal, report, http)
 
-    async def _package(self, principal: Principal, model: str) -> ModelPackage:
-        """The registered model of that name or ARN; other accounts' do not exist."""
-        name = model
-        if model.startswith("arn:"):
-            arn = ModelPackageArn.parse(model)
-            is_ours = arn.number == await self._account_number(principal.account_id)
-            name = f"{arn.group}/{arn.version}" if is_ours else ""
+    async def _model(self, principal: Principal, model: str) -> ServedModel:
+        """The model of that name or ARN; other accounts' do not exist."""
         try:
-            return await self._models.package(principal, name)
+            if model.startswith("arn:"):
+                arn = ModelPackageArn.parse(model)
+                is_ours = arn.number == await self._account_number(principal.account_id)
+                name = f"{arn.group}/{arn.version}" if is_ours else ""
+                return await self._models.package(principal, name)
+            if (full := ModelName.of(model)) is not None:
+                return await self._model_by_full_name(principal, full)
+            return await self._models.model(principal, plain_name(model))
         except errors.NotFound:
             raise errors.NotFound("model", model, remedy=_HOW_TO_NAME) from None
+
+    async def _model_by_full_name(self, principal: Principal, full: ModelName) -> ServedModel:
+        if full.is_base:
+            return await self._models.base(principal, full.name)
+        account = await self._account(principal.account_id)
+        is_ours = full.account in (account.slug, account.account_id)
+        return await self._models.package(principal, full.name if is_ours else "")
 
     # ── who is calling about which rollout ────────────────────────────────────────────────────
 

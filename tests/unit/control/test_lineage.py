@@ -16,6 +16,7 @@ from tests.unit.loop.fakes import names, write_adapter_files
 from turnwise import errors
 from turnwise.control.job_data import JobData
 from turnwise.control.lineage import adapter_folder, read_inputs
+from turnwise.control.models.catalogue import Catalogue
 from turnwise.control.models.served import ServedModels
 from turnwise.domain.job import (
     AgentKind,
@@ -345,7 +346,8 @@ async def test_a_pruned_model_says_so_wherever_it_is_used(world: World, trained:
         assert f"`turnwise models list --group {name[:-2]}` shows which are kept" in said
     with pytest.raises(errors.Conflict, match="the files of model walk/1 were pruned"):
         adapter_folder(await world.store.package(ACCOUNT, "walk/1"))
-    assert await ServedModels(world.store).names(ADMIN) == []
+    served = ServedModels(world.store, Catalogue(Path("/no/base/models")))
+    assert await served.names(ADMIN) == []
 
 
 # ── input_adapter ─────────────────────────────────────────────────────────────────────────────

@@ -11,7 +11,7 @@ import pytest
 from tests.builders import ACCOUNT, package
 from tests.unit.gateway.kit import HeldClock, PlainRenderer, Script, ask, user
 from turnwise import errors
-from turnwise.gateway.serving import OpenModel, Serving
+from turnwise.gateway.serving import Answered, OpenModel, Serving
 from turnwise.ports import ModelPackage, SampleRequest
 from turnwise.sampling.scripted import ScriptedSampler
 from turnwise.system import new_id
@@ -141,3 +141,33 @@ async def test_closing_ends_calls_that_wait_for_a_model(turns: int):
     with pytest.raises(errors.Unavailable, match="the server is going down"):
         await call
     assert host.opened == []
+
+
+async def test_a_call_is_recorded_before_its_reply_is_there():
+    host, seen = Host(), []
+
+    async def record(answered: Answered) -> None:
+        await asyncio.sleep(0)
+        seen.append((answered, exchange.is_running))
+
+    exchange = host.serving.ask(ACCOUNT, package(1), ask(user("hi")), record)
+    reply = await exchange.reply()
+    ((answered, was_running),) = seen
+    assert was_running
+    assert answered.reply == reply
+    assert answered.request == ask(user("hi"))
+    assert len(answered.prompt) == reply.prompt_tokens
+    assert len(answered.completion) == len(answered.logprobs) == reply.completion_tokens
+    await host.serving.close()
+
+
+async def test_what_recording_raises_is_what_the_caller_gets():
+    host = Host()
+
+    async def record(answered: Answered) -> None:
+        raise errors.StorageFull("make room")
+
+    with pytest.raises(errors.StorageFull, match="make room"):
+        await host.serving.ask(ACCOUNT, package(1), ask(user("hi")), record).reply()
+    assert await host.call() == "hello"
+    await host.serving.close()

@@ -457,7 +457,7 @@ ADDRESSES: list[tuple[str, dict[str, str], int, str]] = [
         "/v1/chat/completions",
         {"Authorization": f"Bearer {KEY}"},
         404,
-        "model 'default' does not exist; GET /v1/models lists the registered ones; to ask for the "
+        "model 'default' does not exist; GET /v1/models lists them; to ask for the "
         "model of a rollout, send X-Amzn-SageMaker-Job-Arn and X-Amzn-SageMaker-Trajectory-Id, "
         "or use the base URL {server}/r/{rollout id}.{rollout secret}/v1",
     ),

@@ -132,7 +132,7 @@ async def test_an_unknown_model_is_refused_with_what_would_be_right():
             status, code, message = await refusal(client, model=model)
             assert (status, code) == (404, "model_not_found")
             assert message.startswith(
-                f"model {model!r} does not exist; GET /v1/models lists the registered ones; "
+                f"model {model!r} does not exist; GET /v1/models lists them; "
                 "to ask for the model of a rollout, send X-Amzn-SageMaker-Job-Arn and "
             )
         assert await refusal(client, model=f"{ARN}/walk") == (

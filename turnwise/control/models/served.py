@@ -1,24 +1,34 @@
-"""Registered models as something to ask or to take away: which ones, and whether their files hold.
+"""Models as something to ask or to take away: which ones, and whether their files hold.
 
 Each call requires a principal.
 """
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 from turnwise import errors
 from turnwise.control.lineage import adapter_folder
+from turnwise.control.models.catalogue import Catalogue
 from turnwise.domain.access import Action, Principal
 from turnwise.modeling.fingerprint import base_sha256, fingerprint, verify
-from turnwise.ports import ModelPackage, Store
+from turnwise.ports import BareModel, ModelPackage, ServedModel, Store
 
 
 class ServedModels:
-    """The registered models that a key may ask for a reply."""
+    """The registered models, and the base models, that a key may ask for a reply."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, catalogue: Catalogue) -> None:
         self._store = store
+        self._catalogue = catalogue
+
+    async def model(self, principal: Principal, name: str) -> ServedModel:
+        """The registered model of that name, or else the base model. As `package` and `base`."""
+        try:
+            return await self.package(principal, name)
+        except errors.NotFound:
+            return await self.base(principal, name)
 
     async def package(self, principal: Principal, name: str) -> ModelPackage:
         """By package id, "group/version", or "group" for the newest version.
@@ -30,8 +40,21 @@ class ServedModels:
         principal.require(Action.SAMPLE, job_id=found.job_id)
         return found
 
+    async def base(self, principal: Principal, name: str) -> BareModel:
+        """A base model by its name in the catalogue. Raises `NotFound` and `Denied`.
+
+        One with a broken recipe is not there, as in the catalogue's list.
+        """
+        principal.require(Action.SAMPLE)
+        try:
+            found = await asyncio.to_thread(self._catalogue.model, name)
+        except errors.InvalidInput:
+            raise errors.NotFound("base model", name) from None
+        principal.require_all(Action.SAMPLE, "base models")
+        return BareModel(name=found.name, folder=str(found.folder))
+
     async def names(self, principal: Principal) -> list[str]:
-        """Every group and every version that the key may ask for, the newest first."""
+        """Every group and every version that the key may ask for, the newest first; base models."""
         principal.require(Action.SAMPLE)
         found = await self._store.packages(principal.account_id)
         mine = [
@@ -40,7 +63,12 @@ class ServedModels:
             if package.pruned_at is None and principal.allows(Action.SAMPLE, job_id=package.job_id)
         ]
         groups = dict.fromkeys(package.group for package in mine)
-        return [*groups, *(package.name for package in mine)]
+        return [*groups, *(package.name for package in mine), *await self._base_names(principal)]
+
+    async def _base_names(self, principal: Principal) -> list[str]:
+        if principal.job_ids is not None:
+            return []
+        return [base.name for base in await asyncio.to_thread(self._catalogue.models)]
 
 
 def verified_folder(package: ModelPackage) -> Path:

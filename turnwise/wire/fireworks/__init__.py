@@ -1,0 +1,1 @@
+"""Fireworks, as its public clients speak to it."""
