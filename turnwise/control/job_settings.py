@@ -267,6 +267,10 @@ SETTINGS: dict[type, dict[str, Setting]] = {
         "final_learning_rate_fraction": Setting(
             "Share of the learning rate that is left at the last step; the fall is linear.", _SHARE
         ),
+        "stop_early": Setting(
+            "End after a whole epoch in which no group's rewards differed: the job is then "
+            "COMPLETED (EarlyStopped), and says which scores there were."
+        ),
     },
     LoraSpec: {
         "rank": Setting("Rank of each adapted matrix.", _COUNT),

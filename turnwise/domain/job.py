@@ -145,7 +145,8 @@ class ScheduleSpec:
     """How long. Whichever of `max_epochs` and `max_steps` is reached first ends the job.
 
     `val_every` 0 switches validation off. The learning rate rises over `warmup_steps` and falls
-    linearly to `final_learning_rate_fraction` of its value at the last step.
+    linearly to `final_learning_rate_fraction` of its value at the last step. With `stop_early` a
+    job ends after a whole epoch that gave nothing to learn from.
     """
 
     max_epochs: int = 1
@@ -153,6 +154,7 @@ class ScheduleSpec:
     val_every: int = 10
     warmup_steps: int = 0
     final_learning_rate_fraction: float = 1.0
+    stop_early: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
