@@ -255,9 +255,34 @@ class CheckpointSpec:
     prune_adapters: bool = False  # together with its resumable state, remove a step's adapter too
 
 
+class WandbMode(StrEnum):
+    """Where a W&B run is kept."""
+
+    ONLINE = "online"
+    OFFLINE = "offline"  # in files of the server, for `wandb sync`
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WandbSpec:
+    """Whether a job is shown in Weights & Biases, and where.
+
+    An empty `project` means the base model's, an empty `entity` the key's default one, an empty
+    `run_name` the job's name and an empty `run_id` the job's id. `api_key_secret` names the
+    account's secret that holds the key.
+    """
+
+    enabled: bool = False
+    project: str = ""
+    entity: str = ""
+    run_name: str = ""
+    run_id: str = ""
+    api_key_secret: str = "wandb-api-key"
+    mode: WandbMode = WandbMode.ONLINE
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrackingSpec:
-    """Whether a job is shown in its account's MLflow, and under which names.
+    """Where a job is shown besides here: in its account's MLflow and in W&B, under which names.
 
     An empty `experiment` means the base model's; an empty `run_name`, the job's own name.
     """
@@ -265,6 +290,7 @@ class TrackingSpec:
     mlflow: bool = False
     experiment: str = ""
     run_name: str = ""
+    wandb: WandbSpec = field(default_factory=WandbSpec)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
