@@ -201,6 +201,11 @@ def _allowed(name: str) -> str:
     return f"a whole number, {schema['minimum']}{high}"
 
 
+def wandb_api_key() -> str:
+    """The key that W&B's own clients take, for jobs whose account has none; "" without one."""
+    return os.environ.get("WANDB_API_KEY", "")
+
+
 _HEAD = """\
 # Settings of the server
 
@@ -212,7 +217,8 @@ variable, the variable over the file, the file over the default.
 
 Clients (the CLI, `turnwise.client`) read three variables of their own: `TURNWISE_URL`,
 `TURNWISE_API_KEY`, and `TURNWISE_DATA_DIR` for the files that a server on the same machine leaves
-there.
+there. `WANDB_API_KEY` is the key of jobs with `tracking.wandb` whose account has no secret for it;
+`WANDB_BASE_URL` names another W&B than the public one.
 
 | variable | in turnwise.toml | default | allowed | meaning |
 |---|---|---|---|---|

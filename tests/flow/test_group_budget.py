@@ -21,7 +21,7 @@ from turnwise.domain.event import EventKind
 from turnwise.domain.job import AsyncSpec, BatchSpec, JobStatus, ScheduleSpec
 from turnwise.domain.rollout import GroupStatus, Rollout
 
-TWO_STEPS = ScheduleSpec(max_epochs=9, max_steps=2, val_every=0)
+TWO_STEPS = ScheduleSpec(max_epochs=9, max_steps=2, val_every=0, stop_early=False)
 
 
 async def train(world: World, **changes: Any) -> list[dict[str, float]]:

@@ -41,13 +41,15 @@ from turnwise.launching.mlflow import MlflowServers
 from turnwise.ports import EngineSpec, Sampler
 from turnwise.sampling.engines import Engines
 from turnwise.sampling.handle import RemoteSampler
-from turnwise.settings import Settings
+from turnwise.settings import Settings, wandb_api_key
 from turnwise.storage.blobs import FolderBlobs
 from turnwise.storage.folder import DataFolder
 from turnwise.storage.remote_s3 import RemoteS3
 from turnwise.storage.sql import SqlStore
 from turnwise.system import SYSTEM_CLOCK, new_id
+from turnwise.tracking.mlflow_runs import MlflowRuns
 from turnwise.tracking.tracker import Tracker
+from turnwise.tracking.wandb import WandbRuns
 from turnwise.training.handle import RemoteLearner
 
 
@@ -95,7 +97,7 @@ class AgentSide:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Records:
-    """The audit trail and what is delivered of it; MLflow and what feeds it; remote rollouts."""
+    """The audit trail and what is delivered of it; MLflow, what feeds it and W&B; remote rollouts."""
 
     audit: AuditTrail
     trails: Trails
@@ -245,15 +247,22 @@ async def _records(base: Base, data: Data, opened: contextlib.AsyncExitStack) ->
     async def largest_step(job: Job) -> int:
         return await _largest_step(data.job_data, job)
 
-    tracker = Tracker(
+    mlflow_runs = MlflowRuns(
         store=store,
         resources=store,
         address=mlflow.address,
         clock=SYSTEM_CLOCK,
         largest_step=largest_step,
         traces_per_step=settings.mlflow_traces_per_step,
-        is_on=not mlflow.missing,
     )
+    wandb_runs = WandbRuns(
+        store=store,
+        resources=store,
+        clock=SYSTEM_CLOCK,
+        folder=folder.root / "wandb",
+        server_key=wandb_api_key(),
+    )
+    tracker = Tracker(store, [*([] if mlflow.missing else [mlflow_runs]), wandb_runs])
     opened.push_async_callback(tracker.close)
     traces = Traces(store, SYSTEM_CLOCK, retention_days=settings.trace_retention_days)
     traces.start()

@@ -1,4 +1,4 @@
-"""`turnwise train`, `turnwise eval` and `turnwise jobs`."""
+"""`turnwise eval` and `turnwise jobs`."""
 
 from __future__ import annotations
 
@@ -26,17 +26,6 @@ Json = dict[str, Any]
 app = typer.Typer(no_args_is_help=True, help="Jobs: list, describe, logs, metrics, stop ...")
 
 Name = Annotated[str, typer.Argument(help="The job's name or id.")]
-
-
-def train(
-    job_file: Annotated[Path, typer.Argument(help="The job, as YAML or JSON.")],
-    detach: Annotated[bool, typer.Option(help="Start it and return.")] = False,
-    as_json: AsJson = False,
-) -> None:
-    """Start the job of a job file and follow it to its end."""
-    job = as_mapping(read_job(job_file))
-    with server.client() as client:
-        _run(client, job, detach=detach, as_json=as_json)
 
 
 def evaluate(
@@ -70,10 +59,13 @@ def evaluate(
         job["eval_sampling_params"]["temperature"] = temperature
     job = as_mapping(parse_job(job, folder=Path.cwd()))
     with server.client() as client:
-        _run(client, job, detach=detach, as_json=as_json)
+        run_job(client, job, detach=detach, as_json=as_json)
 
 
-def _run(client: Client, job_file: Json, *, detach: bool, as_json: bool) -> None:
+def run_job(client: Client, job_file: Json, *, detach: bool, as_json: bool) -> None:
+    """Start a job and, unless told to `detach`, show its events to its end; exits with 1 if it
+    fails.
+    """
     job = client.create_job(job_file)
     if not detach:
         for event in client.follow(job["name"]):

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from turnwise import __version__, errors
-from turnwise.cli import agents, audit, jobs, keys, models, rollouts
+from turnwise.cli import agents, audit, jobs, keys, models, rollouts, train
 from turnwise.cli.screen import AsJson, err, show
 from turnwise.cli.server import server
 from turnwise.terminal import harmless
@@ -89,7 +89,7 @@ def serve(
         ) from None
 
 
-app.command()(jobs.train)
+app.command()(train.train)
 app.command("eval")(jobs.evaluate)
 
 
@@ -110,5 +110,6 @@ for name, commands in (
     ("accounts", keys.accounts),
     ("audit", audit.app),
     ("agents", agents.app),
+    ("create", train.create),
 ):
     app.add_typer(commands, name=name)

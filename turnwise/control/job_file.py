@@ -30,6 +30,7 @@ from turnwise.domain.job import (
     JobSpec,
     RolloutSpec,
     TruncatedTurns,
+    WandbSpec,
 )
 
 _NAME = re.compile(r"[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62}")
@@ -260,6 +261,7 @@ def _check_sense(spec: JobSpec) -> None:
     _check_beginning(spec)
     _check_groups(spec)
     _check_agent(spec.agent)
+    _check_wandb(spec.tracking.wandb)
     check_evaluation(spec.evaluation)
     if spec.kind is JobKind.TRAIN:
         _check_training(spec)
@@ -334,6 +336,18 @@ def _check_agent(agent: AgentSpec) -> None:
             "names no function",
             remedy='use "package.module:function"',
         )
+
+
+def _check_wandb(wandb: WandbSpec) -> None:
+    """Names that W&B would refuse only once the job runs."""
+    for field in ("project", "run_id"):
+        if (name := getattr(wandb, field)) and re.search(r"[/\\#?%:]", name):
+            raise errors.InvalidInput(
+                f"tracking.wandb.{field}",
+                name,
+                "has a character that W&B does not allow",
+                remedy="use none of / \\ # ? % :",
+            )
 
 
 def _check_truncation(limits: RolloutSpec) -> None:

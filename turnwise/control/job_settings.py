@@ -28,6 +28,7 @@ from turnwise.domain.job import (
     ScorerSpec,
     TrackingSpec,
     ValidationSpec,
+    WandbSpec,
 )
 from turnwise.domain.rollout import SamplingParams
 from turnwise.domain.training import LoraSpec, LossName, OptimizerSpec
@@ -145,7 +146,7 @@ SETTINGS: dict[type, dict[str, Setting]] = {
             "Which steps' files stay; the rest stays listed, as a record. The newest two "
             "checkpoints always stay, and what other jobs started from."
         ),
-        "tracking": Setting("Whether the job is shown in MLflow, and under which names."),
+        "tracking": Setting("Whether the job is shown in MLflow and W&B, and under which names."),
     },
     AgentSpec: {
         "kind": Setting(
@@ -267,6 +268,10 @@ SETTINGS: dict[type, dict[str, Setting]] = {
         "final_learning_rate_fraction": Setting(
             "Share of the learning rate that is left at the last step; the fall is linear.", _SHARE
         ),
+        "stop_early": Setting(
+            "End after a whole epoch in which no group's rewards differed: the job is then "
+            "COMPLETED (EarlyStopped), and says which scores there were."
+        ),
     },
     LoraSpec: {
         "rank": Setting("Rank of each adapted matrix.", _COUNT),
@@ -324,6 +329,24 @@ SETTINGS: dict[type, dict[str, Setting]] = {
         ),
         "experiment": Setting("The MLflow experiment; empty: the base model's name and `-mtrl`."),
         "run_name": Setting("The name of the MLflow run; empty: the job's name."),
+        "wandb": Setting(
+            "Weights & Biases: the job file and each step's metrics. Needs the extra `wandb` on "
+            "the server; whatever fails there, the job goes on and its log says so once."
+        ),
+    },
+    WandbSpec: {
+        "enabled": Setting("Feed a run."),
+        "project": Setting("The W&B project; empty: the base model's name and `-mtrl`."),
+        "entity": Setting("The W&B team or user; empty: the key's default."),
+        "run_name": Setting("The name of the run; empty: the job's name."),
+        "run_id": Setting("The run's id, to go on with one that exists; empty: the job's id."),
+        "api_key_secret": Setting(
+            "The account's secret with the W&B key; without one, the server's `WANDB_API_KEY`."
+        ),
+        "mode": Setting(
+            "Send the run to W&B, or keep it in `wandb/JOB_ID` of the server's data folder, for "
+            "`wandb sync`."
+        ),
     },
     ParitySpec: {
         "max_mean_difference": Setting(
@@ -444,7 +467,11 @@ def _about(block: str) -> str:
         return "The job as a whole."
     if block.endswith("[]"):
         return f"One entry of `{block[:-2]}`."
-    return SETTINGS[JobSpec][block].meaning
+    *outer, name = block.split(".")
+    cls: Any = JobSpec
+    for each in outer:
+        cls = typing.get_type_hints(cls)[each]
+    return SETTINGS[cls][name].meaning
 
 
 def _algorithms() -> list[str]:

@@ -35,7 +35,7 @@ _MAY_DIFFER = (
     *("output_group", "checkpoint_group", "output_path", "max_runtime_s"),
     *("validation", "val_sampling_params", "evaluation", "eval_sampling_params"),
     *("batch.tokens_per_micro_batch", "batch.share_prefixes"),
-    *("schedule.max_epochs", "schedule.max_steps", "schedule.val_every"),
+    *("schedule.max_epochs", "schedule.max_steps", "schedule.val_every", "schedule.stop_early"),
     *("rollout.rollout_max_concurrency", "rollout.rollout_max_retries"),
     *("rollout.rollout_timeout", "rollout.turn_timeout", "rollout.group_timeout"),
 )

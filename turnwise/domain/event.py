@@ -11,11 +11,11 @@ from typing import Any
 class EventKind(StrEnum):
     """What happened. The body's keys are listed beside each kind."""
 
-    STATUS = "status"  # status, secondary, message
+    STATUS = "status"  # status, secondary, message, rollouts? [ids that show why]
     LOG = "log"  # message, rollout_id?, step?, completed?, total?, steps?, rollouts? (plan)
     METRICS = "metrics"  # step, values {name: number}; every metric name is in domain.metrics
     ROLLOUT = "rollout"  # rollout_id, group_id, status, reward?, fault?, turns, tokens
-    STEP = "step"  # step, policy_step, adapter_id, groups [ids], trained_tokens
+    STEP = "step"  # step, policy_step, adapter_id, groups [ids], trained_tokens, tallies
     CHECKPOINT = "checkpoint"  # step, path, sha256, adapter_id
     EVALUATION = "evaluation"  # step, purpose, values
     PROMOTION = "promotion"  # step, model: the adapter that the job's end leaves as its output

@@ -145,7 +145,8 @@ class ScheduleSpec:
     """How long. Whichever of `max_epochs` and `max_steps` is reached first ends the job.
 
     `val_every` 0 switches validation off. The learning rate rises over `warmup_steps` and falls
-    linearly to `final_learning_rate_fraction` of its value at the last step.
+    linearly to `final_learning_rate_fraction` of its value at the last step. With `stop_early` a
+    job ends after a whole epoch that gave nothing to learn from.
     """
 
     max_epochs: int = 1
@@ -153,6 +154,7 @@ class ScheduleSpec:
     val_every: int = 10
     warmup_steps: int = 0
     final_learning_rate_fraction: float = 1.0
+    stop_early: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -253,9 +255,34 @@ class CheckpointSpec:
     prune_adapters: bool = False  # together with its resumable state, remove a step's adapter too
 
 
+class WandbMode(StrEnum):
+    """Where a W&B run is kept."""
+
+    ONLINE = "online"
+    OFFLINE = "offline"  # in files of the server, for `wandb sync`
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WandbSpec:
+    """Whether a job is shown in Weights & Biases, and where.
+
+    An empty `project` means the base model's, an empty `entity` the key's default one, an empty
+    `run_name` the job's name and an empty `run_id` the job's id. `api_key_secret` names the
+    account's secret that holds the key.
+    """
+
+    enabled: bool = False
+    project: str = ""
+    entity: str = ""
+    run_name: str = ""
+    run_id: str = ""
+    api_key_secret: str = "wandb-api-key"
+    mode: WandbMode = WandbMode.ONLINE
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrackingSpec:
-    """Whether a job is shown in its account's MLflow, and under which names.
+    """Where a job is shown besides here: in its account's MLflow and in W&B, under which names.
 
     An empty `experiment` means the base model's; an empty `run_name`, the job's own name.
     """
@@ -263,6 +290,7 @@ class TrackingSpec:
     mlflow: bool = False
     experiment: str = ""
     run_name: str = ""
+    wandb: WandbSpec = field(default_factory=WandbSpec)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

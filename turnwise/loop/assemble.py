@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from turnwise.domain.job import JobSpec, RolloutSpec, TruncatedTurns
 from turnwise.domain.rollout import Group, Trajectory
 from turnwise.domain.training import LossSpec, Sample, StepRequest
+from turnwise.loop.early_stop import Tally, tallies
 from turnwise.loop.pilot import slots_used
 from turnwise.rl import ledger, statistics
 from turnwise.rl.advantages import Outcomes, step_advantages
@@ -38,6 +39,7 @@ class Assembly:
     bins: Mapping[str, Mapping[str, int]]  # rollout_id -> {bin: tokens}
     metrics: Mapping[str, float]
     num_scored: int
+    tallies: tuple[Tally, ...]  # by epoch
 
 
 def assemble(
@@ -73,6 +75,7 @@ def assemble(
             **statistics.ledger_metrics(ledger.total(bins.values())),
         },
         num_scored=sum(len(group.scored) for group in groups),
+        tallies=tallies(zip([each.group.epoch for each in ordered], groups, strict=True)),
     )
 
 

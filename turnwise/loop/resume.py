@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from turnwise import errors
 from turnwise.domain.event import EventDraft, EventKind, Level
@@ -12,6 +14,7 @@ from turnwise.domain.ledger import Bin
 from turnwise.domain.rollout import Group, GroupStatus
 from turnwise.domain.training import NOTHING_TRAINED, Checkpoint, DataPosition
 from turnwise.loop.assemble import ClosedGroup, is_zero
+from turnwise.loop.early_stop import Tally
 from turnwise.loop.pace import Pace
 from turnwise.loop.packages import BEFORE_TRAINING, checkpoint_key, checkpoint_of
 from turnwise.loop.plan import Plan
@@ -29,6 +32,7 @@ class Start:
     orders: tuple[int, ...]  # places in the plan to admit, in order
     trained: frozenset[int]  # places in the plan that finished steps took
     superseded_tokens: int  # sampled for what was not kept; the first step's ledger has them
+    tallies: tuple[Tally, ...] = ()  # of the job's own finished steps
 
 
 async def begin(job: Job, plan: Plan, sockets: Sockets) -> Start:
@@ -74,6 +78,7 @@ async def begin(job: Job, plan: Plan, sockets: Sockets) -> Start:
         orders=tuple(plan.orders(trained | set(kept))),
         trained=frozenset(trained),
         superseded_tokens=await _superseded_tokens(job, pace.step, sockets),
+        tallies=await _tallies(job, pace.step, sockets),
     )
 
 
@@ -130,6 +135,19 @@ async def _superseded_tokens(job: Job, step: int, sockets: Sockets) -> int:
     """Tokens that the store already counts for `step`, which is still to be trained."""
     bins = await sockets.store.ledger(job.account_id, job.job_id)
     return bins.get(step, {}).get(Bin.DROPPED_SUPERSEDED.value, 0)
+
+
+async def _tallies(job: Job, before: int, sockets: Sockets) -> tuple[Tally, ...]:
+    """What the steps before `before` were like; of one that was made again, as it was at last."""
+    steps: dict[int, Sequence[Mapping[str, Any]]] = {}
+    after = 0
+    while page := await sockets.store.events(
+        job.account_id, job.job_id, after=after, kinds=[EventKind.STEP.value]
+    ):
+        steps |= {event.body["step"]: event.body.get("tallies", ()) for event in page}
+        after = page[-1].seq
+    its = [tallies for step, tallies in steps.items() if step < before]
+    return tuple(Tally.from_body(body) for tallies in its for body in tallies)
 
 
 async def _read(group: Group, sockets: Sockets) -> ClosedGroup:

@@ -11,10 +11,10 @@
     train    closed groups       a full step (Pace.take)  a new policy    collect
 
 `train` is finite and the clock of the job: it validates before the first step, after every
-`val_every` steps and at the end. `JobLoop` surrounds the tasks: it finds where to start, and
-whatever ends them - the last step, a stop, an error, the server's own end - it cancels the rest,
-closes the open rollouts, and says once how the job ended. With `max_steps_off_policy` above 0
-agents go on while the learner, a process of its own, trains.
+`val_every` steps and at the end, which may be early (`early_stop`). `JobLoop` surrounds the tasks:
+it finds where to start, and whatever ends them - the last step, a stop, an error, the server's own
+end - it cancels the rest, closes the open rollouts, and says once how the job ended. With
+`max_steps_off_policy` above 0 agents go on while the learner, a process of its own, trains.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from turnwise import errors
@@ -32,6 +32,7 @@ from turnwise.domain.job import Job, JobKind, JobStatus, Secondary
 from turnwise.domain.rollout import Group, Purpose
 from turnwise.loop.assemble import ClosedGroup, is_zero
 from turnwise.loop.collect import Assignment, Collector
+from turnwise.loop.early_stop import EarlyStop, Tally
 from turnwise.loop.evaluate import run_evaluation
 from turnwise.loop.packages import next_version
 from turnwise.loop.plan import Plan
@@ -45,6 +46,14 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """Why a job ends before its plan does, with rollouts that show it."""
+
+    message: str
+    rollouts: tuple[str, ...]
+
+
 class JobLoop:
     """Runs one incarnation of a job, from its newest checkpoint to its end."""
 
@@ -56,6 +65,7 @@ class JobLoop:
         self._validation_rows = validation_rows
         self.sockets = sockets
         self._stop = asyncio.Event()
+        self._early: Ending | None = None
 
     def request_stop(self) -> None:
         """End soon, as STOPPED: open rollouts are cancelled, the last checkpoint stays."""
@@ -89,6 +99,13 @@ class JobLoop:
         elif work.cancelled():
             message = f"stopped after max_runtime_s, {self._job.spec.max_runtime_s} s"
             await self._say(JobStatus.STOPPED, Secondary.MAX_RUNTIME_EXCEEDED, message)
+        elif early := self._early:
+            await self._say(
+                JobStatus.COMPLETED,
+                Secondary.EARLY_STOPPED,
+                early.message,
+                rollouts=early.rollouts,
+            )
         else:
             await self._say(JobStatus.COMPLETED, Secondary.COMPLETED)
 
@@ -143,7 +160,7 @@ class JobLoop:
             job, start, plan, self._rows, self._validation_rows, collector, stepper, self.sockets
         )
         try:
-            await training.run()
+            self._early = await training.run()
         finally:
             await collector.abandon()
             await stepper.retire_all()
@@ -169,9 +186,12 @@ class JobLoop:
         secondary: Secondary,
         message: str = "",
         level: Level = Level.INFO,
+        *,
+        rollouts: Sequence[str] = (),
     ) -> None:
         body = {"status": status.value, "secondary": secondary.value, "message": message}
-        draft = EventDraft(kind=EventKind.STATUS, body=body, level=level)
+        shown = {"rollouts": list(rollouts)} if rollouts else {}
+        draft = EventDraft(kind=EventKind.STATUS, body=body | shown, level=level)
         await self.sockets.store.append(self._job.account_id, self._job.job_id, [draft])
 
 
@@ -198,18 +218,27 @@ class Training:
         self._stepper = stepper
         self._sockets = sockets
         self._pace = start.pace
+        self._early = EarlyStop(plan.num_rows, start.tallies)
         self._closed = {each.group.order: each for each in start.kept}
         self._changed = asyncio.Event()
         self._phase = Secondary.STARTING
         self._validated: set[int] = set()
+        self._collecting: set[asyncio.Task[None]] = set()
 
-    async def run(self) -> None:
-        """Until every group is trained. The first error of any task ends them all."""
+    async def run(self) -> Ending | None:
+        """Until every group is trained, or going on is no use: then why.
+
+        The first error of any task ends them all.
+        """
         self._sockets.rollouts.publish(self._job.job_id, self._stepper.policy)
         async with asyncio.TaskGroup() as tasks:
             admit = tasks.create_task(self._admit(tasks), name=f"admit {self._job.name}")
             await self._train()
             admit.cancel()  # with refill, the last step may leave places of the plan unused
+            for collect in self._collecting:  # of later steps, where the job stops early
+                collect.cancel()
+        epoch = self._fruitless
+        return Ending(self._early.reason(epoch), epoch.rollouts) if epoch else None
 
     async def _admit(self, tasks: asyncio.TaskGroup) -> None:
         """Consumes places in the plan, waits for room, produces a collect task for each."""
@@ -229,7 +258,9 @@ class Training:
                 admitted_at_step=self._pace.step,
             )
             await self._sockets.store.open_group(group)
-            tasks.create_task(self._collect(group, row), name=f"collect group {order}")
+            collect = tasks.create_task(self._collect(group, row), name=f"collect group {order}")
+            self._collecting.add(collect)
+            collect.add_done_callback(self._collecting.discard)
 
     async def _collect(self, group: Group, row: Row) -> None:
         """Consumes an open group, waits for its slots, produces a closed one."""
@@ -254,7 +285,7 @@ class Training:
         """Consumes closed groups, waits for a full step, produces a policy."""
         self._validated = await validated_steps(self._job, self._sockets, newest=self._pace.step)
         await self._validate()
-        while not self._pace.is_done:
+        while not self._is_over:
             await self._say(Secondary.TRAINING)
             await self._step()
             await self._validate()
@@ -265,13 +296,23 @@ class Training:
         closed = [self._closed.pop(order) for order in orders]
         if not any(t.rollout.is_scored for each in closed for t in each.attempts):
             await self._sockets.runner.check()  # an agent that is gone would use up all rows
-        await self._stepper.step(
+        tallies = await self._stepper.step(
             closed,
             waited_s=self._sockets.clock.now() - waited_from,
             refilled=self._pace.refilled,
         )
+        self._early.see(tallies)
         self._pace.finish()
         self._changed.set()
+
+    @property
+    def _is_over(self) -> bool:
+        return self._pace.is_done or self._fruitless is not None
+
+    @property
+    def _fruitless(self) -> Tally | None:
+        """The epoch that the job stops after because it gave nothing to learn from."""
+        return self._early.epoch if self._job.spec.schedule.stop_early else None
 
     async def _validate(self) -> None:
         """Evaluate the newest policy on the validation rows, where that is due."""
@@ -292,7 +333,7 @@ class Training:
         every = self._job.spec.schedule.val_every
         if not self._validation_rows or not every:
             return False
-        if self._pace.step % every and not self._pace.is_done:
+        if self._pace.step % every and not self._is_over:
             return False
         return self._pace.step not in self._validated
 

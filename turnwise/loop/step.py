@@ -20,6 +20,7 @@ from turnwise.domain.job import Job
 from turnwise.domain.rollout import Policy
 from turnwise.domain.training import Checkpoint, DataPosition, StepResult
 from turnwise.loop.assemble import Assembly, ClosedGroup, assemble
+from turnwise.loop.early_stop import Tally
 from turnwise.loop.packages import checkpoint_key, packages_of
 from turnwise.loop.parity import check_parity
 from turnwise.loop.plan import Plan, learning_rate
@@ -53,8 +54,8 @@ class Stepper:
 
     async def step(
         self, closed: Sequence[ClosedGroup], *, waited_s: float, refilled: int = 0
-    ) -> None:
-        """Train on these groups and publish the adapter that comes of it.
+    ) -> Sequence[Tally]:
+        """Train on these groups and publish the adapter that comes of it; what they were like.
 
         `refilled` of them have been replaced and are here for the record.
 
@@ -92,6 +93,7 @@ class Stepper:
         await self._finish(closed, assembly, result, checkpoint, values)
         self._superseded_tokens = 0
         await prune(self._job, self._sockets)
+        return assembly.tallies
 
     async def retire_all(self) -> None:
         """Free the job's adapters in the sampler, if it is still there."""
@@ -145,7 +147,7 @@ class Stepper:
                 checkpoint=checkpoint,
                 packages=self._packages(checkpoint, values),
                 events=(
-                    *_events(groups, policy, result, checkpoint, values),
+                    *_events(groups, policy, result, checkpoint, values, assembly.tallies),
                     *([] if result.updates else [_no_update(step, closed, assembly)]),
                 ),
             ),
@@ -188,6 +190,7 @@ def _events(
     result: StepResult,
     checkpoint: Checkpoint,
     values: Mapping[str, float],
+    tallies: Sequence[Tally],
 ) -> tuple[EventDraft, ...]:
     step = result.step
     return (
@@ -209,6 +212,7 @@ def _events(
                 "adapter_id": policy.adapter_id,
                 "groups": list(groups),
                 "trained_tokens": result.trained_tokens,
+                "tallies": [tally.as_body() for tally in tallies],
             },
         ),
     )

@@ -65,8 +65,8 @@ from turnwise.storage import (
     rollout_pages,
     rollouts,
     steps,
-    transcripts,
     traces,
+    transcripts,
     turns,
 )
 from turnwise.storage.database import (

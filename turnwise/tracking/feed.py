@@ -27,16 +27,15 @@ from turnwise.domain.job import Job, JobKind, JobStatus
 from turnwise.ports import Clock, Resources, Store
 from turnwise.tracking.details import RunState, change_run_state, run_state, save_run_state
 from turnwise.tracking.mlflow import MAX_DIGEST_CHARS, Failed, Json, Mlflow, Refused
+from turnwise.tracking.reading import FIRST_PAUSE_S, PAGE, Reader
 from turnwise.tracking.traces import is_traced, otlp, spans_of
 
 log = logging.getLogger(__name__)
 
-PAGE = 500
 #: A batch of traces, in rollouts and in spans; MLflow keeps all of one or nothing.
 MAX_TRACES, MAX_SPANS = 50, 512
 #: Events that come close together are told together.
 TELL_LINGER_S, TRACE_LINGER_S = 0.2, 1.0
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
 #: A trace that MLflow fails at so often is given up; others wait behind it.
 TRACE_TRIES = 5
 
@@ -70,9 +69,9 @@ class Feed:
         self._mlflow = mlflow
         self._clock = clock
         self._share = share
+        self._reader = Reader(job, store=store, clock=clock, destination="MLflow")
         self._state: RunState | None = None
         self._has_run = asyncio.Event()
-        self._hurry = asyncio.Event()
         self._moved = asyncio.Event()
 
     @property
@@ -84,8 +83,9 @@ class Feed:
         """Tell and trace until the job has ended."""
         try:
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._lasting(self._tell), name=f"tell {self._job.name}")
-                tasks.create_task(self._lasting(self._trace), name=f"trace {self._job.name}")
+                for work, name in ((self._tell, "tell"), (self._trace, "trace")):
+                    lasting = self._reader.lasting(work, lambda: self._state)
+                    tasks.create_task(lasting, name=f"{name} {self._job.name}")
         except* errors.NotFound:
             log.info("job %s was deleted while it was told to MLflow", self._job.name)
 
@@ -94,67 +94,20 @@ class Feed:
 
         Returns at once where that is more than a page: it would take too long.
         """
-        page = await self._events(self._state.told if self._state else 0)
+        page = await self._reader.events(self._state.told if self._state else 0)
         if not page or len(page) == PAGE:
             return
-        self._hurry.set()
+        self._reader.hurry()
         while self._state is None or self._state.told < page[-1].seq:
             self._moved.clear()
             await self._moved.wait()
-
-    async def _lasting(self, work: Callable[[], Awaitable[None]]) -> None:
-        """Repeat the work until it ends by itself; wait longer each time that MLflow fails."""
-        pause = FIRST_PAUSE_S
-        while True:
-            before = self._state
-            try:
-                await work()
-                return
-            except errors.NotFound:
-                raise
-            except Exception as error:  # supervision: training goes on whatever breaks here
-                is_expected = isinstance(error, errors.Unavailable)
-                if pause == FIRST_PAUSE_S or not is_expected:
-                    text = "job %s cannot be told to MLflow now: %s"
-                    info = None if is_expected else error
-                    log.warning(text, self._job.name, error, exc_info=info)
-            if self._state is not before:
-                pause = FIRST_PAUSE_S
-            await self._clock.sleep(pause)
-            pause = min(2 * pause, LONGEST_PAUSE_S)
-
-    async def _events(self, after: int) -> list[Event]:
-        return await self._store.events(
-            self._job.account_id, self._job.job_id, after=after, limit=PAGE
-        )
-
-    async def _pages(self, after: int, linger_s: float) -> Any:
-        """Pages of events from a cursor on; ends once the job has and no more come."""
-        while True:
-            while page := await self._events(after):
-                yield page
-                after = page[-1].seq
-            job = await self._store.job(self._job.account_id, self._job.job_id)
-            if job.status.is_final and not await self._events(after):
-                return
-            await self._store.wait_for(self._job.account_id, self._job.job_id, after=after)
-            await self._gather(linger_s)
-
-    async def _gather(self, linger_s: float) -> None:
-        """Let a few more events come, unless somebody waits for these."""
-        self._hurry.clear()
-        try:
-            async with asyncio.timeout(linger_s):
-                await self._hurry.wait()
-        except TimeoutError:
-            return
 
     # ── the run ───────────────────────────────────────────────────────────────────────────────
 
     async def _tell(self) -> None:
         state = await self._opened()
         self._has_run.set()
-        async for page in self._pages(state.told, TELL_LINGER_S):
+        async for page in self._reader.pages(state.told, TELL_LINGER_S):
             for event in page:
                 try:
                     await self._tell_event(event, state)
@@ -243,7 +196,7 @@ class Feed:
     async def _trace(self) -> None:
         await self._has_run.wait()
         state = await self._opened()
-        async for page in self._pages(state.traced, TRACE_LINGER_S):
+        async for page in self._reader.pages(state.traced, TRACE_LINGER_S):
             chosen = [event for event in page if _is_chosen(event, state.share)]
             for first in range(0, len(chosen), MAX_TRACES):
                 batch = chosen[first : first + MAX_TRACES]

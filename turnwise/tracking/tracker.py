@@ -1,31 +1,64 @@
-"""Which jobs are told to MLflow: a feed for each that asks for it, until it has ended."""
+"""Which jobs are told to which destinations: a feed for each that a job asks for."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from turnwise import errors
-from turnwise.domain.job import Job, JobKind
-from turnwise.ports import Clock, Resources, Store
-from turnwise.tracking.details import run_state
+from turnwise.domain.job import Job
+from turnwise.ports import Store
 from turnwise.tracking.feed import Feed
-from turnwise.tracking.mlflow import Mlflow
 
 log = logging.getLogger(__name__)
 
 #: Longest that a reader of MLflow waits for what the event log already holds.
 SETTLE_S = 3.0
-#: Jobs of an account, ended before the server started, that are told at once.
+#: Jobs of an account, ended before the server started, that are told at once to a destination.
 LATE_AT_ONCE = 4
 _ALL = 10_000
 
 
+class EventFeed(Protocol):
+    """Tells one job's events to one destination."""
+
+    async def run(self) -> None:
+        """Until the job has ended and everything is told."""
+        ...
+
+
+class Destination(Protocol):
+    """A place outside that jobs are told to."""
+
+    @property
+    def name(self) -> str:
+        """For the log."""
+        ...
+
+    def wants(self, job: Job) -> bool:
+        """Whether the job asks for it."""
+        ...
+
+    def feed(self, job: Job) -> EventFeed:
+        """What tells its events."""
+        ...
+
+    async def told(self, job: Job) -> int | None:
+        """The newest event that is told, with all before it; None before it knows the job."""
+        ...
+
+    async def close(self) -> None:
+        """Free what it holds."""
+        ...
+
+
 @dataclass(slots=True)
 class _Following:
-    feed: Feed
+    account_id: str
+    feed: EventFeed
     task: asyncio.Task[None] | None = None
     is_asked_again: bool = False
 
@@ -33,50 +66,18 @@ class _Following:
 class Tracker:
     """Feeds of all accounts. Nothing here is waited for by a job."""
 
-    def __init__(
-        self,
-        *,
-        store: Store,
-        resources: Resources,
-        address: Callable[[str], Awaitable[str]],
-        clock: Clock,
-        largest_step: Callable[[Job], Awaitable[int]],
-        traces_per_step: int,
-        is_on: bool,
-    ) -> None:
-        """`address` gives the socket of an account's MLflow; `largest_step` how many rollouts a
-        job makes in its largest step, validation included (0: unknown).
-        """
+    def __init__(self, store: Store, destinations: Sequence[Destination]) -> None:
         self._store = store
-        self._resources = resources
-        self._address = address
-        self._clock = clock
-        self._largest_step = largest_step
-        self._traces_per_step = traces_per_step
-        self._is_on = is_on
-        self._following: dict[str, _Following] = {}  # by job id
-        self._clients: dict[str, Mlflow] = {}  # by account
+        self._destinations = tuple(destinations)
+        self._following: dict[tuple[str, str], _Following] = {}  # by destination and job id
         self._late: list[asyncio.Task[None]] = []
+        self._is_closed = False
 
     def follow(self, job: Job) -> None:
-        """Tell this job's events from now on, if it asks for it."""
-        if not self._is_on or not job.spec.tracking.mlflow:
-            return
-        if known := self._following.get(job.job_id):
-            known.is_asked_again = True  # its feed may be about to end
-            return
-        feed = Feed(
-            job,
-            store=self._store,
-            resources=self._resources,
-            mlflow=self._client(job.account_id),
-            clock=self._clock,
-            share=self._share,
-        )
-        following = self._following[job.job_id] = _Following(feed)
-        following.task = asyncio.create_task(
-            self._run(job.job_id, following), name=f"mlflow feed {job.name}"
-        )
+        """Tell this job's events from now on, where it asks for it."""
+        for destination in self._destinations:
+            if destination.wants(job):
+                self._follow(destination, job)
 
     async def recover(self) -> None:
         """Go on with what a former server process had not told yet.
@@ -84,24 +85,29 @@ class Tracker:
         There may be years of jobs that have ended, and none of them hurries: they are looked
         through beside everything else, and told a few at a time.
         """
-        if not self._is_on:
-            return
-        ended: dict[str, list[str]] = {}
-        for job in await self._store.jobs(None, limit=_ALL):
-            if job.spec.tracking.mlflow and not job.status.is_final:
+        jobs = await self._store.jobs(None, limit=_ALL) if self._destinations else []
+        for job in jobs:
+            if not job.status.is_final:
                 self.follow(job)
-            elif job.spec.tracking.mlflow:
-                ended.setdefault(job.account_id, []).append(job.job_id)
-        for account_id, job_ids in ended.items():
-            left = iter(job_ids)
-            for _ in range(min(LATE_AT_ONCE, len(job_ids))):
-                late = self._tell_late(account_id, left)
-                self._late.append(asyncio.create_task(late, name="late mlflow feeds"))
+        for destination in self._destinations:
+            ended: dict[str, list[str]] = {}
+            for job in jobs:
+                if job.status.is_final and destination.wants(job):
+                    ended.setdefault(job.account_id, []).append(job.job_id)
+            for account_id, job_ids in ended.items():
+                left = iter(job_ids)
+                for _ in range(min(LATE_AT_ONCE, len(job_ids))):
+                    late = self._tell_late(destination, account_id, left)
+                    name = f"late {destination.name} feeds"
+                    self._late.append(asyncio.create_task(late, name=name))
 
     async def settle(self, account_id: str) -> None:
-        """Wait until an account's runs have what the event log holds now; SETTLE_S at most."""
-        feeds = [each.feed for each in self._following.values()]
-        waiting = [feed.told_until_now() for feed in feeds if feed.account_id == account_id]
+        """Wait until an account's MLflow has what the event log holds now; SETTLE_S at most."""
+        waiting = [
+            each.feed.told_until_now()
+            for each in self._following.values()
+            if each.account_id == account_id and isinstance(each.feed, Feed)
+        ]
         if waiting:
             try:
                 async with asyncio.timeout(SETTLE_S):
@@ -111,16 +117,29 @@ class Tracker:
 
     async def close(self) -> None:
         """Stop; the next server process goes on from the cursors."""
-        self._is_on = False
+        self._is_closed = True
         tasks = [each.task for each in self._following.values() if each.task is not None]
         tasks += self._late
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        for client in self._clients.values():
-            await client.close()
+        for destination in self._destinations:
+            await destination.close()
 
-    async def _run(self, job_id: str, following: _Following) -> None:
+    def _follow(self, destination: Destination, job: Job) -> None:
+        key = (destination.name, job.job_id)
+        if self._is_closed:
+            return
+        if known := self._following.get(key):
+            known.is_asked_again = True  # its feed may be about to end
+            return
+        following = _Following(job.account_id, destination.feed(job))
+        self._following[key] = following
+        following.task = asyncio.create_task(
+            self._run(key, following), name=f"{destination.name} feed {job.name}"
+        )
+
+    async def _run(self, key: tuple[str, str], following: _Following) -> None:
         try:
             while True:
                 following.is_asked_again = False
@@ -128,39 +147,29 @@ class Tracker:
                 if not following.is_asked_again:
                     return
         except Exception:  # supervision: a feed that breaks costs its own job's run
-            log.exception("the MLflow feed of job %s broke", job_id)
+            log.exception("the %s feed of job %s broke", *key)
         finally:
-            del self._following[job_id]
+            del self._following[key]
 
-    async def _tell_late(self, account_id: str, job_ids: Iterator[str]) -> None:
+    async def _tell_late(
+        self, destination: Destination, account_id: str, job_ids: Iterator[str]
+    ) -> None:
         """Tell one after the other of the ended jobs that are left."""
         for job_id in job_ids:
             try:
                 job = await self._store.job(account_id, job_id)
-                if not await self._is_behind(job):
+                if not await self._is_behind(destination, job):
                     continue
             except errors.NotFound:  # deleted meanwhile
                 continue
-            self.follow(job)
-            if (following := self._following.get(job_id)) and following.task:
+            self._follow(destination, job)
+            following = self._following.get((destination.name, job_id))
+            if following and following.task:
                 await asyncio.wait([following.task])
 
-    async def _is_behind(self, job: Job) -> bool:
+    async def _is_behind(self, destination: Destination, job: Job) -> bool:
         """Whether events of an ended job are untold."""
-        state = await run_state(self._resources, job.account_id, job.job_id)
-        if state is None:
+        told = await destination.told(job)
+        if told is None:
             return True
-        after = min(state.told, state.traced)
-        return bool(await self._store.events(job.account_id, job.job_id, after=after, limit=1))
-
-    def _client(self, account_id: str) -> Mlflow:
-        if account_id not in self._clients:
-            self._clients[account_id] = Mlflow(lambda: self._address(account_id))
-        return self._clients[account_id]
-
-    async def _share(self, job: Job) -> float:
-        """The part of a job's rollouts that are traced, so that no step has too many."""
-        largest = await self._largest_step(job)
-        if job.spec.kind is JobKind.TRAIN:
-            largest = max(largest, job.spec.batch.global_batch_size * job.spec.batch.group_size)
-        return min(1.0, self._traces_per_step / largest) if largest else 1.0
+        return bool(await self._store.events(job.account_id, job.job_id, after=told, limit=1))

@@ -60,6 +60,11 @@ def test_numbers_in_the_forms_that_yaml_gives_them_are_read():
     ("changes", "message"),
     [
         (
+            {"tracking": {"wandb": {"enabled": True, "project": "a/b"}}},
+            "tracking.wandb.project: 'a/b' has a character that W&B does not allow; "
+            "use none of / \\ # ? % :",
+        ),
+        (
             {"datset": "x"},
             "datset: 'x' is set, but there is no such setting; did you mean dataset?",
         ),

@@ -24,6 +24,8 @@ from turnwise.tracking import feed as feeds
 from turnwise.tracking.details import RunState, mlflow_details, run_state
 from turnwise.tracking.feed import Feed
 from turnwise.tracking.mlflow import Mlflow
+from turnwise.tracking.mlflow_runs import MlflowRuns
+from turnwise.tracking.reading import LONGEST_PAUSE_S
 from turnwise.tracking.tracker import LATE_AT_ONCE, Tracker
 
 
@@ -181,7 +183,7 @@ async def test_what_happens_while_mlflow_is_down_is_there_once_it_is_up(world: W
     assert world.mlflow.steps("rollout/reward/mean") == [0, 1, 2, 3, 4]
     assert len(world.mlflow.traces) == 3
     assert world.mlflow.statuses[-1] == "FINISHED"
-    assert max(world.clock.slept) <= feeds.LONGEST_PAUSE_S
+    assert max(world.clock.slept) <= LONGEST_PAUSE_S
 
 
 async def test_a_restarted_server_goes_on_where_the_last_one_stood(world: World) -> None:
@@ -389,15 +391,15 @@ def tracker(world: World, *, is_on: bool = True, per_step: int = 512) -> Tracker
     async def largest_step(job: Job) -> int:
         return 0
 
-    return Tracker(
+    mlflow = MlflowRuns(
         store=world.store,
         resources=world.store,
         address=lambda account_id: world.mlflow.at(),
         clock=world.clock,
         largest_step=largest_step,
         traces_per_step=per_step,
-        is_on=is_on,
     )
+    return Tracker(world.store, [mlflow] if is_on else [])
 
 
 @pytest.fixture

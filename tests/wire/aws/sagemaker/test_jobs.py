@@ -171,6 +171,24 @@ async def test_every_phase_is_a_transition_with_its_times(door: JobDoor) -> None
     assert all(each["StatusMessage"] for each in transitions)
 
 
+async def test_a_job_that_stops_early_is_completed_with_the_reason(door: JobDoor) -> None:
+    await door.create("walk", training(door.rows))
+    await door.world.running("walk")
+    reason = "epoch 0 had 4 groups and none with differing rewards"
+    await tell(
+        *(door, "walk", EventKind.STATUS),
+        status=JobStatus.COMPLETED.value,
+        secondary=Secondary.EARLY_STOPPED.value,
+        message=reason,
+        rollouts=["rol_a"],
+    )
+    found = await door.describe("walk")
+    assert (found["JobStatus"], found["SecondaryStatus"]) == ("Completed", "Completed")
+    last = found["SecondaryStatusTransitions"][-1]
+    assert (last["Status"], last["StatusMessage"]) == ("Completed", reason)
+    assert "FailureReason" not in found
+
+
 async def test_progress_is_that_of_the_plan_and_of_the_step_under_way(door: JobDoor) -> None:
     await door.create("walk", training(door.rows, hyperparameters={"group_size": "4"}))
     await door.world.running("walk")

@@ -5,7 +5,7 @@
     RUNNING      InProgress   Starting, Downloading, Training (or Evaluating), Uploading
     STOPPING     Stopping     Stopping
     STOPPED      Stopped      Stopped, MaxRuntimeExceeded
-    COMPLETED    Completed    Completed
+    COMPLETED    Completed    Completed, with the reason of one that stopped early as its message
     FAILED       Failed       Failed
 
 A training job that validates is Training all the while: the sagemaker SDK shows progress only then.
@@ -122,6 +122,8 @@ def _enter(phases: list[Phase], kind: JobKind, event: Event) -> None:
 def _shown(kind: JobKind, secondary: Secondary) -> str:
     if kind is JobKind.TRAIN and secondary is Secondary.EVALUATING:
         return Secondary.TRAINING.value
+    if secondary is Secondary.EARLY_STOPPED:  # AWS has no word of its own for it
+        return Secondary.COMPLETED.value
     return secondary.value
 
 

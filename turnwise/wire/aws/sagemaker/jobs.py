@@ -31,6 +31,7 @@ from turnwise.domain.resource import Resource
 from turnwise.ports import Clock, JobQuery, JobSummary, ModelPackage, Resources
 from turnwise.tracking.details import KIND as RUN
 from turnwise.tracking.details import mlflow_details
+from turnwise.tracking.wandb import KIND as WANDB_RUN
 from turnwise.wire.aws.arns import JobArn, ModelPackageArn, ModelPackageGroupArn
 from turnwise.wire.aws.paging import in_time, page
 from turnwise.wire.aws.sagemaker import job_document as documents
@@ -191,8 +192,9 @@ class _JobHandlers:
         return [record, *([self._rooms.tags.record(call, _arn(call, job), tags)] if tags else [])]
 
     async def records_of(self, job: Job) -> list[tuple[str, str]]:
-        """What is remembered of a job: its document, its tags, its run in MLflow."""
-        return [(KIND, job.name), (TAGS, await self._rooms.job_arn(job)), (RUN, job.job_id)]
+        """What is remembered of a job: its document, its tags, its runs in MLflow and W&B."""
+        runs = [(RUN, job.job_id), (WANDB_RUN, job.job_id)]
+        return [(KIND, job.name), (TAGS, await self._rooms.job_arn(job)), *runs]
 
     # ── describe ──────────────────────────────────────────────────────────────────────────────
 
