@@ -40,6 +40,7 @@ _PER_STEP = {
     "output_tokens": "training/trainable_token_positions",
     "eval_reward": "val/reward/mean",
 }
+_VALIDATION = "val/"
 _COUNTS = ("n_valid", "groups_total", "groups_filtered", "input_tokens", "output_tokens")
 
 _NOT_JSON = re.compile(r"dataset (?:\S+ )?line (\d+): .* is not (?:JSON|UTF-8)\b.*", re.DOTALL)
@@ -151,8 +152,10 @@ def steps_of(job: Job, events: Iterable[Event]) -> list[Json]:
     found: dict[int, dict[str, float]] = {}
     times: dict[int, float] = {}
     for event in events:
-        step = int(event.body["step"])
-        found.setdefault(step, {}).update(event.body["values"])
+        step, values = int(event.body["step"]), event.body["values"]
+        if any(name.startswith(_VALIDATION) for name in values):
+            step = max(0, step - 1)  # what is validated is what the step before has made
+        found.setdefault(step, {}).update(values)
         times[step] = event.at
     its = steps_per_epoch(job)
     return [
