@@ -29,6 +29,7 @@ from turnwise.wire.native.agents import AgentRooms
 from turnwise.wire.native.audit import audit_routes
 from turnwise.wire.native.observed import Observed
 from turnwise.wire.native.routes import native_app
+from turnwise.wire.runs import RunDoor
 
 Asgi = Callable[[Scope, Receive, Send], Awaitable[None]]
 
@@ -82,7 +83,15 @@ def _data_plane(house: House) -> DataPlane:
         error_name=lambda error: faults.status_and_name(error)[1],
     )
     callers = Callers(house.access.keyring, region)
-    return DataPlane(gateway, house.serving, ServedModels(store), callers, accounts.number, events)
+    return DataPlane(
+        gateway,
+        house.serving,
+        ServedModels(store),
+        callers,
+        accounts.number,
+        events,
+        RunDoor(gateway, house.evaluator_side.room.runs),
+    )
 
 
 def _mlflow_door(house: House) -> MlflowDoor:

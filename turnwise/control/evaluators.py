@@ -44,7 +44,7 @@ _ID = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
 
 #: What its owner may change; the rest is the service's.
 CHANGEABLE = frozenset(
-    "entry_point display_name description commit_hash requirements default_dataset".split()
+    ["entry_point", "display_name", "description", "commit_hash", "requirements", "default_dataset"]
 )
 
 #: Whether a build was asked for and has not ended, beside the evaluator in its record.
@@ -254,7 +254,9 @@ class Evaluators:
             return Built(message=f"the build broke: {type(error).__name__}: {error}")
 
     def _log_file(self, evaluator: Evaluator) -> Path:
-        return self._blobs.path(f"{_folder(evaluator.account_id, evaluator.evaluator_id)}/build.log")
+        return self._blobs.path(
+            f"{_folder(evaluator.account_id, evaluator.evaluator_id)}/build.log"
+        )
 
     async def _changed(
         self,

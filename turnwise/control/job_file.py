@@ -334,6 +334,10 @@ def _check_agent(agent: AgentSpec) -> None:
             "names no function",
             remedy='use "package.module:function"',
         )
+    if agent.kind is AgentKind.EVALUATOR and not agent.target:
+        raise errors.InvalidInput(
+            "agent.target", agent.target, "names no evaluator", remedy="use an evaluator's id"
+        )
 
 
 def _check_truncation(limits: RolloutSpec) -> None:

@@ -69,7 +69,7 @@ class EvaluatorAgent:
         group_size: int,
         extra_body: Mapping[str, Any] | None = None,
     ) -> None:
-        """`group_size` is how many rollouts a group has at most; `extra_body` goes with each turn."""
+        """`group_size`: most rollouts of a group; `extra_body` goes with each turn."""
         self._account_id = account_id
         self._build = build
         self._start = start

@@ -1,8 +1,8 @@
 """An uploaded archive built: unpacked, its requirements installed, its one test found.
 
-What the evaluators' interpreter has already is not fetched: only where something is missing, a
-virtual environment is made beside the project that sees that interpreter's packages, and pip fetches
-the rest. pip and the collection run in the sandbox; pip alone with the network.
+What the evaluators' interpreter has already is not fetched. Only where something is missing, a
+virtual environment is made beside the project, which sees that interpreter's packages, and pip
+fetches the rest. pip and the collection run in the sandbox; pip alone with the network.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import os
 import shutil
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from turnwise import errors
 from turnwise.domain.evaluator import Evaluator
@@ -57,7 +58,9 @@ class Builder:
                 boxes = await self._boxes()
                 await self._make(evaluator, archive, making, boxes, log)
         except TimeoutError:
-            return Built(message=f"Evaluator build timed out after {self._timeout_s / 60:g} minutes")
+            return Built(
+                message=f"Evaluator build timed out after {self._timeout_s / 60:g} minutes"
+            )
         except errors.TurnwiseError as error:
             return Built(message=str(error))
         else:
@@ -119,9 +122,7 @@ class Builder:
 class _Shop:
     """One build's folder, and the programs that run in it."""
 
-    def __init__(
-        self, folder: Path, boxes: Sandboxes, log: Path, env: Mapping[str, str]
-    ) -> None:
+    def __init__(self, folder: Path, boxes: Sandboxes, log: Path, env: Mapping[str, str]) -> None:
         self.folder = folder
         self._boxes = boxes
         self._log = log
@@ -173,7 +174,7 @@ class _Shop:
         mode: str = found["mode"]
         return mode
 
-    async def _ask(self, *question: str) -> dict[str, list[str] | str]:  # type: ignore[misc]
+    async def _ask(self, *question: str) -> dict[str, Any]:
         """Put a question to `inspect_project`; its answer."""
         output = self.folder.with_name(self.folder.name + ".answer")
         output.unlink(missing_ok=True)
@@ -190,9 +191,7 @@ class _Shop:
             raise errors.Unavailable(f"the evaluator cannot be looked at: {said[-500:]}") from None
         return dict(answer)
 
-    async def _run(
-        self, argv: Sequence[str], output: Path, *, has_network: bool = False
-    ) -> int:
+    async def _run(self, argv: Sequence[str], output: Path, *, has_network: bool = False) -> int:
         env = dict(self._env)
         if has_network:  # the operator's way to packages; secrets stay out of setup scripts
             env = {name: value for name, value in os.environ.items() if name.startswith("PIP_")}

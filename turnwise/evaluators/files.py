@@ -54,11 +54,14 @@ class SharedFolder:
     def read(self, name: str, offset: int = 0, most: int = MAX_READ) -> bytes:
         """From `offset` on; nothing of what is not there or no file."""
         above, last = os.path.split(name)
-        with contextlib.suppress(OSError), self._folder(above) as folder:
-            with os.fdopen(os.open(last, _FILE | os.O_RDONLY, dir_fd=folder), "rb") as file:
-                if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                    file.seek(offset)
-                    return file.read(most)
+        with (
+            contextlib.suppress(OSError),
+            self._folder(above) as folder,
+            os.fdopen(os.open(last, _FILE | os.O_RDONLY, dir_fd=folder), "rb") as file,
+        ):
+            if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                file.seek(offset)
+                return file.read(most)
         return b""
 
     def names(self, name: str) -> list[str]:

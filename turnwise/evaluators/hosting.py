@@ -16,7 +16,7 @@ from turnwise import errors
 from turnwise.evaluators.relay import open_relay
 from turnwise.evaluators.sandbox import GATEWAY_PORT, Boxed, Sandboxes
 
-#: What is imported before the first run: what an `@evaluation_test` needs at the latest when it runs.
+#: What is imported before the first run: all that an `@evaluation_test` imports by its end.
 IMPORTS = (
     "pytest",
     "pytest_asyncio",
@@ -26,8 +26,8 @@ IMPORTS = (
     "eval_protocol.pytest.evaluation_test_postprocess",
 )
 
-#: Eval-protocol as a part of a service: streamed rows, no browser, no log database, nothing uploaded
-#: and nothing fetched. A litellm that may fetch its price list starts a thread for it as well.
+#: Eval-protocol as a part of a service: rows that stream, no browser, no log database, nothing
+#: uploaded, nothing fetched. (A litellm that may fetch its price list starts a thread for it.)
 ENVIRONMENT = {
     "EP_USE_PRIORITY_SCHEDULER": "1",
     "EP_MICRO_BATCH_OUTPUT_SIZE": "1",
@@ -69,7 +69,7 @@ class Build:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Host:
-    """A warm process. `import_s` is what starting it took; `forks` whether a run is a fork of it."""
+    """A warm process. `import_s`: what its imports took; `forks`: whether a run is its fork."""
 
     folder: Path
     boxes: Sandboxes
@@ -161,7 +161,7 @@ async def start_host(
     )
     try:
         assert boxed.control is not None
-        reader, writer = await asyncio.open_connection(sock=boxed.control)
+        reader, writer = await asyncio.open_unix_connection(sock=boxed.control)
         relay = None if boxed.listener is None else await open_relay(boxed.listener, url)
         ready = await _ready(reader, output)
     except BaseException:

@@ -1,6 +1,6 @@
 """Runs of evaluators under way, by the address that each asks for turns at.
 
-    {server}/e/{run id}.{run secret}/...
+{server}/e/{run id}.{run secret}/...
 """
 
 from __future__ import annotations

@@ -11,7 +11,6 @@ import json
 import os
 import signal
 import socket
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,10 +25,11 @@ WORK, PROGRAMS = "/work", "/launch"
 
 #: What every program needs to start and to speak TLS. The rest of /etc is not for it.
 _SYSTEM = (
-    "/usr /bin /sbin /lib /lib32 /lib64 /etc/alternatives /etc/ca-certificates /etc/group "
-    "/etc/hosts /etc/ld.so.cache /etc/localtime /etc/mime.types /etc/nsswitch.conf /etc/passwd "
-    "/etc/pki /etc/protocols /etc/resolv.conf /etc/services /etc/ssl /etc/pip.conf"
-).split()
+    *("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc/alternatives", "/etc/ssl"),
+    *("/etc/ca-certificates", "/etc/group", "/etc/hosts", "/etc/ld.so.cache", "/etc/localtime"),
+    *("/etc/mime.types", "/etc/nsswitch.conf", "/etc/passwd", "/etc/pip.conf", "/etc/pki"),
+    *("/etc/protocols", "/etc/resolv.conf", "/etc/services"),
+)
 
 #: The port of the gateway on a sandbox's own loopback. Nothing else listens there.
 GATEWAY_PORT = 8420
@@ -265,7 +265,7 @@ class Sandboxes:
 
     def _exposed(self, read_only: Sequence[Path]) -> list[Path]:
         """Hidden folders that lie below something that is shown."""
-        shown = [Path(p).resolve() for p in (*_SYSTEM, *self._paths(), *read_only) if p != "/"]
+        shown = [Path(p).resolve() for p in (*_SYSTEM, *self._paths(), *map(str, read_only))]
         return [
             hidden
             for hidden in (path.resolve() for path in self.hidden)
@@ -290,11 +290,6 @@ async def try_isolation(interpreter: Interpreter, folder: Path) -> str:
     return "" if code == 0 else _tail(output) or f"a first program ended with code {code}"
 
 
-def default_interpreter() -> str:
-    """The server's own."""
-    return sys.executable
-
-
 def _with_control(word: str, control: tuple[socket.socket, socket.socket] | None) -> str:
     return word if control is None else word.replace("{control}", str(control[1].fileno()))
 
@@ -312,15 +307,15 @@ async def _received(way_out: socket.socket, boxed: Boxed, output: Path) -> socke
     """The listening socket that is made inside; none comes where there can be no sandbox."""
     with way_out:
         way_out.setblocking(False)
-        loop = asyncio.get_running_loop()
-        readable: asyncio.Future[None] = loop.create_future()
-        loop.add_reader(way_out, lambda: readable.done() or readable.set_result(None))
+        loop, readable = asyncio.get_running_loop(), asyncio.Event()
+        loop.add_reader(way_out, readable.set)
         try:
-            await readable
+            await readable.wait()
+        except asyncio.CancelledError:
+            await boxed.end()
+            raise
         finally:
             loop.remove_reader(way_out)
-            if not readable.done() or readable.cancelled():
-                await boxed.end()
         _, fds, _, _ = socket.recv_fds(way_out, 1, 1)
     if not fds:
         await boxed.end()

@@ -1,1 +1,1 @@
-"""Programs that the evaluators' own interpreter runs: standard library only, never imported here."""
+"""What the evaluators' own interpreter runs: standard library only, never imported here."""

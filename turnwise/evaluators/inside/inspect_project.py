@@ -1,8 +1,8 @@
 """Looks at an unpacked evaluator with the interpreter that will run it; one JSON object on stdout.
 
-    python inspect_project.py requirements FILE      {"missing": ["numpy>=3"], "odd": ["-r x"]}
-    python inspect_project.py collect ENTRY_POINT    {"tests": [...], "mode": "...", "text": "..."}
-    python inspect_project.py about                  {"executable", "prefixes", "has": {...}}
+python inspect_project.py requirements FILE      {"missing": ["numpy>=3"], "odd": ["-r x"]}
+python inspect_project.py collect ENTRY_POINT    {"tests": [...], "mode": "...", "text": "..."}
+python inspect_project.py about                  {"executable", "prefixes", "has": {...}}
 """
 
 from __future__ import annotations
@@ -68,9 +68,10 @@ def _of_extras(name: str, extras: set[str]) -> list[str]:
     for line in importlib.metadata.requires(name) or ():
         needed = Requirement(line)
         marker, needed.marker = needed.marker, None
-        if marker is not None and not marker.evaluate({"extra": ""}):
-            if any(marker.evaluate({"extra": extra}) for extra in extras):
-                found.append(str(needed))
+        if marker is None or marker.evaluate({"extra": ""}):
+            continue
+        if any(marker.evaluate({"extra": extra}) for extra in extras):
+            found.append(str(needed))
     return found
 
 
@@ -81,8 +82,9 @@ def collect(entry_point: str) -> dict[str, Any]:
     class Found:
         """Keeps what is collected."""
 
-        tests: list[str] = []
-        mode = ""
+        def __init__(self) -> None:
+            self.tests: list[str] = []
+            self.mode = ""
 
         def pytest_collection_finish(self, session: pytest.Session) -> None:
             for item in session.items:

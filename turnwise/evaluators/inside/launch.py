@@ -2,9 +2,9 @@
 
     python -I launch.py < spec.json
 
-It makes the sandbox with the kernel's own calls (ctypes: unshare, mount, mount_setattr, pivot_root):
-there is no bubblewrap to install, util-linux's `unshare` cannot send the socket below, and a
-setuid helper would be one more thing to trust. The steps:
+It makes the sandbox with the kernel's own calls (ctypes: unshare, mount, mount_setattr,
+pivot_root): there is no bubblewrap to install, util-linux's `unshare` cannot send the socket below,
+and a setuid helper would be one more thing to trust. The steps:
 
     this process   outside; new namespaces of users, mounts, processes, network, IPC and names
       └ init       process 1 of them; a view of its own of the file system, loopback alone
@@ -60,7 +60,6 @@ _pivot_root_numbers = {"x86_64": 155, "aarch64": 41, "riscv64": 41}
 def main() -> int:
     """Make the sandbox, run the program in it, and pass on how it ended."""
     spec = json.load(sys.stdin.buffer)
-    # A folder on a network file system or a kernel without these calls is told, never worked around.
     _end_with(spec["parent"], signal.SIGTERM)
     os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
     try:
