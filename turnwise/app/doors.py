@@ -24,11 +24,14 @@ from turnwise.wire.aws.sagemaker.mlflow_apps import MlflowApps
 from turnwise.wire.aws.services import Rooms, open_services
 from turnwise.wire.data_events import DataEvents
 from turnwise.wire.dataplane import DataPlane
+from turnwise.wire.fireworks.calls import FireworksRooms
+from turnwise.wire.fireworks.door import FireworksDoor
 from turnwise.wire.mlflow import PREFIX, MlflowDoor
 from turnwise.wire.native.agents import AgentRooms
 from turnwise.wire.native.audit import audit_routes
 from turnwise.wire.native.observed import Observed
 from turnwise.wire.native.routes import native_app
+from turnwise.wire.runs import RunDoor
 
 Asgi = Callable[[Scope, Receive, Send], Awaitable[None]]
 
@@ -39,6 +42,7 @@ class Doors:
 
     data_plane: DataPlane
     mlflow: MlflowDoor
+    fireworks: FireworksDoor
     aws: AwsDoor
     native: Asgi
 
@@ -53,6 +57,8 @@ class Doors:
             return self.data_plane
         if self.mlflow.owns(scope["path"]):
             return self.mlflow
+        if self.fireworks.owns(scope["path"]):
+            return self.fireworks
         return self.aws if self.aws.owns(scope) else self.native
 
 
@@ -64,7 +70,11 @@ async def open_doors(house: House) -> AsyncIterator[Doors]:
     mlflow = _mlflow_door(house)
     try:
         yield Doors(
-            data_plane=_data_plane(house), mlflow=mlflow, aws=aws, native=_native_door(house)
+            data_plane=_data_plane(house),
+            mlflow=mlflow,
+            fireworks=_fireworks_door(house),
+            aws=aws,
+            native=_native_door(house),
         )
     finally:
         await mlflow.close()
@@ -82,7 +92,15 @@ def _data_plane(house: House) -> DataPlane:
         error_name=lambda error: faults.status_and_name(error)[1],
     )
     callers = Callers(house.access.keyring, region)
-    return DataPlane(gateway, house.serving, ServedModels(store), callers, accounts.number, events)
+    return DataPlane(
+        gateway,
+        house.serving,
+        ServedModels(store),
+        callers,
+        accounts.number,
+        events,
+        RunDoor(gateway, house.evaluator_side.room.runs),
+    )
 
 
 def _mlflow_door(house: House) -> MlflowDoor:
@@ -95,6 +113,26 @@ def _mlflow_door(house: House) -> MlflowDoor:
         settle=house.records.tracker.settle,
         is_secure=house.base.url.startswith("https:"),
     )
+
+
+def _fireworks_door(house: House) -> FireworksDoor:
+    base, access, data = house.base, house.access, house.data
+    rooms = FireworksRooms(
+        url=base.url,
+        accounts=access.accounts,
+        holder=access.keyring.holder,
+        links=access.links,
+        clock=SYSTEM_CLOCK,
+        resources=base.store,
+        blobs=base.blobs,
+        jobs=house.jobs,
+        browse=Browse(base.store),
+        catalogue=data.catalogue,
+        datasets=data.datasets,
+        secrets=house.evaluator_side.secrets,
+        evaluators=house.evaluator_side.evaluators,
+    )
+    return FireworksDoor(rooms)
 
 
 def _native_door(house: House) -> Observed:

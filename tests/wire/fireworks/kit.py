@@ -67,9 +67,9 @@ class BuiltAtOnce:
         del self._known[principal.account_id, evaluator_id]
 
     async def put_archive(
-        self, account_id: str, evaluator_id: str, pieces: AsyncIterator[bytes], size: int
+        self, principal: Principal, evaluator_id: str, pieces: AsyncIterator[bytes], size: int
     ) -> Evaluator:
-        known = self._known[account_id, evaluator_id]
+        known = self._known[principal.account_id, evaluator_id]
         content = b"".join([piece async for piece in pieces])
         key = f"evaluators/{evaluator_id}.tar.gz"
         self.folder.joinpath(key).parent.mkdir(parents=True, exist_ok=True)

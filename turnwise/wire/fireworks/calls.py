@@ -51,7 +51,7 @@ class Evaluators(Protocol):
         ...
 
     async def put_archive(
-        self, account_id: str, evaluator_id: str, pieces: AsyncIterator[bytes], size: int
+        self, principal: Principal, evaluator_id: str, pieces: AsyncIterator[bytes], size: int
     ) -> Evaluator:
         """Keep its tar.gz of `size` bytes."""
         ...

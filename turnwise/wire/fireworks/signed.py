@@ -37,7 +37,7 @@ def signed_routes(rooms: FireworksRooms) -> APIRouter:
         check_range(request, size)
         pieces = exactly(request, size)
         if collection == EVALUATORS:
-            await rooms.evaluators.put_archive(call.principal.account_id, id, pieces, size)
+            await rooms.evaluators.put_archive(call.principal, id, pieces, size)
             return {}
         async with spooled(pieces, size) as file:
             await rooms.datasets.put(call.principal, id, name, file, is_whole=False)
