@@ -1,7 +1,7 @@
 """Datasets by name: made empty, then filled with files, which lie in a bucket of the account.
 
     s3://turnwise-datasets/<id>/<file>.jsonl      what was uploaded
-    s3://turnwise-datasets/<id>@<share>/...       its two parts, where a job validates on one
+    s3://turnwise-datasets/<id>@carved/...        its two parts, where a job validates on one
 
 A job names one by its `uri`, so that the bucket's own rules hold for who may read it.
 """
@@ -31,6 +31,7 @@ BUCKET = "turnwise-datasets"
 #: Of a dataset's rows, those held back to validate on: a tenth, at most so many.
 MAX_CARVED_ROWS = 200
 
+_PARTS = ("train.jsonl", "held-back.jsonl")
 _ID = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
 _FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 
@@ -46,7 +47,8 @@ class DatasetState(StrEnum):
 class NamedDataset:
     """One dataset of an account. `given` is what its maker said of it.
 
-    `files` maps the names of its files to their numbers of rows. Times are seconds since the epoch.
+    `files` maps the names of its files to their numbers of rows; `expected` names those that are
+    to come. Times are seconds since the epoch.
     """
 
     account_id: str
@@ -54,6 +56,7 @@ class NamedDataset:
     given: Mapping[str, Any] = field(default_factory=dict)
     state: DatasetState = DatasetState.UPLOADING
     files: Mapping[str, int] = field(default_factory=dict)
+    expected: tuple[str, ...] = ()
     created_by: str = ""
     created_at: float = 0.0
     updated_at: float = 0.0
@@ -139,14 +142,33 @@ class NamedDatasets:
                 dataclasses.replace(known, files=files | {name: rows}, state=state)
             )
 
+    async def expect(
+        self, principal: Principal, dataset_id: str, names: Iterable[str]
+    ) -> NamedDataset:
+        """Say which files are all of the dataset, in place of those that it had."""
+        principal.require_all(Action.MANAGE, "datasets")
+        expected = tuple(file_name(name) for name in names)
+        async with self._changing:
+            known = await self.get(principal, dataset_id)
+            others = [name for name in known.files if name not in expected]
+            await self._remove(principal.account_id, dataset_id, others)
+            files = {name: rows for name, rows in known.files.items() if name in expected}
+            return await self._change(
+                dataclasses.replace(
+                    known, expected=expected, files=files, state=DatasetState.UPLOADING
+                )
+            )
+
     async def finish(self, principal: Principal, dataset_id: str) -> NamedDataset:
-        """Say that all files are there. Raises `Conflict` without any."""
+        """Say that all files are there. Raises `Conflict` where one is missing."""
         principal.require_all(Action.MANAGE, "datasets")
         async with self._changing:
             known = await self.get(principal, dataset_id)
-            if not known.files:
+            missing = [name for name in known.expected if name not in known.files]
+            if missing or not known.files:
+                what = f"lacks {', '.join(missing)}" if missing else "has no files"
                 raise errors.Conflict(
-                    f"dataset {dataset_id!r} has no files; upload one before it is validated"
+                    f"dataset {dataset_id!r} {what}; upload it before it is validated"
                 )
             return await self._change(dataclasses.replace(known, state=DatasetState.READY))
 
@@ -156,6 +178,7 @@ class NamedDatasets:
         async with self._changing:
             known = await self.get(principal, dataset_id)
             await self._remove(principal.account_id, dataset_id, known.files)
+            await self._remove(principal.account_id, f"{dataset_id}@carved", _PARTS)
             await self._resources.delete_resource(principal.account_id, KIND, dataset_id)
 
     async def file(self, principal: Principal, dataset_id: str, name: str) -> Path:
@@ -179,12 +202,12 @@ class NamedDatasets:
             )
         files = [await self.file(principal, dataset_id, name) for name in known.files]
         lines = await asyncio.to_thread(_lines, files)
-        parts = {"train": lines[:-held_back], "held-back": lines[-held_back:]}
-        for part, its in parts.items():
-            key = f"{dataset_id}@carved/{part}.jsonl"
+        parts = (lines[:-held_back], lines[-held_back:])
+        for part, its in zip(_PARTS, parts, strict=True):
+            key = f"{dataset_id}@carved/{part}"
             await self._buckets.put_pieces(principal.account_id, BUCKET, key, its)
         folder = f"s3://{BUCKET}/{dataset_id}@carved"
-        return f"{folder}/train.jsonl", len(parts["train"]), f"{folder}/held-back.jsonl"
+        return f"{folder}/{_PARTS[0]}", len(parts[0]), f"{folder}/{_PARTS[1]}"
 
     async def _make_bucket(self, account_id: str) -> None:
         if not await self._buckets.exists(account_id, BUCKET):
@@ -192,7 +215,8 @@ class NamedDatasets:
                 await self._buckets.create(account_id, BUCKET)
 
     async def _remove(self, account_id: str, dataset_id: str, names: Iterable[str]) -> None:
-        if keys := [f"{dataset_id}/{name}" for name in names]:
+        keys = [f"{dataset_id}/{name}" for name in names]
+        if keys and await self._buckets.exists(account_id, BUCKET):
             await self._buckets.delete(account_id, BUCKET, *keys)
 
     async def _change(self, dataset: NamedDataset) -> NamedDataset:
@@ -234,6 +258,7 @@ def _record(dataset: NamedDataset) -> Resource:
         "given": dict(dataset.given),
         "state": dataset.state.value,
         "files": dict(dataset.files),
+        "expected": list(dataset.expected),
         "created_by": dataset.created_by,
     }
     return Resource(
@@ -252,6 +277,7 @@ def _dataset(record: Resource) -> NamedDataset:
         given=record.body["given"],
         state=DatasetState(record.body["state"]),
         files=record.body["files"],
+        expected=tuple(record.body["expected"]),
         created_by=record.body["created_by"],
         created_at=record.created_at,
         updated_at=record.updated_at,

@@ -100,9 +100,10 @@ async def test_files_are_put_at_signed_addresses_without_a_key_and_read_back(
     asked = {"filenameToSize": {"a.jsonl": str(len(text)), "b.jsonl": len(text)}}
     urls = (await api.post(f"{DATASETS}/rows:getUploadEndpoint", json=asked)).json()
     assert set(urls["filenameToSignedUrls"]) == {"a.jsonl", "b.jsonl"}
-    message_of(await api.post(f"{DATASETS}/rows:validateUpload", json={}), 400)
     async with place.client() as nobody:
         for url in urls["filenameToSignedUrls"].values():
+            validated = await api.post(f"{DATASETS}/rows:validateUpload", json={})
+            assert "upload it before it is validated" in message_of(validated, 400)
             sent = await nobody.put(url, content=text, headers=range_of(len(text)))
             assert sent.status_code == 200, sent.text
         assert (await api.post(f"{DATASETS}/rows:validateUpload", json={})).json() == {}
@@ -110,6 +111,17 @@ async def test_files_are_put_at_signed_addresses_without_a_key_and_read_back(
         assert (found["state"], found["exampleCount"]) == ("READY", "8")
         back = (await api.get(f"{DATASETS}/rows:getDownloadEndpoint")).json()
         assert (await nobody.get(back["filenameToSignedUrls"]["b.jsonl"])).text == text
+
+
+async def test_files_that_are_announced_anew_take_the_place_of_others(
+    api: httpx.AsyncClient, place: Place
+):
+    await a_dataset(api)
+    asked = {"filenameToSize": {"new.jsonl": 3}}
+    await api.post(f"{DATASETS}/rows:getUploadEndpoint", json=asked)
+    found = (await api.get(f"{DATASETS}/rows")).json()
+    assert (found["state"], found["exampleCount"]) == ("UPLOADING", "0")
+    assert await place.world.buckets.all_below(ACCOUNT, "turnwise-datasets", "") == []
 
 
 def range_of(size: int) -> dict[str, str]:

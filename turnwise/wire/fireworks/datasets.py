@@ -10,7 +10,7 @@ from typing import Any
 from fastapi import APIRouter, Depends, Request
 
 from turnwise import errors
-from turnwise.control.named_datasets import DatasetState, NamedDataset, NamedDatasets, file_name
+from turnwise.control.named_datasets import DatasetState, NamedDataset, NamedDatasets
 from turnwise.domain.access import Action
 from turnwise.wire.fireworks.calls import Call, Caller, FireworksRooms, asked_of, json_body
 from turnwise.wire.fireworks.faults import Code, Refused
@@ -103,11 +103,8 @@ def _add_uploads(routes: APIRouter, rooms: FireworksRooms, who: Any) -> None:
     @routes.post("/{id}:getUploadEndpoint")
     async def upload_endpoint(id: str, request: Request, call: Call = who) -> Json:
         call.principal.require_all(Action.MANAGE, "datasets")
-        await datasets.get(call.principal, id)
-        given = await json_body(request)
-        urls = upload_urls(rooms, call, DATASETS, id, given)
-        for name in urls:
-            file_name(name)  # refused here, before it is sent
+        urls = upload_urls(rooms, call, DATASETS, id, await json_body(request))
+        await datasets.expect(call.principal, id, urls)
         return {"filenameToSignedUrls": urls}
 
     @routes.post("/{id}:validateUpload")
