@@ -25,12 +25,15 @@ from turnwise.wire.aws.sagemaker.mlflow_apps import MlflowApps
 from turnwise.wire.aws.services import Rooms, open_services
 from turnwise.wire.data_events import DataEvents
 from turnwise.wire.dataplane import DataPlane
+from turnwise.wire.fireworks.calls import FireworksRooms
+from turnwise.wire.fireworks.door import FireworksDoor
 from turnwise.wire.fireworks.tracing import TracingDoor
 from turnwise.wire.mlflow import PREFIX, MlflowDoor
 from turnwise.wire.native.agents import AgentRooms
 from turnwise.wire.native.audit import audit_routes
 from turnwise.wire.native.observed import Observed
 from turnwise.wire.native.routes import native_app
+from turnwise.wire.runs import RunDoor
 
 Asgi = Callable[[Scope, Receive, Send], Awaitable[None]]
 
@@ -42,6 +45,7 @@ class Doors:
     data_plane: DataPlane
     tracing: TracingDoor
     mlflow: MlflowDoor
+    fireworks: FireworksDoor
     aws: AwsDoor
     dashboard: Asgi
     native: Asgi
@@ -59,6 +63,8 @@ class Doors:
             return self.tracing
         if self.mlflow.owns(scope["path"]):
             return self.mlflow
+        if self.fireworks.owns(scope["path"]):
+            return self.fireworks
         if self.aws.owns(scope):
             return self.aws
         return self.dashboard if is_page(scope["path"]) else self.native
@@ -75,6 +81,7 @@ async def open_doors(house: House) -> AsyncIterator[Doors]:
             data_plane=_data_plane(house),
             tracing=_tracing_door(house),
             mlflow=mlflow,
+            fireworks=_fireworks_door(house),
             aws=aws,
             dashboard=_dashboard(house),
             native=_native_door(house),
@@ -103,6 +110,7 @@ def _data_plane(house: House) -> DataPlane:
         store.account,
         house.records.traces,
         events,
+        RunDoor(gateway, house.evaluator_side.room.runs),
     )
 
 
@@ -120,6 +128,26 @@ def _mlflow_door(house: House) -> MlflowDoor:
         settle=house.records.tracker.settle,
         is_secure=house.base.url.startswith("https:"),
     )
+
+
+def _fireworks_door(house: House) -> FireworksDoor:
+    base, access, data = house.base, house.access, house.data
+    rooms = FireworksRooms(
+        url=base.url,
+        accounts=access.accounts,
+        holder=access.keyring.holder,
+        links=access.links,
+        clock=SYSTEM_CLOCK,
+        resources=base.store,
+        blobs=base.blobs,
+        jobs=house.jobs,
+        browse=Browse(base.store),
+        catalogue=data.catalogue,
+        datasets=data.datasets,
+        secrets=house.evaluator_side.secrets,
+        evaluators=house.evaluator_side.evaluators,
+    )
+    return FireworksDoor(rooms)
 
 
 def _native_door(house: House) -> Observed:

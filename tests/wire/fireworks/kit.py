@@ -1,91 +1,199 @@
-"""The data plane and the tracing gateway's own routes on one real HTTP server, over one store."""
+"""The control plane over one world, an account's key, and evaluators that are built at once."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+import dataclasses
+import json
+from collections.abc import AsyncIterator, Collection
 from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 
-from tests.unit.gateway.kit import KEY, World, a_world, user
-from tests.wire.listening import listening
-from tests.wire.served import OneKey, a_browser, a_serving, data_plane
-from turnwise.control.traces import Traces
-from turnwise.wire.asgi import Receive, Scope, Send
-from turnwise.wire.fireworks.tracing import TracingDoor
+from tests.builders import ACCOUNT
+from tests.unit.control.kit import World
+from turnwise import errors
+from turnwise.access.accounts import Accounts
+from turnwise.access.keys import Keyring
+from turnwise.access.links import Links
+from turnwise.access.vault import Vault
+from turnwise.control.browse import Browse
+from turnwise.control.models.catalogue import Catalogue
+from turnwise.control.named_datasets import NamedDatasets
+from turnwise.control.secrets import Secrets
+from turnwise.domain.access import ALL_ACTIONS, Action, Principal
+from turnwise.domain.evaluator import Evaluator, EvaluatorState
+from turnwise.wire.fireworks.calls import FireworksRooms
+from turnwise.wire.fireworks.door import FireworksDoor
 
-TAGGED = "/rollout_id/calm-1/invocation_id/inv/experiment_id/exp/run_id/run/row_id/math/7"
-TAGS = [
-    "rollout_id:calm-1",
-    "invocation_id:inv",
-    "experiment_id:exp",
-    "run_id:run",
-    "row_id:math/7",
-]
-BASE = "accounts/fireworks/models/tiny"
+Json = dict[str, Any]
 
-
-def save_base(folder: Path, name: str = "tiny") -> None:
-    """A base model of that name in the catalogue's folder: nothing looks into it here."""
-    (folder / name).mkdir()
-    (folder / name / "config.json").write_text('{"max_position_embeddings": 64}')
-
-
-@dataclass(frozen=True)
-class Gateway:
-    """The gateway's world, and a client with the key."""
-
-    world: World
-    url: str
-    client: httpx.AsyncClient
-    headers: dict[str, str] = field(default_factory=lambda: {"Authorization": f"Bearer {KEY}"})
-
-    async def get(self, path: str, **params: Any) -> httpx.Response:
-        return await self.client.get(f"{self.url}{path}", params=params, headers=self.headers)
-
-    async def post(self, path: str, body: Any, **options: Any) -> httpx.Response:
-        given = {"content": body} if isinstance(body, bytes) else {"json": body}
-        return await self.client.post(f"{self.url}{path}", headers=self.headers, **given, **options)
-
-    async def chat(self, *said: str, path: str = TAGGED, **fields: Any) -> httpx.Response:
-        ask = {"model": BASE, "messages": [user(text) for text in said or ("hi",)]} | fields
-        return await self.post(f"{path}/chat/completions", ask)
-
-    async def log(self, message: str, *tags: str, **fields: Any) -> httpx.Response:
-        return await self.post("/logs", {"message": message, "tags": list(tags)} | fields)
-
-    async def traces(self, *tags: str, **params: Any) -> list[dict[str, Any]]:
-        answer = await self.get("/v1/traces/pointwise", tags=list(tags), **params)
-        assert answer.status_code == 200, answer.text
-        found: list[dict[str, Any]] = answer.json()["traces"]
-        return found
-
-    async def entries(self, *tags: str, **params: Any) -> list[dict[str, Any]]:
-        answer = await self.get("/logs", tags=list(tags), **params)
-        assert answer.status_code == 200, answer.text
-        found: list[dict[str, Any]] = answer.json()["entries"]
-        return found
+HOME = "/v1/accounts/default"
+JOBS = f"{HOME}/reinforcementFineTuningJobs"
+ROWS = [{"messages": [{"role": "user", "content": f"row {n}"}]} for n in range(4)]
 
 
-@contextlib.asynccontextmanager
-async def a_gateway(bases: Path, *replies: str, **options: Any) -> AsyncIterator[Gateway]:
-    """A gateway with the base model "tiny"."""
-    save_base(bases)
-    async with a_world(*replies, **options) as world:
-        serving, callers = a_serving(world), OneKey(world)
-        plane = data_plane(world, serving, callers, bases)
-        traces = Traces(world.store, world.clock, retention_days=30)
-        door = TracingDoor(traces, callers.bearer, world.clock)
+class BuiltAtOnce:
+    """Evaluators in memory; an archive that is a gzip builds, anything else does not."""
 
-        async def app(scope: Scope, receive: Receive, send: Send) -> None:
-            owner = plane if plane.owns(scope["path"]) else door
-            await owner(scope, receive, send)
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._known: dict[tuple[str, str], Evaluator] = {}
 
+    async def create(self, principal: Principal, evaluator: Evaluator) -> Evaluator:
+        key = (principal.account_id, evaluator.evaluator_id)
+        if key in self._known:
+            raise errors.Conflict(f"evaluator {evaluator.evaluator_id!r} exists already")
+        self._known[key] = evaluator
+        return evaluator
+
+    async def get(self, principal: Principal, evaluator_id: str) -> Evaluator:
+        principal.require_all(Action.READ, "evaluators")
         try:
-            async with listening(app, http="httptools") as url, a_browser() as client:
-                yield Gateway(world, url, client)
-        finally:
-            await serving.close()
+            return self._known[principal.account_id, evaluator_id]
+        except KeyError:
+            raise errors.NotFound("evaluator", evaluator_id) from None
+
+    async def list(self, principal: Principal) -> list[Evaluator]:
+        return [each for (owner, _), each in self._known.items() if owner == principal.account_id]
+
+    async def change(self, principal: Principal, evaluator_id: str, **fields: str) -> Evaluator:
+        known = await self.get(principal, evaluator_id)
+        return self._keep(dataclasses.replace(known, **dict[str, Any](fields)))
+
+    async def delete(self, principal: Principal, evaluator_id: str) -> None:
+        await self.get(principal, evaluator_id)
+        del self._known[principal.account_id, evaluator_id]
+
+    async def put_archive(
+        self, principal: Principal, evaluator_id: str, pieces: AsyncIterator[bytes], size: int
+    ) -> Evaluator:
+        known = self._known[principal.account_id, evaluator_id]
+        content = b"".join([piece async for piece in pieces])
+        key = f"evaluators/{evaluator_id}.tar.gz"
+        self.folder.joinpath(key).parent.mkdir(parents=True, exist_ok=True)
+        self.folder.joinpath(key).write_bytes(content)
+        return self._keep(dataclasses.replace(known, archive=key))
+
+    async def build(self, principal: Principal, evaluator_id: str) -> Evaluator:
+        known = await self.get(principal, evaluator_id)
+        state, message = EvaluatorState.ACTIVE, "built"
+        if not known.archive:
+            state, message = EvaluatorState.BUILD_FAILED, "nothing was uploaded"
+        elif not self.folder.joinpath(known.archive).read_bytes().startswith(b"\x1f\x8b"):
+            state, message = EvaluatorState.BUILD_FAILED, "the archive is not a tar.gz"
+        return self._keep(dataclasses.replace(known, state=state, message=message))
+
+    async def build_log(self, principal: Principal, evaluator_id: str) -> str:
+        return f"{(await self.get(principal, evaluator_id)).message}\n"
+
+    def activate(self, evaluator_id: str) -> None:
+        """As if it had been uploaded and built."""
+        known = self._known[ACCOUNT, evaluator_id]
+        self._keep(dataclasses.replace(known, state=EvaluatorState.ACTIVE))
+
+    def _keep(self, evaluator: Evaluator) -> Evaluator:
+        self._known[evaluator.account_id, evaluator.evaluator_id] = evaluator
+        return evaluator
+
+
+class Place:
+    """The door over one world, and keys for it."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        vault = Vault(bytes(32))
+        self.keyring = Keyring(world.store, vault, clock=world.clock)
+        self.secrets = Secrets(world.store, vault, world.clock)
+        self.evaluators = BuiltAtOnce(world.folder / "blobs")
+        base = world.folder / "models" / "tiny"
+        base.mkdir(parents=True)
+        (base / "config.json").write_text(json.dumps({"max_position_embeddings": 512}))
+        self.door = FireworksDoor(
+            FireworksRooms(
+                url="http://server",
+                accounts=Accounts(
+                    world.store, self.keyring, find_job=world.store.job, region="us-west-2"
+                ),
+                holder=self.keyring.holder,
+                links=Links(vault, world.clock),
+                clock=world.clock,
+                resources=world.store,
+                blobs=world.blobs,
+                jobs=world.jobs,
+                browse=Browse(world.store),
+                catalogue=Catalogue(world.folder / "models"),
+                datasets=NamedDatasets(world.store, world.buckets, world.clock),
+                secrets=self.secrets,
+                evaluators=self.evaluators,
+            )
+        )
+
+    async def key(
+        self, account: str = ACCOUNT, *, actions: Collection[Action] = ALL_ACTIONS
+    ) -> str:
+        secret, _ = await self.keyring.create(account, "test", actions=actions)
+        return secret
+
+    def client(self, key: str = "") -> httpx.AsyncClient:
+        return httpx.AsyncClient(
+            transport=httpx.ASGITransport(self.door, raise_app_exceptions=False),
+            base_url="http://server",
+            headers={"Authorization": f"Bearer {key}"} if key else {},
+        )
+
+
+@pytest.fixture
+async def place(world: World) -> Place:
+    await world.store.default_account()
+    return Place(world)
+
+
+@pytest.fixture
+async def api(place: Place) -> AsyncIterator[httpx.AsyncClient]:
+    async with place.client(await place.key()) as client:
+        yield client
+
+
+def rows_text(rows: Collection[Json] = ROWS) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+async def a_dataset(api: httpx.AsyncClient, id: str = "rows", text: str | None = None) -> str:
+    """An uploaded dataset's name."""
+    made = await api.post(f"{HOME}/datasets", json={"dataset": {}, "datasetId": id})
+    assert made.status_code == 200, made.text
+    content = rows_text() if text is None else text
+    sent = await api.post(
+        f"{HOME}/datasets/{id}:upload", files={"file": ("rows.jsonl", content.encode())}
+    )
+    assert sent.status_code == 200, sent.text
+    return str(made.json()["name"])
+
+
+async def an_evaluator(api: httpx.AsyncClient, place: Place, id: str = "judge") -> str:
+    """A built evaluator's name."""
+    body = {"evaluator": {"entryPoint": "test_math.py::test_math"}, "evaluatorId": id}
+    made = await api.post(f"{HOME}/evaluatorsV2", json=body)
+    assert made.status_code == 200, made.text
+    place.evaluators.activate(id)
+    return str(made.json()["name"])
+
+
+async def job_body(api: httpx.AsyncClient, place: Place, **more: Any) -> Json:
+    """The smallest body of a job, over a dataset and an evaluator that are made for it."""
+    dataset, evaluator = await a_dataset(api), await an_evaluator(api, place)
+    training = more.pop("trainingConfig", {})
+    if isinstance(training, dict):
+        training = {"baseModel": "accounts/fireworks/models/tiny"} | training
+    return {"dataset": dataset, "evaluator": evaluator, "trainingConfig": training} | more
+
+
+def message_of(answer: httpx.Response, status: int) -> str:
+    """What a refusal says; it is one of the service's shape."""
+    assert answer.status_code == status, answer.text
+    body = answer.json()
+    assert isinstance(body["code"], int)
+    assert body["details"][0]["@type"].endswith("google.rpc.ErrorInfo")
+    return str(body["message"])

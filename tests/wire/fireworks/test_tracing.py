@@ -13,7 +13,7 @@ import pytest
 
 from tests.builders import ACCOUNT, package
 from tests.unit.gateway.kit import ids, user
-from tests.wire.fireworks.kit import BASE, TAGGED, TAGS, Gateway, a_gateway
+from tests.wire.fireworks.tracing_kit import BASE, TAGGED, TAGS, Gateway, a_gateway
 from tests.wire.openai.test_serving import register
 from tests.wire.served import SLUG
 from turnwise import errors

@@ -1,1 +1,4 @@
-"""Fireworks, as its public clients speak to it."""
+"""Fireworks' reinforcement fine-tuning, as its public clients call it.
+
+`eval-protocol` and the `fireworks-ai` SDK are the clients. What is served is in docs/fireworks.md.
+"""
