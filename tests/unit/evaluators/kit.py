@@ -180,9 +180,7 @@ class Playground:
             for rollout in made
         ]
 
-    async def outcomes(
-        self, agent: EvaluatorAgent, requests: list[AgentRequest]
-    ) -> dict[str, Any]:
+    async def outcomes(self, agent: EvaluatorAgent, requests: list[AgentRequest]) -> dict[str, Any]:
         """Dispatch as a job does, one by one at once; the faults by rollout."""
 
         async def one(request: AgentRequest) -> tuple[str, Any]:
