@@ -124,6 +124,7 @@ class Playground:
     world: World
     room: EvaluatorRoom
     folder: Path
+    python: str
     log: Noted = field(default_factory=Noted)
     agents: list[EvaluatorAgent] = field(default_factory=list)
 
@@ -235,7 +236,7 @@ async def a_playground(
             models = ServedModels(world.store)
             runs = RunDoor(world.gateway, room.runs)
             plane = DataPlane(world.gateway, serving, models, OneKey(world), number, None, runs)
-            playground = Playground(world, room, folder)
+            playground = Playground(world, room, folder, python)
             try:
                 await _skip_where_impossible(room, is_isolated)
                 yield playground
