@@ -339,7 +339,7 @@ class _RunFiles:
 def fault_of(row: Scored) -> Fault | None:
     """What a row says went wrong; None for a score that counts."""
     if row.problem:
-        return _fault("rollout_error", row.reason or row.problem)
+        return _fault("rollout_error", row.problem)
     if not row.is_valid:
         reason = row.reason or "the evaluator says that the score does not count"
         return _fault("score_invalid", reason, Blame.REWARD)

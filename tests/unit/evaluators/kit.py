@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
 import io
+import itertools
+import shutil
 import sys
 import tarfile
-from collections.abc import AsyncIterator, Mapping
+import tempfile
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -79,6 +83,11 @@ def test_rollouts(request):
 ENTRY_POINT = "test_stub.py::test_rollouts"
 
 
+#: A build of the stub, for all tests of this process: it takes as long as they do.
+_BUILDS = Path(tempfile.mkdtemp(prefix="turnwise-evaluator-")) / "builds"
+atexit.register(shutil.rmtree, _BUILDS.parent, ignore_errors=True)
+
+
 def packed(files: Mapping[str, str | bytes], top: str = "proj") -> bytes:
     """A tar.gz of these files below one folder."""
     out = io.BytesIO()
@@ -113,6 +122,16 @@ class Noted:
         return "\n".join(text for _, text, _ in self.entries)
 
 
+def _evaluator(entry_point: str) -> Evaluator:
+    return Evaluator(
+        account_id=builders.ACCOUNT,
+        evaluator_id="stub",
+        entry_point=entry_point,
+        archive_sha256="a" * 64,
+        state=EvaluatorState.ACTIVE,
+    )
+
+
 async def no_secrets(account_id: str) -> Mapping[str, str]:
     return {}
 
@@ -127,6 +146,7 @@ class Playground:
     python: str
     log: Noted = field(default_factory=Noted)
     agents: list[EvaluatorAgent] = field(default_factory=list)
+    slots: Iterator[int] = field(default_factory=itertools.count)
 
     async def built(
         self, files: Mapping[str, str | bytes] = STUB, entry_point: str = ENTRY_POINT
@@ -138,14 +158,23 @@ class Playground:
         """Build an archive."""
         file = self.folder / "archive.tar.gz"
         file.write_bytes(archive)
-        evaluator = Evaluator(
-            account_id=builders.ACCOUNT,
-            evaluator_id="stub",
-            entry_point=entry_point,
-            archive_sha256="a" * 64,
-            state=EvaluatorState.ACTIVE,
-        )
+        evaluator = _evaluator(entry_point)
         return evaluator, await self.room.builder.build(evaluator, file, self.build_log)
+
+    async def _built_once(self) -> Evaluator:
+        """The stub as an earlier test has built it."""
+        evaluator = _evaluator(ENTRY_POINT)
+        if not _BUILDS.is_dir():
+            _, built = await self.built()
+            assert built.is_active, built.message
+            shutil.copytree(self.builds, _BUILDS)
+        elif not self.builds.is_dir():
+            shutil.copytree(_BUILDS, self.builds)
+        return evaluator
+
+    @property
+    def builds(self) -> Path:
+        return self.folder / "evaluators/builds"
 
     @property
     def build_log(self) -> Path:
@@ -154,8 +183,7 @@ class Playground:
     async def agent(self, evaluator: Evaluator | None = None, *, size: int = 2) -> EvaluatorAgent:
         """The stub, or that evaluator, as a job's agent."""
         if evaluator is None:
-            evaluator, built = await self.built()
-            assert built.is_active, built.message
+            evaluator = await self._built_once()
         door = InsideDoor(self.world.gateway, builders.ACCOUNT)
         agent = await self.room.agent(evaluator, door, self.log, group_size=size)
         self.agents.append(agent)
@@ -165,7 +193,8 @@ class Playground:
         self, count: int, *, timeout_s: float = 60.0, **fields: Any
     ) -> list[AgentRequest]:
         """Open rollouts of one group."""
-        made = [await self.world.open(f"rollout_{'abcdefgh'[n]}", slot=n) for n in range(count)]
+        slots = [next(self.slots) for _ in range(count)]
+        made = [await self.world.open(f"rollout_{'abcdefghijklmnopq'[n]}", slot=n) for n in slots]
         return [
             AgentRequest(
                 rollout_id=rollout.rollout_id,

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.unit.evaluators.kit import ENTRY_POINT, STUB, Playground, a_playground, packed
+from tests.unit.evaluators.kit import STUB, Playground, a_playground, packed
 from turnwise import errors
 from turnwise.domain.evaluator import EvaluatorState
 from turnwise.domain.rollout import Fault, RolloutStatus
@@ -48,60 +48,67 @@ async def test_one_run_scores_the_rollouts_of_a_group_each_by_what_it_said(tmp_p
 async def test_a_groups_later_attempts_are_a_later_run_of_the_same_process(tmp_path: Path) -> None:
     async with a_playground(tmp_path, "a") as play:
         agent = await play.agent(size=1)
-        (first,) = await play.requests(1)
-        assert codes(await play.outcomes(agent, [first])) == {"a": ""}
-        await play.log.until("1 passed")
+        assert codes(await play.outcomes(agent, await play.requests(1))) == {"a": ""}
         host = agent.host
-        second = (await play.requests(2))[1]
-        assert codes(await play.outcomes(agent, [second])) == {"b": ""}
+        assert codes(await play.outcomes(agent, await play.requests(1))) == {"b": ""}
         assert agent.host is host
+        assert host is not None
+        assert host.forks
 
 
-@pytest.mark.parametrize(
-    ("fields", "expected", "message"),
-    [
-        (
-            {"after": "row['evaluation_result'].update(is_score_valid=False, reason='no judge')"},
-            "score_invalid",
-            "no judge",
-        ),
-        (
-            {"after": "row['rollout_status'] = {'code': 13, 'message': 'the tool broke'}"},
-            "rollout_error",
-            "the tool broke",
-        ),
-        ({"after": "row['evaluation_result']['score'] = None"}, "no_score", "no finite"),
-        ({"after": "row['is_kept'] = False"}, "no_row", "left no row for it: "),
-        ({"after": "row['execution_metadata'] = {}"}, "unjoined", "2 rows of its run hold no id"),
-        ({"before": "1 / 0"}, "no_row", "ZeroDivisionError"),
-        ({"before": "os._exit(3)"}, "evaluator_crashed", "ended with code 3"),
-        ({"before": "os.kill(os.getpid(), 9)"}, "evaluator_crashed", "was killed by signal 9"),
-    ],
+#: What an evaluation does with its row, and what its rollout's fault then says.
+FAULTS = (
+    (
+        {"after": "row['evaluation_result'].update(is_score_valid=False, reason='no judge')"},
+        "score_invalid",
+        "no judge",
+    ),
+    (
+        {"after": "row['rollout_status'] = {'code': 13, 'message': 'the tool broke'}"},
+        "rollout_error",
+        "the tool broke",
+    ),
+    ({"after": "row['evaluation_result']['score'] = None"}, "no_score", "no finite"),
+    ({"after": "row['is_kept'] = False"}, "no_row", "left no row for it: "),
+    ({"after": "row['execution_metadata'] = {}"}, "unjoined", "2 rows of its run hold no id"),
+    ({"before": "1 / 0"}, "no_row", "ZeroDivisionError"),
+    ({"before": "import os; os._exit(3)"}, "evaluator_crashed", "ended with code 3"),
+    (
+        {"before": "import os; os.kill(os.getpid(), 9)"},
+        "evaluator_crashed",
+        "was killed by signal 9",
+    ),
 )
-async def test_what_goes_wrong_in_a_run_is_a_fault_that_says_it(
-    tmp_path: Path, fields: dict[str, str], expected: str, message: str
-) -> None:
-    fields = {name: f"import os; {code}" for name, code in fields.items()}
-    async with a_playground(tmp_path, "hello") as play:
-        outcomes = await ran(play, **fields)
-        assert codes(outcomes) == {"a": expected, "b": expected}
-        for rollout_id, fault in outcomes.items():
-            assert fault is not None
-            assert message in fault.message
-            assert fault.is_fatal is False
-            assert fault.retryable is (expected == "evaluator_crashed")
-            assert (await play.world.trajectory(rollout_id)).rollout.rewards is None
 
 
-async def test_a_sibling_of_a_rollout_that_fails_keeps_its_score(tmp_path: Path) -> None:
+async def test_what_goes_wrong_in_a_run_is_a_fault_that_says_it(tmp_path: Path) -> None:
     async with a_playground(tmp_path, "hello") as play:
-        outcomes = await ran(play, before="if number: raise SystemExit(1)")
-        assert sorted(codes(outcomes).values()) == ["", "no_row"]
+        agent = await play.agent(size=2)
+        for fields, expected, message in FAULTS:
+            outcomes = await play.outcomes(agent, await play.requests(2, **fields))
+            for rollout_id, fault in outcomes.items():
+                assert fault is not None
+                assert (fault.code, fault.is_fatal) == (expected, False)
+                assert message in fault.message
+                assert fault.retryable is (expected == "evaluator_crashed")
+                assert (await play.world.trajectory(rollout_id)).rollout.rewards is None
+        # The process has stood all that: the next group is scored, a sibling that fails apart.
+        mixed = await play.requests(2, before="if number: raise SystemExit(1)")
+        assert sorted(codes(await play.outcomes(agent, mixed)).values()) == ["", "no_row"]
 
 
 async def test_a_single_row_without_ids_is_that_of_the_single_rollout(tmp_path: Path) -> None:
+    """And one more conversation than there are rollouts is refused, with the reason."""
+    more = (
+        "import urllib.error\n"
+        "answer = chat(params, row['messages'])\n"
+        "try: chat(params, row['messages'])\n"
+        "except urllib.error.HTTPError as error: refused = error.read().decode()"
+    )
+    after = "row['execution_metadata'] = {}; row['evaluation_result']['reason'] = refused"
     async with a_playground(tmp_path, "hello") as play:
-        assert codes(await ran(play, 1, after="row['execution_metadata'] = {}")) == {"a": ""}
+        assert codes(await ran(play, 1, before=more, after=after)) == {"a": ""}
+        assert "this run has 1 rollouts" in await play.log.until("this run has 1 rollouts")
 
 
 async def test_a_row_cannot_speak_for_another_runs_rollout(tmp_path: Path) -> None:
@@ -118,18 +125,6 @@ async def test_a_row_cannot_speak_for_another_runs_rollout(tmp_path: Path) -> No
         assert untouched.rollout.status is RolloutStatus.PENDING
         kept = await play.world.trajectory("rollout_a")
         assert "never said" not in str(kept.nodes)
-
-
-async def test_one_more_call_than_there_are_rollouts_is_refused_and_said(tmp_path: Path) -> None:
-    more = (
-        "import urllib.error\n"
-        "answer = chat(params, row['messages'])\n"
-        "try: chat(params, row['messages'])\n"
-        "except urllib.error.HTTPError as error: print(error.code, error.read().decode())"
-    )
-    async with a_playground(tmp_path, "hello") as play:
-        assert codes(await ran(play, 1, before=more)) == {"a": ""}
-        assert "this run has 1 rollouts" in await play.log.until("this run has 1 rollouts")
 
 
 async def test_ids_in_the_path_say_whose_a_conversation_is(tmp_path: Path) -> None:
@@ -247,7 +242,6 @@ async def test_a_job_of_an_evaluator_that_is_not_built_is_refused(tmp_path: Path
         object.__setattr__(evaluator, "message", "no such test")
         with pytest.raises(errors.Unavailable, match="is BUILD_FAILED: no such test"):
             await play.agent(evaluator)
-        assert ENTRY_POINT
 
 
 def _runs(agent: Any) -> list[int]:

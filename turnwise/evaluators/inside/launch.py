@@ -10,9 +10,9 @@ and a setuid helper would be one more thing to trust. The steps:
       └ init       process 1 of them; a view of its own of the file system, loopback alone
           └ argv   the program, without any capability; whatever it starts ends with init
 
-The view holds what `read_only` names and the folder `work` as `work_as`; so the server's data
-folder is not there. The network has its own loopback; a socket that listens on it is made inside and sent
-out through the descriptor `listener`, where the server accepts on it: the one way out.
+The view holds what `read_only` names, and the folder `work` as `work_as`; so the server's data
+folder is not there. The network has its own loopback. A socket that listens on it is made inside
+and sent out through the descriptor `listener`, where the server accepts on it: the one way out.
 
 Where `isolated` is false there are no namespaces: only a clean environment, limits and a process
 group, and this process, as the subreaper, ends what is left.
