@@ -362,6 +362,13 @@ def _check_agent(agent: AgentSpec) -> None:
             "names no function",
             remedy='use "package.module:function"',
         )
+    if agent.kind is AgentKind.EVALUATOR and not agent.target:
+        raise errors.InvalidInput(
+            "agent.target",
+            agent.target,
+            "names no evaluator",
+            remedy="use the id of one that was uploaded and built",
+        )
 
 
 def _check_truncation(limits: RolloutSpec) -> None:

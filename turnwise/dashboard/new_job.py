@@ -238,6 +238,6 @@ async def _offers(rooms: DashboardRooms, who: Principal) -> dict[str, list[str]]
         "adapters": names["adapter"],
         "checkpoints": names["checkpoint"],
         "agents": [agent.name for agent in await rooms.agents.list(who)],
-        "datasets": [],
-        "evaluators": [],
+        "datasets": [each.uri for each in await rooms.datasets.list(who)],
+        "evaluators": [each.evaluator_id for each in await rooms.evaluators.list(who)],
     }

@@ -21,6 +21,7 @@
   }
 
   const LOCAL = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "medium" });
+  const SHORT = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "short" });
   const TIME = new Intl.DateTimeFormat(undefined, { timeStyle: "medium" });
 
   // As formats.duration: the two largest units.
@@ -49,7 +50,7 @@
   function showTimes(root) {
     for (const time of root.querySelectorAll("time[datetime]:not([data-shown], [data-format=elapsed], [data-format=left])")) {
       const at = new Date(time.dateTime);
-      const format = time.dataset.format === "time" ? TIME : LOCAL;
+      const format = { time: TIME, short: SHORT }[time.dataset.format] ?? LOCAL;
       if (!Number.isNaN(at.valueOf())) time.textContent = format.format(at);
       time.dataset.shown = "";
     }
