@@ -20,10 +20,12 @@ from turnwise.dashboard.faults import status_of
 from turnwise.dashboard.job_actions import ACTIONS, job_action_routes
 from turnwise.dashboard.jobs import job_list_routes
 from turnwise.dashboard.live import Hub
+from turnwise.dashboard.models import model_routes
 from turnwise.dashboard.new_job import new_job_routes
 from turnwise.dashboard.pages import STATIC, Pages
 from turnwise.dashboard.rooms import Dashboard, DashboardRooms
 from turnwise.dashboard.session import Sessions, SignInNeeded, safe_next, to_sign_in
+from turnwise.dashboard.uploads import upload_routes
 from turnwise.domain.access import Principal
 
 log = logging.getLogger(__name__)
@@ -39,7 +41,13 @@ POLICY = (
 #: Each module of pages has one of these.
 Routes = Callable[[Dashboard], APIRouter]
 
-PAGES: tuple[Routes, ...] = (job_list_routes, new_job_routes, job_action_routes)
+PAGES: tuple[Routes, ...] = (
+    job_list_routes,
+    new_job_routes,
+    job_action_routes,
+    model_routes,
+    upload_routes,
+)
 
 
 def is_page(path: str) -> bool:

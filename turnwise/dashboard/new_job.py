@@ -25,7 +25,7 @@ from turnwise.dashboard.job_form import (
 from turnwise.dashboard.job_rows import job_address
 from turnwise.dashboard.rooms import Dashboard, DashboardRooms
 from turnwise.domain.access import Action, Principal
-from turnwise.domain.job import BASE, JobKind
+from turnwise.domain.job import BASE, AgentKind, JobKind
 from turnwise.ports import JobQuery, ModelPackage
 
 Json = dict[str, Any]
@@ -101,7 +101,7 @@ def new_job_routes(dashboard: Dashboard) -> APIRouter:
         elif query.get("from_model"):
             draft = await _from_model(rooms, who, query["from_model"], kind)
         else:
-            draft = Draft(kind=kind)
+            draft = Draft(kind=kind, values=_named_in(query))
         text = as_yaml(draft.job_file()) if query.get("as") == "yaml" else None
         return await page(request, who, draft, text=text)
 
@@ -173,6 +173,14 @@ def _mapping(text: str) -> Mapping[str, Any]:
 
 
 # ── what a form begins with ───────────────────────────────────────────────────────────────────
+
+
+def _named_in(query: Mapping[str, str]) -> dict[str, str]:
+    """What a page of an upload wants a job to use."""
+    values = {"dataset": query.get("dataset", "")}
+    if evaluator := query.get("evaluator"):
+        values |= {"agent.kind": AgentKind.EVALUATOR.value, "agent.target": evaluator}
+    return values
 
 
 async def _from_job(rooms: DashboardRooms, who: Principal, name: str) -> Draft:
