@@ -16,8 +16,10 @@ from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse, HTMLResponse, RedirectResponse
 
 from turnwise import errors
+from turnwise.dashboard.export import export_routes
 from turnwise.dashboard.jobs import job_list_routes
 from turnwise.dashboard.live import Hub
+from turnwise.dashboard.logs import log_routes
 from turnwise.dashboard.pages import STATIC, Pages
 from turnwise.dashboard.rooms import Dashboard, DashboardRooms
 from turnwise.dashboard.session import Sessions, SignInNeeded, safe_next, to_sign_in
@@ -36,7 +38,7 @@ POLICY = (
 #: Each module of pages has one of these.
 Routes = Callable[[Dashboard], APIRouter]
 
-PAGES: tuple[Routes, ...] = (job_list_routes,)
+PAGES: tuple[Routes, ...] = (job_list_routes, log_routes, export_routes)
 
 
 def is_page(path: str) -> bool:

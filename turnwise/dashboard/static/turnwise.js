@@ -64,6 +64,18 @@
     if (question && !confirm(question)) event.preventDefault();
   });
 
-  document.addEventListener("DOMContentLoaded", () => furnish(document));
-  document.addEventListener("htmx:after:swap", () => furnish(document));
+  // A log that is followed stays at its end, unless the reader has scrolled up.
+  function follow() {
+    const list = document.querySelector("[data-tail]");
+    const wanted = document.querySelector("input[data-follow]");
+    if (list && wanted?.checked) list.scrollTop = list.scrollHeight;
+  }
+
+  document.addEventListener("DOMContentLoaded", () => {
+    furnish(document);
+    const wanted = document.querySelector("input[data-follow]");
+    if (wanted) wanted.hidden = false;
+    follow();
+  });
+  document.addEventListener("htmx:after:swap", () => { furnish(document); follow(); });
 })();
