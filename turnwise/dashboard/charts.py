@@ -146,7 +146,7 @@ def thinned(columns: Sequence[Sequence[float | None]], most: int) -> list[int]:
     So no peak is lost, whatever the scale. The first and the last place are always there.
 
     >>> thinned([[0, 0, 0, 9, 0, 0, 0, -9, 0, 0]], 6)
-    [0, 1, 3, 4, 7, 9]
+    [0, 2, 3, 4, 7, 9]
     """
     count = len(columns[0]) if columns else 0
     if count <= most:
