@@ -190,6 +190,17 @@ class Jobs:
             [job for job in found if principal.allows(Action.READ, job_id=job.job_id)]
         )
 
+    async def ahead(self, principal: Principal) -> dict[str, int]:
+        """How many get a place before each of the account's waiting jobs, by job id."""
+        principal.require(Action.READ)
+        waiting = in_order(await self._all(JobStatus.PENDING), self._held())
+        return {
+            job.job_id: number
+            for number, job in enumerate(waiting)
+            if job.account_id == principal.account_id
+            and principal.allows(Action.READ, job_id=job.job_id)
+        }
+
     async def stop(self, principal: Principal, id_or_name: str) -> Job:
         """Ask a job to end. The step under way is dropped; the one before is the job's output.
 

@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse, HTMLResponse, RedirectResponse
 
 from turnwise import errors
+from turnwise.dashboard.job_actions import ACTIONS, job_action_routes
 from turnwise.dashboard.jobs import job_list_routes
 from turnwise.dashboard.live import Hub
 from turnwise.dashboard.pages import STATIC, Pages
@@ -36,7 +37,7 @@ POLICY = (
 #: Each module of pages has one of these.
 Routes = Callable[[Dashboard], APIRouter]
 
-PAGES: tuple[Routes, ...] = (job_list_routes,)
+PAGES: tuple[Routes, ...] = (job_list_routes, job_action_routes)
 
 
 def is_page(path: str) -> bool:
@@ -47,6 +48,7 @@ def is_page(path: str) -> bool:
 def dashboard_app(rooms: DashboardRooms) -> FastAPI:
     """All pages, static files and streams."""
     pages = Pages.load()
+    pages.templates.globals["JOB_ACTIONS"] = ACTIONS
     sessions = Sessions(rooms.keyring, rooms.links, is_secure=rooms.url.startswith("https:"))
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
 
