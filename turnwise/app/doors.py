@@ -15,13 +15,15 @@ from turnwise.control.logs import Logs
 from turnwise.control.models.hubs import Hubs
 from turnwise.control.models.served import ServedModels, verified_base, verified_folder
 from turnwise.control.results import StoredResults
-from turnwise.dashboard import DashboardRooms, dashboard_app, is_page
+from turnwise.dashboard import DashboardRooms, OtherDoor, dashboard_app, is_page
 from turnwise.exporting.archives import Archives
 from turnwise.system import SYSTEM_CLOCK, new_id
 from turnwise.wire.asgi import Receive, Scope, Send
 from turnwise.wire.aws import faults
 from turnwise.wire.aws.audit import Auditor
 from turnwise.wire.aws.door import AwsDoor
+from turnwise.wire.aws.sagemaker.job_progress import status_words
+from turnwise.wire.aws.sagemaker.jobs import KIND as SAGEMAKER_JOB
 from turnwise.wire.aws.sagemaker.mlflow_apps import MlflowApps
 from turnwise.wire.aws.services import Rooms, open_services
 from turnwise.wire.data_events import DataEvents
@@ -149,6 +151,9 @@ def _dashboard(house: House) -> Asgi:
             registry=data.registry,
             catalogue=data.catalogue,
             resources=base.store,
+            agents=house.agent_side.agents,
+            archives=Archives(verified_folder, verified_base, house.workshop.launcher.merge),
+            other_doors=(OtherDoor(name="SageMaker", kind=SAGEMAKER_JOB, words=status_words),),
         )
     )
 

@@ -17,6 +17,7 @@ from starlette.responses import FileResponse, HTMLResponse, RedirectResponse
 
 from turnwise import errors
 from turnwise.dashboard.export import export_routes
+from turnwise.dashboard.job_actions import ACTIONS, job_action_routes
 from turnwise.dashboard.jobs import job_list_routes
 from turnwise.dashboard.live import Hub
 from turnwise.dashboard.logs import log_routes
@@ -38,7 +39,7 @@ POLICY = (
 #: Each module of pages has one of these.
 Routes = Callable[[Dashboard], APIRouter]
 
-PAGES: tuple[Routes, ...] = (job_list_routes, log_routes, export_routes)
+PAGES: tuple[Routes, ...] = (job_list_routes, job_action_routes, log_routes, export_routes)
 
 
 def is_page(path: str) -> bool:
@@ -49,6 +50,7 @@ def is_page(path: str) -> bool:
 def dashboard_app(rooms: DashboardRooms) -> FastAPI:
     """All pages, static files and streams."""
     pages = Pages.load()
+    pages.templates.globals["JOB_ACTIONS"] = ACTIONS
     sessions = Sessions(rooms.keyring, rooms.links, is_secure=rooms.url.startswith("https:"))
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
 
