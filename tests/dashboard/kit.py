@@ -11,7 +11,7 @@ from fastapi import FastAPI
 
 from tests import builders
 from tests.builders import ACCOUNT
-from tests.unit.control.kit import World, a_registry
+from tests.unit.control.kit import ADMIN, World, a_registry, archives
 from turnwise.access.accounts import Accounts
 from turnwise.access.keys import Keyring
 from turnwise.access.links import Links
@@ -27,6 +27,8 @@ from turnwise.domain.rollout import RolloutStatus
 
 class Site:
     """A dashboard, and keys for it."""
+
+    admin = ADMIN
 
     def __init__(self, world: World) -> None:
         self.world = world
@@ -47,6 +49,8 @@ class Site:
                 registry=a_registry(world.store, world.folder),
                 catalogue=Catalogue(world.folder / "models"),
                 resources=world.store,
+                agents=world.agents,
+                archives=archives(),
             )
         )
 

@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse, HTMLResponse, RedirectResponse
 
 from turnwise import errors
+from turnwise.dashboard.compare import compare_routes
 from turnwise.dashboard.export import export_routes
 from turnwise.dashboard.job_actions import ACTIONS, job_action_routes
 from turnwise.dashboard.jobs import job_list_routes
@@ -39,7 +40,13 @@ POLICY = (
 #: Each module of pages has one of these.
 Routes = Callable[[Dashboard], APIRouter]
 
-PAGES: tuple[Routes, ...] = (job_list_routes, job_action_routes, log_routes, export_routes)
+PAGES: tuple[Routes, ...] = (
+    job_list_routes,
+    job_action_routes,
+    log_routes,
+    export_routes,
+    compare_routes,
+)
 
 
 def is_page(path: str) -> bool:
