@@ -10,6 +10,7 @@ from turnwise.access import sigv4
 from turnwise.access.callers import Callers
 from turnwise.app.rooms import House
 from turnwise.control.browse import Browse
+from turnwise.control.exports import Exports
 from turnwise.control.logs import Logs
 from turnwise.control.models.hubs import Hubs
 from turnwise.control.models.served import ServedModels, verified_base, verified_folder
@@ -34,6 +35,7 @@ from turnwise.wire.fireworks.jobs import KIND as FIREWORKS_JOB
 from turnwise.wire.mlflow import PREFIX, MlflowDoor
 from turnwise.wire.native.agents import AgentRooms
 from turnwise.wire.native.audit import audit_routes
+from turnwise.wire.native.exports import export_routes
 from turnwise.wire.native.observed import Observed
 from turnwise.wire.native.routes import native_app
 from turnwise.wire.runs import RunDoor
@@ -156,7 +158,10 @@ def _native_door(house: House) -> Observed:
         agents=AgentRooms(
             agents=agent_side.agents, logs=agent_side.logs, calls=agent_side.calls, url=base.url
         ),
-        more=[audit_routes(audit, house.records.trails, base.store.account)],
+        more=[
+            audit_routes(audit, house.records.trails, base.store.account),
+            export_routes(Exports(Browse(base.store))),
+        ],
     )
     return Observed(
         native,

@@ -25,6 +25,7 @@ from turnwise.control.evaluated import with_models
 from turnwise.control.job_data import JobData, load_job_rows
 from turnwise.control.lineage import Beginning, Lineage
 from turnwise.control.models.groups import check_groups
+from turnwise.control.notes import NOTES
 from turnwise.control.queue import Limits, check_quota, in_order, startable
 from turnwise.control.reach import IsBase, adapter_folders, check_base, check_reach
 from turnwise.domain.access import Action, Principal
@@ -245,7 +246,8 @@ class Jobs:
                     f"job {job.name!r} is {job.status.value} and cannot be deleted; stop it first"
                 )
             records = [each for records_of in self._records_of for each in await records_of(job)]
-            await self._store.delete_job(principal.account_id, job.job_id, records)
+            about = [*records, (NOTES, job.job_id)]
+            await self._store.delete_job(principal.account_id, job.job_id, about)
         return job
 
     async def recover(self) -> None:

@@ -16,10 +16,13 @@ from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse, HTMLResponse, RedirectResponse
 
 from turnwise import errors
+from turnwise.dashboard.compare import compare_routes
+from turnwise.dashboard.export import export_routes
 from turnwise.dashboard.faults import status_of
 from turnwise.dashboard.job_actions import ACTIONS, job_action_routes
 from turnwise.dashboard.jobs import job_list_routes
 from turnwise.dashboard.live import Hub
+from turnwise.dashboard.logs import log_routes
 from turnwise.dashboard.models import model_routes
 from turnwise.dashboard.new_job import new_job_routes
 from turnwise.dashboard.pages import STATIC, Pages
@@ -45,6 +48,9 @@ PAGES: tuple[Routes, ...] = (
     job_list_routes,
     new_job_routes,
     job_action_routes,
+    log_routes,
+    export_routes,
+    compare_routes,
     model_routes,
     upload_routes,
 )

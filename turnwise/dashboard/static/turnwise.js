@@ -92,6 +92,20 @@
     else if (event.target.elements.confirmed) event.target.elements.confirmed.value = "yes";
   });
 
+  // A log that is followed stays at its end, unless the reader has scrolled up.
+  function follow() {
+    const list = document.querySelector("[data-tail]");
+    const wanted = document.querySelector("input[data-follow]");
+    if (list && wanted?.checked) list.scrollTop = list.scrollHeight;
+  }
+
+  document.addEventListener("DOMContentLoaded", () => {
+    const wanted = document.querySelector("input[data-follow]");
+    if (wanted) wanted.hidden = false;
+    follow();
+  });
+  document.addEventListener("htmx:after:swap", follow);
+
   // A form that takes so many of the boxes chosen for it waits for them.
   function countChosen() {
     for (const form of document.querySelectorAll("form[data-choose]")) {
