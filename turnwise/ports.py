@@ -802,6 +802,10 @@ class Store(Protocol):
         """All METRICS events with seq > after, in order. Raises `NotFound`."""
         ...
 
+    async def last_event(self, account_id: str, job_id: str) -> int:
+        """The newest event's seq, 0 if there is none. Raises `NotFound`."""
+        ...
+
     async def wait_for(self, account_id: str, job_id: str, *, after: int) -> None:
         """Return once the job has an event with seq > after. Raises `NotFound`.
 

@@ -177,6 +177,20 @@ class Settings(BaseSettings):
         "(docs/fireworks-tracing.md).",
     )
 
+    price_train_per_million: float = Field(
+        0.0,
+        ge=0,
+        description="What a million trained tokens cost, in any currency; with the three prices "
+        "below, job pages estimate what a job cost. All 0: they show tokens and hours alone.",
+    )
+    price_prefill_per_million: float = Field(
+        0.0, ge=0, description="The same of prompt tokens that were computed."
+    )
+    price_cached_per_million: float = Field(
+        0.0, ge=0, description="The same of prompt tokens that came from the prefix cache."
+    )
+    price_sample_per_million: float = Field(0.0, ge=0, description="The same of sampled tokens.")
+
     @property
     def models_folder(self) -> Path:
         """Where the base models are."""
@@ -242,10 +256,11 @@ def _allowed(name: str) -> str:
         return "a region's name"
     if name == "s3_endpoint_url":
         return "an http:// or https:// address"
-    if schema["type"] != "integer":
+    if schema["type"] not in ("integer", "number"):
         return "a path" if schema.get("format") == "path" else "text"
     high = f" to {schema['maximum']}" if "maximum" in schema else " or more"
-    return f"a whole number, {schema['minimum']}{high}"
+    kind = "a whole number" if schema["type"] == "integer" else "a number"
+    return f"{kind}, {schema['minimum']:g}{high}"
 
 
 def wandb_api_key() -> str:

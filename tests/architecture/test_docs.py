@@ -8,6 +8,7 @@ import pytest
 
 from turnwise import settings
 from turnwise.control import job_settings
+from turnwise.diagnostics import page as findings_page
 from turnwise.domain.job import JobSpec
 from turnwise.settings import Settings
 from turnwise.wire.aws import coverage
@@ -24,6 +25,7 @@ DOCS = Path(__file__).parents[2] / "docs"
         ("settings.md", settings),
         ("job-file.md", job_settings),
         ("aws-operations.md", coverage),
+        ("findings.md", findings_page),
     ],
 )
 def test_a_printed_page_is_up_to_date(page: str, module: Any):

@@ -10,27 +10,33 @@ from turnwise.access import sigv4
 from turnwise.access.callers import Callers
 from turnwise.app.rooms import House
 from turnwise.control.browse import Browse
+from turnwise.control.exports import Exports
 from turnwise.control.logs import Logs
 from turnwise.control.models.hubs import Hubs
 from turnwise.control.models.served import ServedModels, verified_base, verified_folder
 from turnwise.control.results import StoredResults
-from turnwise.dashboard import DashboardRooms, dashboard_app, is_page
+from turnwise.dashboard import DashboardRooms, OtherDoor, dashboard_app, is_page
 from turnwise.exporting.archives import Archives
 from turnwise.system import SYSTEM_CLOCK, new_id
 from turnwise.wire.asgi import Receive, Scope, Send
 from turnwise.wire.aws import faults
 from turnwise.wire.aws.audit import Auditor
 from turnwise.wire.aws.door import AwsDoor
+from turnwise.wire.aws.sagemaker.job_progress import status_words
+from turnwise.wire.aws.sagemaker.jobs import KIND as SAGEMAKER_JOB
 from turnwise.wire.aws.sagemaker.mlflow_apps import MlflowApps
 from turnwise.wire.aws.services import Rooms, open_services
 from turnwise.wire.data_events import DataEvents
 from turnwise.wire.dataplane import DataPlane
 from turnwise.wire.fireworks.calls import FireworksRooms
 from turnwise.wire.fireworks.door import FireworksDoor
+from turnwise.wire.fireworks.job_body import state_words
+from turnwise.wire.fireworks.jobs import KIND as FIREWORKS_JOB
 from turnwise.wire.fireworks.tracing import TracingDoor
 from turnwise.wire.mlflow import PREFIX, MlflowDoor
 from turnwise.wire.native.agents import AgentRooms
 from turnwise.wire.native.audit import audit_routes
+from turnwise.wire.native.exports import export_routes
 from turnwise.wire.native.observed import Observed
 from turnwise.wire.native.routes import native_app
 from turnwise.wire.runs import RunDoor
@@ -162,7 +168,10 @@ def _native_door(house: House) -> Observed:
         agents=AgentRooms(
             agents=agent_side.agents, logs=agent_side.logs, calls=agent_side.calls, url=base.url
         ),
-        more=[audit_routes(audit, house.records.trails, base.store.account)],
+        more=[
+            audit_routes(audit, house.records.trails, base.store.account),
+            export_routes(Exports(Browse(base.store))),
+        ],
     )
     return Observed(
         native,
@@ -189,6 +198,14 @@ def _dashboard(house: House) -> Asgi:
             registry=data.registry,
             catalogue=data.catalogue,
             resources=base.store,
+            agents=house.agent_side.agents,
+            archives=Archives(verified_folder, verified_base, house.workshop.launcher.merge),
+            evaluators=house.evaluator_side.evaluators,
+            datasets=data.datasets,
+            other_doors=(
+                OtherDoor(name="SageMaker", kind=SAGEMAKER_JOB, words=status_words),
+                OtherDoor(name="Fireworks", kind=FIREWORKS_JOB, words=state_words),
+            ),
         )
     )
 

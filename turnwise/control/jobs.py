@@ -25,6 +25,7 @@ from turnwise.control.evaluated import with_models
 from turnwise.control.job_data import JobData, load_job_rows
 from turnwise.control.lineage import Beginning, Lineage
 from turnwise.control.models.groups import check_groups
+from turnwise.control.notes import NOTES
 from turnwise.control.queue import Limits, check_quota, in_order, startable
 from turnwise.control.reach import IsBase, adapter_folders, check_base, check_reach
 from turnwise.domain.access import Action, Principal
@@ -189,6 +190,17 @@ class Jobs:
             [job for job in found if principal.allows(Action.READ, job_id=job.job_id)]
         )
 
+    async def ahead(self, principal: Principal) -> dict[str, int]:
+        """How many get a place before each of the account's waiting jobs, by job id."""
+        principal.require(Action.READ)
+        waiting = in_order(await self._all(JobStatus.PENDING), self._held())
+        return {
+            job.job_id: number
+            for number, job in enumerate(waiting)
+            if job.account_id == principal.account_id
+            and principal.allows(Action.READ, job_id=job.job_id)
+        }
+
     async def stop(self, principal: Principal, id_or_name: str) -> Job:
         """Ask a job to end. The step under way is dropped; the one before is the job's output.
 
@@ -234,7 +246,8 @@ class Jobs:
                     f"job {job.name!r} is {job.status.value} and cannot be deleted; stop it first"
                 )
             records = [each for records_of in self._records_of for each in await records_of(job)]
-            await self._store.delete_job(principal.account_id, job.job_id, records)
+            about = [*records, (NOTES, job.job_id)]
+            await self._store.delete_job(principal.account_id, job.job_id, about)
         return job
 
     async def recover(self) -> None:

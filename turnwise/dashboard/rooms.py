@@ -10,18 +10,36 @@ from fastapi import Request
 from turnwise.access.accounts import Accounts
 from turnwise.access.keys import Keyring
 from turnwise.access.links import Links
+from turnwise.control.agents import Agents
 from turnwise.control.browse import Browse
+from turnwise.control.evaluators import Evaluators
 from turnwise.control.jobs import Jobs
 from turnwise.control.models.catalogue import Catalogue
 from turnwise.control.models.registry import Registry
+from turnwise.control.named_datasets import NamedDatasets
 from turnwise.control.results import StoredResults
 from turnwise.dashboard.live import Hub
 from turnwise.dashboard.pages import Pages
 from turnwise.domain.access import Principal
+from turnwise.domain.job import JobKind, JobStatus, Secondary
+from turnwise.exporting.archives import Archives
 from turnwise.ports import Clock, Resources
 
 #: Finds the caller of a request, or sends the browser to the sign-in page.
 Caller = Callable[[Request], Awaitable[Principal]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OtherDoor:
+    """A door that keeps a record of each job that came by it, and has its own words for states.
+
+    The records' `kind`; each has the job's name, and in its body its `job_id` if the record may
+    outlive the job.
+    """
+
+    name: str
+    kind: str
+    words: Callable[[JobKind, JobStatus, Secondary], str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +57,11 @@ class DashboardRooms:
     registry: Registry
     catalogue: Catalogue
     resources: Resources
+    agents: Agents
+    archives: Archives
+    evaluators: Evaluators
+    datasets: NamedDatasets
+    other_doors: tuple[OtherDoor, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

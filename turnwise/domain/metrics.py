@@ -57,6 +57,10 @@ def _metrics(prefix: str, *rows: tuple[str, str, str]) -> tuple[Metric, ...]:
     )
 
 
+def _percentiles(name: str, what: str) -> tuple[tuple[str, str, str], ...]:
+    return tuple((f"{name}p{p}", "1", f"{p}th percentile of {what}.") for p in (5, 25, 50, 75, 95))
+
+
 _TRAINING = _metrics(
     "training",
     ("epoch", "epochs", "Pass over the dataset, from 0, of the newest row trained in the step."),
@@ -76,6 +80,7 @@ _TRAINING = _metrics(
     ("clip_fraction", "share", "Trained tokens whose ratio in the loss was out of its bounds."),
     ("ratio_mean", "1", "Mean of exp(learner - sampler logprob) over trained tokens."),
     ("ratio_max", "1", "Largest such ratio."),
+    *_percentiles("ratio_", "such ratios"),
     ("kl_k3", "nats", "Mean of r - log r - 1 over trained tokens, r the ratio."),
     ("kl_base", "nats", "Mean of r - log r - 1, r = exp(base model - learner); with kl_coef."),
     ("entropy", "nats", "Mean entropy of the learner's distribution at trained tokens."),
@@ -94,6 +99,13 @@ _TIMING = _metrics(
     ("save_checkpoint", "s", "Time to write the checkpoint."),
     ("publish", "s", "Time to load the new adapter into the sampler."),
     ("eval", "s", "Wall time of a validation or evaluation."),
+)
+
+
+_THROUGHPUT = _metrics(
+    "throughput",
+    ("sampled_tokens_per_s", "tokens/s", "Tokens sampled for the step's groups per timing_s/step."),
+    ("trained_tokens_per_s", "tokens/s", "Tokens trained in the step per timing_s/step."),
 )
 
 
@@ -189,6 +201,7 @@ _ROLLOUT = _metrics(
     ("advantage/std", "1", "Population standard deviation of the same."),
     ("advantage/min", "1", "Smallest of the same."),
     ("advantage/max", "1", "Largest of the same."),
+    *_percentiles("advantage/", "the same"),
     ("advantage/n_positive", "rollouts", "Scored rollouts whose advantage is above 0."),
     ("advantage/n_negative", "rollouts", "Scored rollouts whose advantage is below 0."),
     ("failed", "rollouts", "Slots that were not scored."),
@@ -284,6 +297,7 @@ _EVALUATION = (
 METRICS: tuple[Metric, ...] = (
     *_TRAINING,
     *_TIMING,
+    *_THROUGHPUT,
     *_rewards("rollout"),
     *_shapes("rollout"),
     *_ROLLOUT,

@@ -28,7 +28,7 @@ from turnwise.loop.prune import prune
 from turnwise.loop.resume import Start
 from turnwise.loop.sockets import Sockets
 from turnwise.ports import FinishedStep, ModelPackage
-from turnwise.rl.statistics import mismatch_metrics
+from turnwise.rl.statistics import mismatch_metrics, throughput_metrics
 
 #: A turn may have read the policy just before a new one was published, and ask for its adapter
 #: just after; so the sampler keeps the adapter before the newest too.
@@ -88,6 +88,11 @@ class Stepper:
             **result.metrics,
             **mismatch_metrics(result.mismatch),
             **timing,
+            **throughput_metrics(
+                sampled_tokens=sum(sum(bins.values()) for bins in assembly.bins.values()),
+                trained_tokens=result.trained_tokens,
+                seconds=timing["timing_s/step"],
+            ),
             "ledger/dropped_superseded": self._superseded_tokens,
         }
         await self._finish(closed, assembly, result, checkpoint, values)

@@ -21,6 +21,9 @@ from turnwise.rl.passk import pass_at_k, pass_power_k
 Values = dict[str, float]
 Numbers = Sequence[float] | npt.NDArray[Any]
 
+#: Which quantiles tell how a quantity of a step is spread.
+PERCENTILES = (5, 25, 50, 75, 95)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoredGroup:
@@ -168,6 +171,28 @@ def mismatch_metrics(mismatches: Sequence[Mismatch]) -> Values:
     }
 
 
+def throughput_metrics(*, sampled_tokens: int, trained_tokens: int, seconds: float) -> Values:
+    """throughput/* of a step that took so long; nothing of one that took no time."""
+    if seconds <= 0:
+        return {}
+    return {
+        "throughput/sampled_tokens_per_s": sampled_tokens / seconds,
+        "throughput/trained_tokens_per_s": trained_tokens / seconds,
+    }
+
+
+def quantiles(prefix: str, values: Numbers) -> Values:
+    """{prefix}p5, p25, p50, p75 and p95, linear between neighbours; nothing of no values.
+
+    >>> quantiles("x/", [4.0, 0.0, 1.0, 2.0, 3.0])
+    {'x/p5': 0.2, 'x/p25': 1.0, 'x/p50': 2.0, 'x/p75': 3.0, 'x/p95': 3.8}
+    """
+    if not len(values):
+        return {}
+    found = np.quantile(np.asarray(values, dtype=np.float64), [p / 100 for p in PERCENTILES])
+    return {f"{prefix}p{p}": float(value) for p, value in zip(PERCENTILES, found, strict=True)}
+
+
 # ── parts ─────────────────────────────────────────────────────────────────────────────────────
 
 _SUMMARIES: Mapping[str, Callable[[Numbers], float]] = {
@@ -249,6 +274,7 @@ def _advantage_metrics(groups: Sequence[ScoredGroup]) -> Values:
     ]
     return {
         **_summary("rollout/advantage/", means, _ALL),
+        **quantiles("rollout/advantage/", means),
         "rollout/advantage/n_positive": sum(value > 0 for value in means),
         "rollout/advantage/n_negative": sum(value < 0 for value in means),
     }

@@ -12,6 +12,7 @@ from turnwise.domain.rollout import Floats
 from turnwise.domain.training import LossName, LossSpec, Mismatch
 from turnwise.rl.losses import MAX_LOG_RATIO
 from turnwise.rl.packing import MicroBatch
+from turnwise.rl.statistics import quantiles
 from turnwise.training.parity import k3
 
 
@@ -69,6 +70,7 @@ class Tally:
             "training/clip_fraction": float(outside.mean()),
             "training/ratio_mean": float(ratios.mean()),
             "training/ratio_max": float(ratios.max()),
+            **quantiles("training/ratio_", ratios),
             "training/kl_k3": k3(difference),
             "training/entropy": float(_joined([f.entropies for f in self.forwards]).mean()),
         }

@@ -18,6 +18,7 @@ from turnwise.rl.statistics import (
     mismatch_metrics,
     rollout_metrics,
     scored,
+    throughput_metrics,
     training_metrics,
     validation_metrics,
 )
@@ -80,6 +81,11 @@ def test_a_steps_rollouts_are_described_as_documented() -> None:
         "std": pytest.approx((2 / 7) ** 0.5),
         "min": -1.0,
         "max": 1.0,
+        "p5": pytest.approx(-0.7),
+        "p25": 0.0,
+        "p50": 0.0,
+        "p75": 0.0,
+        "p95": pytest.approx(0.7),
         "n_positive": 1,
         "n_negative": 1,
     }
@@ -254,3 +260,22 @@ def _part(values: dict[str, float], prefix: str) -> dict[str, float]:
         for name, value in values.items()
         if name.startswith(prefix)
     }
+
+
+def test_the_spread_of_advantages_is_told_by_quantiles() -> None:
+    values = rollout_metrics([scored_group(*(rewarded(slot, float(slot)) for slot in range(5)))])
+
+    metrics.check(values)
+    spread = _part(values, "rollout/advantage/p")
+    assert spread == pytest.approx({"5": -2.25, "25": -1.25, "50": 0.0, "75": 1.25, "95": 2.25})
+    assert _part(rollout_metrics([scored_group(failed(0))]), "rollout/advantage/p") == {}
+
+
+def test_throughput_is_per_second_of_the_whole_step() -> None:
+    values = throughput_metrics(sampled_tokens=300, trained_tokens=200, seconds=4.0)
+    metrics.check(values)
+    assert values == {
+        "throughput/sampled_tokens_per_s": 75.0,
+        "throughput/trained_tokens_per_s": 50.0,
+    }
+    assert throughput_metrics(sampled_tokens=300, trained_tokens=200, seconds=0.0) == {}

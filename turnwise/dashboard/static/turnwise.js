@@ -21,12 +21,36 @@
   }
 
   const LOCAL = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "medium" });
+  const SHORT = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "short" });
   const TIME = new Intl.DateTimeFormat(undefined, { timeStyle: "medium" });
 
+  // As formats.duration: the two largest units.
+  function span(seconds) {
+    const whole = Math.max(0, Math.round(seconds));
+    for (const [size, unit, small, of] of [[86400, "d", 3600, "h"], [3600, "h", 60, "min"], [60, "min", 1, "s"]]) {
+      if (whole < size) continue;
+      const rest = Math.floor((whole % size) / small);
+      return `${Math.floor(whole / size)} ${unit}` + (rest ? ` ${rest} ${of}` : "");
+    }
+    return `${whole} s`;
+  }
+
+  // Times that run: how long ago, how long to go.
+  function showSpans() {
+    const now = Date.now();
+    for (const time of document.querySelectorAll("time[data-format=elapsed]")) {
+      time.textContent = span((now - new Date(time.dateTime)) / 1000);
+    }
+    for (const time of document.querySelectorAll("time[data-format=left]")) {
+      const left = (new Date(time.dateTime) - now) / 1000;
+      time.textContent = left > 0 ? `about ${span(left)} left` : "ends soon";
+    }
+  }
+
   function showTimes(root) {
-    for (const time of root.querySelectorAll("time[datetime]:not([data-shown])")) {
+    for (const time of root.querySelectorAll("time[datetime]:not([data-shown], [data-format=elapsed], [data-format=left])")) {
       const at = new Date(time.dateTime);
-      const format = time.dataset.format === "time" ? TIME : LOCAL;
+      const format = { time: TIME, short: SHORT }[time.dataset.format] ?? LOCAL;
       if (!Number.isNaN(at.valueOf())) time.textContent = format.format(at);
       time.dataset.shown = "";
     }
@@ -47,6 +71,8 @@
 
   function furnish(root) {
     showTimes(root);
+    showSpans();
+    countChosen();
     for (const button of root.querySelectorAll("[data-copy]")) button.hidden = false;
     for (const button of root.querySelectorAll("[data-theme-toggle]")) showTheme(button);
   }
@@ -58,12 +84,39 @@
     if (button.matches("[data-copy]")) copy(button);
   });
 
-  // A form that deletes asks once more.
+  // A form that deletes asks once more; without script, the server does.
   document.addEventListener("submit", (event) => {
     const question = event.target.dataset.confirm;
-    if (question && !confirm(question)) event.preventDefault();
+    if (!question) return;
+    if (!confirm(question)) event.preventDefault();
+    else if (event.target.elements.confirmed) event.target.elements.confirmed.value = "yes";
   });
 
+  // A log that is followed stays at its end, unless the reader has scrolled up.
+  function follow() {
+    const list = document.querySelector("[data-tail]");
+    const wanted = document.querySelector("input[data-follow]");
+    if (list && wanted?.checked) list.scrollTop = list.scrollHeight;
+  }
+
+  document.addEventListener("DOMContentLoaded", () => {
+    const wanted = document.querySelector("input[data-follow]");
+    if (wanted) wanted.hidden = false;
+    follow();
+  });
+  document.addEventListener("htmx:after:swap", follow);
+
+  // A form that takes so many of the boxes chosen for it waits for them.
+  function countChosen() {
+    for (const form of document.querySelectorAll("form[data-choose]")) {
+      const [least, most] = form.dataset.choose.split("-").map(Number);
+      const chosen = [...form.elements].filter((each) => each.type === "checkbox" && each.checked).length;
+      form.querySelector("button").disabled = chosen < least || chosen > most;
+    }
+  }
+  document.addEventListener("change", countChosen);
+
+  setInterval(showSpans, 1000);
   document.addEventListener("DOMContentLoaded", () => furnish(document));
   document.addEventListener("htmx:after:swap", () => furnish(document));
 })();

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from turnwise.domain.event import Event
-from turnwise.domain.job import Job, JobStatus, Secondary
+from turnwise.domain.job import Job, JobKind, JobStatus, Secondary
 from turnwise.domain.ledger import TokenUsage
 from turnwise.wire.fireworks.names import DATASETS, EVALUATORS, JOBS, MODELS, full_name, rfc3339
 
@@ -50,11 +50,20 @@ _DATASET = re.compile(r"(?:validation_)?dataset\b.*", re.DOTALL)
 
 def state_of(job: Job) -> str:
     """One of the service's states."""
-    if job.status is JobStatus.RUNNING and job.secondary in _VALIDATING:
+    return state_words(job.spec.kind, job.status, job.secondary)
+
+
+def state_words(kind: JobKind, status: JobStatus, secondary: Secondary) -> str:
+    """The service's state of a job of that kind.
+
+    >>> state_words(JobKind.TRAIN, JobStatus.COMPLETED, Secondary.EARLY_STOPPED)
+    'JOB_STATE_EARLY_STOPPED'
+    """
+    if status is JobStatus.RUNNING and secondary in _VALIDATING:
         return "JOB_STATE_VALIDATING"
-    if job.status is JobStatus.COMPLETED and job.secondary is Secondary.EARLY_STOPPED:
+    if status is JobStatus.COMPLETED and secondary is Secondary.EARLY_STOPPED:
         return "JOB_STATE_EARLY_STOPPED"
-    return f"JOB_STATE_{_STATES[job.status]}"
+    return f"JOB_STATE_{_STATES[status]}"
 
 
 def status_of(job: Job, warning: str = "") -> Json:

@@ -132,6 +132,16 @@ def secondary_of(job: Job | JobSummary) -> str:
     return _shown(job.kind, job.secondary)
 
 
+def status_words(kind: JobKind, status: JobStatus, secondary: Secondary) -> str:
+    """`JobStatus` and `SecondaryStatus`, as AWS's console has them side by side.
+
+    >>> status_words(JobKind.TRAIN, JobStatus.RUNNING, Secondary.EVALUATING)
+    'InProgress, Training'
+    """
+    words = dict.fromkeys((STATUS[status], _shown(kind, secondary)))
+    return ", ".join(words)
+
+
 def failure_of(job: Job) -> str | None:
     """`FailureReason`: why a job failed, cut to what AWS allows."""
     if job.status is not JobStatus.FAILED:
