@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
+import re
+import struct
 from collections.abc import AsyncIterator, Awaitable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol
 
+from turnwise import errors
 from turnwise.domain.access import Account, Key
 from turnwise.domain.agent import AgentLogEntry, AgentLogKind
 from turnwise.domain.audit import (
@@ -18,8 +23,8 @@ from turnwise.domain.audit import (
     Sealer,
 )
 from turnwise.domain.evaluation import Finished, Score
-from turnwise.domain.event import Event, EventDraft
-from turnwise.domain.job import CHECKPOINTS, Inputs, Job, JobSpec, JobStatus
+from turnwise.domain.event import Event, EventDraft, EventKind, Level
+from turnwise.domain.job import CHECKPOINTS, Inputs, Job, JobKind, JobSpec, JobStatus, Secondary
 from turnwise.domain.ledger import TokenUsage
 from turnwise.domain.objects import Listing, Part, StoredObject, Upload
 from turnwise.domain.resource import Resource
@@ -441,26 +446,211 @@ class Renderer(Protocol):
 # ── storage ───────────────────────────────────────────────────────────────────────────────────
 
 
+class RolloutSort(StrEnum):
+    """What a page of rollouts is ordered by. Open rollouts have a place in `SEQ` alone."""
+
+    SEQ = "seq"  # as they were opened
+    REWARD = "reward"
+    TURNS = "turns"
+    TOKENS = "tokens"
+    DURATION = "duration"
+
+
+_CURSOR = re.compile(r"(?:v([0-9a-f]{16})|n)s([0-9]{1,18})")
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutCursor:
+    """A rollout's place in an order: its value of the sort key (None: it has none) and its `seq`.
+
+    >>> RolloutCursor(0.5, 12).encode()
+    'v3fe0000000000000s12'
+    >>> RolloutCursor.decode("v3fe0000000000000s12")
+    RolloutCursor(value=0.5, seq=12)
+    """
+
+    value: float | None
+    seq: int
+
+    def encode(self) -> str:
+        """Letters and digits; the value to the last bit."""
+        value = "n" if self.value is None else "v" + struct.pack(">d", self.value).hex()
+        return f"{value}s{self.seq}"
+
+    @classmethod
+    def decode(cls, text: str) -> RolloutCursor:
+        """What `encode` gave. Raises `InvalidInput`."""
+        found = _CURSOR.fullmatch(text)
+        value = None if found is None or not found[1] else _double(found[1])
+        if found is None or not (value is None or math.isfinite(value)):
+            remedy = "take one from the page before, or leave it out for the first page"
+            raise errors.InvalidInput("after", text, "is no place in a list", remedy=remedy)
+        return cls(value, int(found[2]))
+
+
+def _double(digits: str) -> float:
+    (value,) = struct.unpack(">d", bytes.fromhex(digits))
+    return float(value)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutQuery:
-    """A page of rollouts, by keyset: those after `after` (a rollout's `seq`), oldest first."""
+    """A page of a job's rollouts, by keyset: those after the place `after`, in the order asked for.
+
+    Rollouts without a value of the sort key come last in both directions. `text` holds words and
+    "phrases", all of which the prompt or the messages must have; a rollout is searched once it has
+    ended. `is_valid` True: scored and not failed; False: ended otherwise.
+    """
 
     job_id: str
     step: int | None = None
     purpose: Purpose | None = None
     status: RolloutStatus | None = None
-    after: int = 0
+    row_index: int | None = None
+    group_id: str | None = None
+    reward_ge: float | None = None
+    reward_lt: float | None = None
+    fault_code: str | None = None
+    is_valid: bool | None = None
+    text: str = ""
+    sort: RolloutSort = RolloutSort.SEQ
+    descending: bool = False
+    after: RolloutCursor | None = None
     limit: int = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutSummary:
-    """A rollout in a list; `seq` is its cursor."""
+    """A rollout in a list; `seq` counts rollouts as they were opened, over all jobs."""
 
     seq: int
     rollout: Rollout
     turns: int
     tokens: int
+
+    def cursor(self, sort: RolloutSort = RolloutSort.SEQ) -> RolloutCursor:
+        """Its place in that order."""
+        return RolloutCursor(self._value(sort), self.seq)
+
+    def _value(self, sort: RolloutSort) -> float | None:
+        if sort is RolloutSort.REWARD:
+            return self.rollout.reward
+        ended_at = self.rollout.ended_at
+        if sort is RolloutSort.SEQ or ended_at is None:
+            return None
+        values = {
+            RolloutSort.TURNS: self.turns,
+            RolloutSort.TOKENS: self.tokens,
+            RolloutSort.DURATION: ended_at - self.rollout.created_at,
+        }
+        return float(values[sort])
+
+
+#: The most characters of a text in an excerpt.
+EXCERPT = 300
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Excerpt:
+    """What a rollout was asked and last replied, each cut to `EXCERPT` characters.
+
+    `prompt` is the last user message of its first request; `reply` the content of its last
+    completion, with the calls of tools in it.
+    """
+
+    prompt: str = ""
+    reply: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Histogram:
+    """How often rewards fall where: `counts[i]` of them are >= `edges[i]` and < `edges[i + 1]`.
+
+    `unscored` rollouts have no reward. Without any rewards there are no edges.
+    """
+
+    edges: tuple[float, ...]
+    counts: tuple[int, ...]
+    unscored: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tally:
+    """How many rollouts of a job are alike in these."""
+
+    step: int
+    purpose: Purpose
+    status: RolloutStatus
+    fault_code: str | None
+    count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobQuery:
+    """A page of an account's jobs, newest first: those before `after` (a job's `seq`).
+
+    `name` is a part of the name, in any case; no `statuses` means all, `job_ids` None any.
+    """
+
+    account_id: str
+    statuses: tuple[JobStatus, ...] = ()
+    name: str = ""
+    kind: JobKind | None = None
+    after: int | None = None
+    limit: int = 50
+    job_ids: frozenset[str] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobSummary:
+    """A job in a list, without its spec; `seq` is its cursor.
+
+    `model` is the base model's folder, `output_group` that of its adapters, `latest_reward` the
+    mean training reward of its newest step, `last_event` the newest event's seq.
+    """
+
+    seq: int
+    job_id: str
+    account_id: str
+    name: str
+    kind: JobKind
+    status: JobStatus
+    secondary: Secondary
+    message: str
+    step: int
+    max_steps: int
+    incarnation: int
+    created_at: float
+    started_at: float | None
+    ended_at: float | None
+    model: str
+    output_group: str
+    output: str
+    parent: str
+    description: str
+    priority: int
+    latest_reward: float | None
+    last_event: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogQuery:
+    """A page of a job's events: of these levels and kinds (none given: all), with these values.
+
+    `text` is a part of what the event says, in any case; `rollout_id` and `step` are those in the
+    body. Events with `after` < seq < `before`, oldest first unless `newest_first`.
+    """
+
+    job_id: str
+    levels: tuple[Level, ...] = ()
+    text: str = ""
+    rollout_id: str = ""
+    step: int | None = None
+    kinds: tuple[EventKind, ...] = ()
+    after: int = 0
+    before: int | None = None
+    limit: int = 200
+    newest_first: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -549,6 +739,10 @@ class Store(Protocol):
         """Newest first. Account None: all accounts (for the server's own restart)."""
         ...
 
+    async def job_page(self, query: JobQuery) -> list[JobSummary]:
+        """One page, without the jobs' specs."""
+        ...
+
     async def update_spec(self, account_id: str, job_id: str, spec: JobSpec) -> None:
         """Replace the spec of a job that has not started."""
         ...
@@ -582,6 +776,14 @@ class Store(Protocol):
         limit: int = 1000,
     ) -> list[Event]:
         """Events with seq > after, in order."""
+        ...
+
+    async def log_events(self, account_id: str, query: LogQuery) -> list[Event]:
+        """One page. Raises `NotFound`."""
+        ...
+
+    async def metrics_since(self, account_id: str, job_id: str, after: int) -> list[Event]:
+        """All METRICS events with seq > after, in order. Raises `NotFound`."""
         ...
 
     async def wait_for(self, account_id: str, job_id: str, *, after: int) -> None:
@@ -678,7 +880,38 @@ class Store(Protocol):
         ...
 
     async def rollouts(self, account_id: str, query: RolloutQuery) -> list[RolloutSummary]:
-        """One page."""
+        """One page. Raises `InvalidInput` for a text that has no word to look for, or too many."""
+        ...
+
+    async def rollout_excerpts(
+        self, account_id: str, rollout_ids: Sequence[str]
+    ) -> dict[str, Excerpt]:
+        """By rollout id; those that have no turns, or are not there, are left out."""
+        ...
+
+    async def reward_histogram(
+        self, account_id: str, query: RolloutQuery, bins: int = 20
+    ) -> Histogram:
+        """Of the rewards of all rollouts that the query's filters let through, in at most `bins`.
+
+        The query's own range of rewards, its order and its page are left aside.
+        """
+        ...
+
+    async def rollout_tally(self, account_id: str, job_id: str) -> list[Tally]:
+        """How many rollouts there are of each kind, by step, purpose, status and fault."""
+        ...
+
+    async def random_rollouts(
+        self,
+        account_id: str,
+        job_id: str,
+        step: int,
+        purpose: Purpose,
+        count: int = 10,
+        seed: int = 0,
+    ) -> list[RolloutSummary]:
+        """Some that have ended; the same ones for the same seed."""
         ...
 
     async def ledger(self, account_id: str, job_id: str) -> dict[int, dict[str, int]]:

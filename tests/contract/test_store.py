@@ -386,7 +386,7 @@ async def test_pages_follow_a_cursor_and_filters(store: SqlStore) -> None:
         ("rol_1", 1, 3),
     ]
     ids = lambda summaries: [s.rollout.rollout_id for s in summaries]  # noqa: E731
-    assert ids(await page(store, after=first[-1].seq)) == ["rol_2", "rol_3", "rol_4"]
+    assert ids(await page(store, after=first[-1].cursor())) == ["rol_2", "rol_3", "rol_4"]
     assert ids(await page(store, step=1)) == ["rol_1", "rol_3"]
     assert ids(await page(store, status=RolloutStatus.REWARDED)) == ["rol_3"]
     assert ids(await page(store, purpose=Purpose.VALIDATION, step=0)) == ["rol_4"]

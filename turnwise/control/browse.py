@@ -12,7 +12,19 @@ from turnwise.domain.event import Event, EventKind
 from turnwise.domain.job import Job
 from turnwise.domain.ledger import TokenUsage
 from turnwise.domain.rollout import Purpose, Trajectory
-from turnwise.ports import ModelPackage, RolloutQuery, RolloutSummary, Store
+from turnwise.ports import (
+    Excerpt,
+    Histogram,
+    JobQuery,
+    JobSummary,
+    LogQuery,
+    ModelPackage,
+    RolloutCursor,
+    RolloutQuery,
+    RolloutSummary,
+    Store,
+    Tally,
+)
 
 #: Events are read in pages of this many.
 PAGE = 1000
@@ -25,6 +37,22 @@ class Point:
     seq: int
     step: int
     value: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutRow:
+    """A rollout in a list, with the beginnings of what was asked and replied."""
+
+    summary: RolloutSummary
+    excerpt: Excerpt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutPage:
+    """Rows in the order asked for; `next` is where to go on, None at the end."""
+
+    rows: tuple[RolloutRow, ...]
+    next: RolloutCursor | None
 
 
 class Browse:
@@ -105,6 +133,81 @@ class Browse:
         job = await self._job(principal, query.job_id)
         return await self._store.rollouts(job.account_id, replace(query, job_id=job.job_id))
 
+    async def rollout_page(self, principal: Principal, query: RolloutQuery) -> RolloutPage:
+        """A page of a job's rollouts, with excerpts."""
+        job = await self._job(principal, query.job_id)
+        one_more = replace(query, job_id=job.job_id, limit=query.limit + 1)
+        found = await self._store.rollouts(job.account_id, one_more)
+        shown = found[: query.limit]
+        is_last = len(found) <= query.limit or not shown
+        return RolloutPage(
+            rows=await self._with_excerpts(job.account_id, shown),
+            next=None if is_last else shown[-1].cursor(query.sort),
+        )
+
+    async def _with_excerpts(
+        self, account_id: str, shown: Sequence[RolloutSummary]
+    ) -> tuple[RolloutRow, ...]:
+        ids = [summary.rollout.rollout_id for summary in shown]
+        excerpts = await self._store.rollout_excerpts(account_id, ids)
+        return tuple(
+            RolloutRow(summary=summary, excerpt=excerpts.get(rollout_id, Excerpt()))
+            for rollout_id, summary in zip(ids, shown, strict=True)
+        )
+
+    async def histogram(
+        self, principal: Principal, query: RolloutQuery, bins: int = 20
+    ) -> Histogram:
+        """How the rewards of what a query's filters let through are spread."""
+        job = await self._job(principal, query.job_id)
+        its = replace(query, job_id=job.job_id)
+        return await self._store.reward_histogram(job.account_id, its, bins)
+
+    async def tally(self, principal: Principal, id_or_name: str) -> list[Tally]:
+        """How many of a job's rollouts there are by step, purpose, status and fault."""
+        job = await self._job(principal, id_or_name)
+        return await self._store.rollout_tally(job.account_id, job.job_id)
+
+    async def random_rollouts(
+        self,
+        principal: Principal,
+        id_or_name: str,
+        step: int,
+        purpose: Purpose,
+        count: int = 10,
+        seed: int = 0,
+    ) -> tuple[RolloutRow, ...]:
+        """Some rollouts of a step that have ended, with excerpts; the same ones for a seed."""
+        job = await self._job(principal, id_or_name)
+        found = await self._store.random_rollouts(
+            job.account_id, job.job_id, step, purpose, count, seed
+        )
+        return await self._with_excerpts(job.account_id, found)
+
+    async def group(self, principal: Principal, group_id: str) -> list[Trajectory]:
+        """A group's attempts, by (slot, attempt). Raises `NotFound` where there are none."""
+        found = await self._store.group_trajectories(principal.account_id, group_id)
+        if not found:
+            raise errors.NotFound("group", group_id)
+        principal.require(Action.READ, job_id=found[0].rollout.job_id)
+        return found
+
+    async def job_page(self, principal: Principal, query: JobQuery) -> list[JobSummary]:
+        """A page of the jobs that a principal may see, newest first."""
+        return await self._store.job_page(visible(principal, query))
+
+    async def log_events(self, principal: Principal, query: LogQuery) -> list[Event]:
+        """A page of a job's log."""
+        job = await self._job(principal, query.job_id)
+        return await self._store.log_events(job.account_id, replace(query, job_id=job.job_id))
+
+    async def metrics_since(
+        self, principal: Principal, id_or_name: str, after: int = 0
+    ) -> list[Event]:
+        """The METRICS events past one of a number, all of them."""
+        job = await self._job(principal, id_or_name)
+        return await self._store.metrics_since(job.account_id, job.job_id, after)
+
     async def trajectory(self, principal: Principal, rollout_id: str) -> Trajectory:
         """One rollout with its graph and turns."""
         found = await self._store.trajectory(principal.account_id, rollout_id)
@@ -152,3 +255,13 @@ class Browse:
         job = await self._store.job(principal.account_id, id_or_name)
         principal.require(Action.READ, job_id=job.job_id)
         return job
+
+
+def visible(principal: Principal, query: JobQuery) -> JobQuery:
+    """The query, of the principal's account and of no other jobs than it may see."""
+    principal.require(Action.READ)
+    of_account = replace(query, account_id=principal.account_id)
+    if principal.job_ids is None:
+        return of_account
+    wanted = principal.job_ids if query.job_ids is None else principal.job_ids & query.job_ids
+    return replace(of_account, job_ids=wanted)

@@ -13,6 +13,7 @@ from typing import Any
 from alembic import command
 from alembic.config import Config
 from sqlalchemy import Connection, Engine, StaticPool, create_engine, event
+from sqlalchemy.dialects.sqlite.base import SQLiteCompiler
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, IntegrityError, StatementError
 
@@ -80,8 +81,17 @@ def _keep_to_owner(path: str | None) -> None:
         os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
 
 
+class _Compiler(SQLiteCompiler):
+    """Statements for SQLite, with the hints that SQLAlchemy knows for other databases alone."""
+
+    def get_from_hint_text(self, table: Any, text: str | None) -> str | None:
+        """The hint behind a table: "INDEXED BY ..."."""
+        return text
+
+
 def _prepare_sqlite(engine: Engine) -> None:
     """Take transactions out of the driver's hands, which would begin them too late."""
+    engine.dialect.statement_compiler = _Compiler
 
     @event.listens_for(engine, "connect")
     def configure(connection: sqlite3.Connection, _record: Any) -> None:

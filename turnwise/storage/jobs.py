@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import fields, replace
 from enum import StrEnum
+from numbers import Integral
 from typing import Any
 
 from sqlalchemy import (
@@ -32,8 +33,9 @@ from turnwise.domain.job import (
     check_move,
 )
 from turnwise.domain.resource import Resource
-from turnwise.ports import ModelPackage
+from turnwise.ports import JobQuery, JobSummary, ModelPackage
 from turnwise.storage import resources as resources_of
+from turnwise.storage import transcripts as transcripts_of
 from turnwise.storage.rows import from_row, from_rows, select_nouns, to_row
 from turnwise.storage.tables import (
     checkpoints,
@@ -57,6 +59,9 @@ _COUNT = (
     update(jobs).where(jobs.c.job_id == bindparam("its_id")).values(last_event=bindparam("newest"))
 )
 
+# What a list shows of how a training job is doing.
+_TRAINING_REWARD = "rollout/reward/mean"
+
 
 def create(connection: Connection, job: Job, records: Sequence[Resource]) -> Job:
     """Insert a job; `Conflict` if its name is taken, or a model that it needs is gone.
@@ -76,7 +81,7 @@ def create(connection: Connection, job: Job, records: Sequence[Resource]) -> Job
         if pruned is not None or deleted is not None:
             how = "pruned" if deleted is None else "deleted"
             raise errors.Conflict(f"model {model!r} has just been {how}; choose another version")
-    connection.execute(jobs.insert(), to_row(job))
+    connection.execute(jobs.insert(), to_row(job, **_shown(job.spec)))
     for record in records:
         resources_of.forget(connection, record.account_id, record.kind, record.name)
         resources_of.create(connection, record)
@@ -106,12 +111,49 @@ def newest(
     return from_rows(Job, connection.execute(query).all())
 
 
+_SUMMARY = [jobs.c[field.name] for field in fields(JobSummary)]
+
+
+def page(connection: Connection, query: JobQuery) -> list[JobSummary]:
+    """Newest first, without their specs. Found in an index: the page's rows alone are read."""
+    columns = jobs.c
+    wanted = select(columns.seq).where(columns.account_id == query.account_id)
+    if query.statuses:
+        wanted = wanted.where(columns.status.in_(query.statuses))
+    if query.kind is not None:
+        wanted = wanted.where(columns.kind == query.kind)
+    if query.name:
+        wanted = wanted.where(columns.name.icontains(query.name, autoescape=True))
+    if query.job_ids is not None:
+        wanted = wanted.where(columns.job_id.in_(query.job_ids))
+    if query.after is not None:
+        wanted = wanted.where(columns.seq < query.after)
+    wanted = wanted.with_hint(jobs, "INDEXED BY ix_jobs_page", "sqlite")
+    seqs = connection.execute(wanted.order_by(columns.seq.desc()).limit(query.limit)).scalars()
+    rows = connection.execute(
+        select(*_SUMMARY).where(columns.seq.in_(list(seqs))).order_by(columns.seq.desc())
+    )
+    return [JobSummary(**row._mapping) for row in rows]
+
+
 def update_spec(connection: Connection, account_id: str, job_id: str, spec: JobSpec) -> None:
     """Replace the spec; `Conflict` once the job's loop has started."""
     job = lock(connection, account_id, job_id)
     if job.status is not JobStatus.PENDING or job.incarnation > 0:
         raise errors.Conflict(f"job {job.name!r} has started; its spec stays as it is")
-    connection.execute(update(jobs).where(_is(job_id)).values(spec=spec))
+    connection.execute(update(jobs).where(_is(job_id)).values(spec=spec, **_shown(spec)))
+
+
+def _shown(spec: JobSpec) -> dict[str, Any]:
+    """What a list of jobs shows of a spec, so that it need not be read."""
+    return {
+        "kind": spec.kind,
+        "model": spec.model,
+        "output_group": spec.adapters_in,
+        "description": spec.description,
+        "priority": spec.priority,
+        "max_steps": spec.schedule.max_steps,
+    }
 
 
 def remove(
@@ -121,6 +163,7 @@ def remove(
     job = lock(connection, account_id, job_id)
     if not job.status.is_final:
         raise errors.Conflict(f"job {job.name!r} is {job.status.value}; stop it first")
+    transcripts_of.forget(connection, account_id, job_id)
     its_rollouts = select(rollouts.c.rollout_id).where(rollouts.c.job_id == job_id)
     for table in (nodes, turns):
         connection.execute(delete(table).where(table.c.rollout_id.in_(its_rollouts)))
@@ -160,10 +203,32 @@ def append(
         for seq, draft in enumerate(drafts, last + 1)
     ]
     if appended:
-        rows = [to_row(event, account_id=account_id) for event in appended]
+        rows = [to_row(event, account_id=account_id, **_named(event.body)) for event in appended]
         connection.execute(_APPEND, rows)
         connection.execute(_COUNT, {"its_id": job_id, "newest": last + len(appended)})
+        _keep_reward(connection, job_id, appended)
     return appended
+
+
+def _named(body: Mapping[str, Any]) -> dict[str, Any]:
+    """What of an event's body the log is filtered by."""
+    step, rollout_id = body.get("step"), body.get("rollout_id")
+    return {
+        "step": int(step) if isinstance(step, Integral) else None,
+        "rollout_id": rollout_id if isinstance(rollout_id, str) else None,
+    }
+
+
+def _keep_reward(connection: Connection, job_id: str, appended: Sequence[Event]) -> None:
+    """Remember the newest step's mean training reward."""
+    told = [
+        event.body["values"][_TRAINING_REWARD]
+        for event in appended
+        if event.kind is EventKind.METRICS and _TRAINING_REWARD in event.body.get("values", {})
+    ]
+    if told and told[-1] is not None:
+        changed = update(jobs).where(_is(job_id)).values(latest_reward=float(told[-1]))
+        connection.execute(changed)
 
 
 def _move(

@@ -1,4 +1,4 @@
-"""Groups, rollouts and their pages: functions on an open connection."""
+"""Groups and rollouts: functions on an open connection."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ from turnwise.domain.rollout import (
     Rollout,
     RolloutStatus,
 )
-from turnwise.ports import RolloutQuery, RolloutSummary
 from turnwise.storage import jobs as jobs_of
 from turnwise.storage.rows import from_row, from_rows, select_nouns, to_row
 from turnwise.storage.tables import groups, rollouts
@@ -67,7 +66,17 @@ def open_all(connection: Connection, opened: Sequence[Rollout]) -> None:
     for account_id, job_id in {(rollout.account_id, rollout.job_id) for rollout in opened}:
         jobs_of.hold(connection, account_id, job_id)
     if opened:
-        connection.execute(_OPEN, [to_row(rollout) for rollout in opened])
+        connection.execute(_OPEN, [to_row(each, **_shown(each)) for each in opened])
+
+
+def _shown(rollout: Rollout) -> dict[str, Any]:
+    """What pages are filtered and ordered by, beside the noun's own fields."""
+    ended_at = rollout.ended_at
+    return {
+        "reward": rollout.reward,
+        "fault_code": None if rollout.fault is None else rollout.fault.code,
+        "duration": None if ended_at is None else ended_at - rollout.created_at,
+    }
 
 
 def find(connection: Connection, rollout_id: str, account_id: str | None) -> Rollout:
@@ -90,9 +99,12 @@ def move(
     changes = {name: value for name, value in given.items() if value is not None}
     if "metrics" in changes:
         changes["metrics"] = {**rollout.metrics, **changes["metrics"]}
-    values = {f"new_{name}": value for name, value in changes.items()}
-    connection.execute(_changing(*sorted(changes)), {"its_id": rollout_id, **values})
-    return replace(rollout, **changes)
+    moved = replace(rollout, **changes)
+    shown, before = _shown(moved), _shown(rollout)
+    columns = changes | {name: value for name, value in shown.items() if value != before[name]}
+    values = {f"new_{name}": value for name, value in columns.items()}
+    connection.execute(_changing(*sorted(columns)), {"its_id": rollout_id, **values})
+    return moved
 
 
 @cache
@@ -100,27 +112,6 @@ def _changing(*names: str) -> Update:
     """The statement that gives a rollout new values in these columns."""
     changed = update(rollouts).where(rollouts.c.rollout_id == bindparam("its_id"))
     return changed.values({name: bindparam(f"new_{name}") for name in names})
-
-
-def page(connection: Connection, account_id: str, query: RolloutQuery) -> list[RolloutSummary]:
-    """One page, by keyset."""
-    wanted = select_nouns(
-        Rollout,
-        rollouts.c.account_id == account_id,
-        rollouts.c.job_id == query.job_id,
-        rollouts.c.seq > query.after,
-    )
-    for name in ("step", "purpose", "status"):
-        if (value := getattr(query, name)) is not None:
-            wanted = wanted.where(rollouts.c[name] == value)
-    wanted = wanted.add_columns(rollouts.c.seq, rollouts.c.turns, rollouts.c.tokens)
-    rows = connection.execute(wanted.order_by(rollouts.c.seq).limit(query.limit)).all()
-    return [
-        RolloutSummary(
-            seq=row.seq, rollout=from_row(Rollout, row), turns=row.turns, tokens=row.tokens
-        )
-        for row in rows
-    ]
 
 
 def supersede(
@@ -143,6 +134,7 @@ def supersede(
         )
         .values(status=GroupStatus.SUPERSEDED)
     )
+    fault = _superseded(incarnation)
     closed = connection.execute(
         update(rollouts)
         .where(
@@ -151,7 +143,13 @@ def supersede(
             rollouts.c.status.in_(OPEN),
             rollouts.c.group_id.not_in(keep),
         )
-        .values(status=RolloutStatus.FAILED, fault=_superseded(incarnation), ended_at=now)
+        .values(
+            status=RolloutStatus.FAILED,
+            fault=fault,
+            fault_code=fault.code,
+            ended_at=now,
+            duration=now - rollouts.c.created_at,
+        )
     ).rowcount
     _count_superseded(connection, job_id, job.step)
     return closed

@@ -31,6 +31,7 @@ from turnwise.domain.rollout import (
     Group,
     Node,
     Policy,
+    Purpose,
     Rollout,
     RolloutStatus,
     Trajectory,
@@ -39,22 +40,31 @@ from turnwise.domain.rollout import (
 from turnwise.domain.training import Checkpoint
 from turnwise.ports import (
     Clock,
+    Excerpt,
     FinishedStep,
+    Histogram,
+    JobQuery,
+    JobSummary,
+    LogQuery,
     ModelPackage,
     Pruned,
     RolloutQuery,
     RolloutSummary,
+    Tally,
 )
 from turnwise.storage import (
     accounts,
     agent_logs,
     audit,
     jobs,
+    logs,
     objects,
     packages,
     resources,
+    rollout_pages,
     rollouts,
     steps,
+    transcripts,
     turns,
 )
 from turnwise.storage.database import (
@@ -72,6 +82,9 @@ T = TypeVar("T")
 
 # Pages and exports are rare beside turns; more threads would only take the interpreter from them.
 _READERS = 4
+
+# Few enough that a turn which comes meanwhile hardly waits.
+_SEARCHABLE_AT_ONCE = 4
 
 
 class SqlStore:
@@ -175,6 +188,10 @@ class SqlStore:
         """Newest first. Account None: all accounts."""
         return await self._read(jobs.newest, account_id, status, limit)
 
+    async def job_page(self, query: JobQuery) -> list[JobSummary]:
+        """One page, newest first, without the jobs' specs."""
+        return await self._read(jobs.page, query)
+
     async def update_spec(self, account_id: str, job_id: str, spec: JobSpec) -> None:
         """Replace the spec of a job that has not started, else `Conflict`."""
         await self._write(jobs.update_spec, account_id, job_id, spec)
@@ -204,6 +221,14 @@ class SqlStore:
     ) -> list[Event]:
         """Events with seq > after, in order."""
         return await self._read(jobs.read_events, account_id, job_id, after, kinds, limit)
+
+    async def log_events(self, account_id: str, query: LogQuery) -> list[Event]:
+        """One page of the job's log."""
+        return await self._read(logs.page, account_id, query)
+
+    async def metrics_since(self, account_id: str, job_id: str, after: int) -> list[Event]:
+        """All METRICS events with seq > after, in order."""
+        return await self._read(logs.metrics_since, account_id, job_id, after)
 
     async def wait_for(self, account_id: str, job_id: str, *, after: int) -> None:
         """Return once the job has an event with seq > after. Sees what this store appends."""
@@ -308,7 +333,42 @@ class SqlStore:
 
     async def rollouts(self, account_id: str, query: RolloutQuery) -> list[RolloutSummary]:
         """One page."""
-        return await self._read(rollouts.page, account_id, query)
+        return await self._read(rollout_pages.page, account_id, query)
+
+    async def rollout_excerpts(
+        self, account_id: str, rollout_ids: Sequence[str]
+    ) -> dict[str, Excerpt]:
+        """By rollout id; those without turns are left out."""
+        return await self._read(transcripts.excerpts, account_id, rollout_ids)
+
+    async def reward_histogram(
+        self, account_id: str, query: RolloutQuery, bins: int = 20
+    ) -> Histogram:
+        """Of all that the query's filters let through, whatever their rewards."""
+        return await self._read(rollout_pages.histogram, account_id, query, bins)
+
+    async def rollout_tally(self, account_id: str, job_id: str) -> list[Tally]:
+        """How many rollouts there are by step, purpose, status and fault."""
+        return await self._read(rollout_pages.tally, account_id, job_id)
+
+    async def random_rollouts(
+        self,
+        account_id: str,
+        job_id: str,
+        step: int,
+        purpose: Purpose,
+        count: int = 10,
+        seed: int = 0,
+    ) -> list[RolloutSummary]:
+        """Some that have ended; the same ones for the same seed."""
+        return await self._read(
+            rollout_pages.sample, account_id, job_id, step, purpose, count, seed
+        )
+
+    async def make_searchable(self) -> None:
+        """Do now what is otherwise done while nothing else is: all that ended can be searched."""
+        while await self._write(transcripts.work, _SEARCHABLE_AT_ONCE):
+            pass
 
     async def ledger(self, account_id: str, job_id: str) -> dict[int, dict[str, int]]:
         """Tokens per bin per step."""

@@ -14,6 +14,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 from sqlalchemy import (
+    DDL,
     BigInteger,
     Boolean,
     Column,
@@ -28,13 +29,16 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     UniqueConstraint,
+    text,
 )
+from sqlalchemy.event import listen
+from sqlalchemy.schema import ExecutableDDLElement
 
 from turnwise.domain.access import Action
 from turnwise.domain.agent import AgentLogKind
 from turnwise.domain.audit import Category
 from turnwise.domain.event import EventKind, Level
-from turnwise.domain.job import Inputs, JobSpec, JobStatus, Secondary
+from turnwise.domain.job import Inputs, JobKind, JobSpec, JobStatus, Secondary
 from turnwise.domain.rollout import (
     Delivery,
     Fault,
@@ -141,6 +145,18 @@ class Digits(TypeDecorator[int]):
         return None if value is None else int(value)
 
 
+#: The condition that a rollout has ended.
+ENDED = "duration IS NOT NULL"
+
+#: What makes transcripts searchable, by dialect. On SQLite `job` is a term like any other, so that
+#: a search finds one job's rollouts in their order; the text itself stays in `transcripts`.
+SEARCH_INDEX = {
+    "sqlite": "CREATE VIRTUAL TABLE search_index USING fts5(job, text, content='')",
+    "postgresql": (
+        "CREATE INDEX search_index ON transcripts USING gin (to_tsvector('simple', text))"
+    ),
+}
+
 INT32 = "<i4"
 FLOAT32 = "<f4"
 
@@ -183,6 +199,11 @@ def _text(name: str) -> Column[Any]:
     return Column(name, Text, nullable=False)
 
 
+def _index(name: str, *columns: str, where: str) -> Index:
+    """An index of the rows alone for which a condition holds."""
+    return Index(name, *columns, sqlite_where=text(where), postgresql_where=text(where))
+
+
 accounts = Table(
     "accounts",
     metadata,
@@ -206,6 +227,7 @@ keys = Table(
     Column("sealed", LargeBinary),
 )
 
+#: Beside the noun: what a list shows of the spec, and the newest step's mean training reward.
 jobs = Table(
     "jobs",
     metadata,
@@ -226,10 +248,20 @@ jobs = Table(
     _text("parent"),
     _text("output"),
     _int("last_event", default=0),
+    _word("kind", JobKind),
+    _text("model"),
+    _text("output_group"),
+    _text("description"),
+    _int("priority"),
+    _int("max_steps"),
+    Column("latest_reward", Double),
     UniqueConstraint("account_id", "name"),
+    # A list is filtered in it: a row of this table is as long as the job's spec.
+    Index("ix_jobs_page", "account_id", "seq", "status", "kind", "name", "job_id"),
     sqlite_autoincrement=True,
 )
 
+#: Beside the noun: what of its body events are asked for by.
 events = Table(
     "events",
     metadata,
@@ -240,6 +272,12 @@ events = Table(
     _word("kind", EventKind),
     _word("level", Level),
     _json("body", dict[str, Any]),
+    Column("rollout_id", String(64)),
+    Column("step", Integer),
+    Index("ix_events_kind", "job_id", "kind", "seq"),
+    Index("ix_events_level", "job_id", "level", "seq"),
+    _index("ix_events_rollout", "job_id", "rollout_id", "seq", where="rollout_id IS NOT NULL"),
+    _index("ix_events_step", "job_id", "step", "seq", where="step IS NOT NULL"),
 )
 
 groups = Table(
@@ -261,8 +299,15 @@ groups = Table(
     sqlite_autoincrement=True,
 )
 
-#: Beside the noun: how many turns were delivered and tokens sampled, and the ledger's bins
-#: with the step that they are counted in.
+# What pages of rollouts are filtered by, in each index that orders them: so that rollouts which
+# do not match are passed over there, without a look at their rows.
+_FILTERS = ("step", "purpose", "status", "row_index", "fault_code")
+
+#: Beside the noun: how many turns were delivered and tokens sampled; the ledger's bins with the
+#: step that they are counted in; and what pages are filtered and ordered by: the total reward,
+#: the code of the fault, and the seconds from its creation to its end.
+#:
+#: A turn changes `turns` and `tokens`; the indexes over these hold only rollouts that have ended.
 rollouts = Table(
     "rollouts",
     metadata,
@@ -292,11 +337,44 @@ rollouts = Table(
     _int("tokens", default=0),
     _json("bins", dict[str, int], nullable=True),
     Column("ledger_step", Integer),
+    Column("reward", Double),
+    Column("fault_code", Text),
+    Column("duration", Double),
+    Column("is_searchable", Boolean, nullable=False, default=False),
     UniqueConstraint("group_id", "slot", "attempt"),
-    Index(None, "job_id", "seq"),
-    Index(None, "job_id", "status", "seq"),
-    Index(None, "job_id", "step", "seq"),
+    Index("ix_rollouts_seq", "job_id", "seq", *_FILTERS, "reward", "duration"),
+    Index("ix_rollouts_tally", "job_id", "step", "purpose", "status", "fault_code"),
+    _index("ix_rollouts_reward", "job_id", "reward", "seq", *_FILTERS, where="reward IS NOT NULL"),
+    *(
+        _index(f"ix_rollouts_{key}", "job_id", key, "seq", *_FILTERS, "reward", where=ENDED)
+        for key in ("turns", "tokens", "duration")
+    ),
+    _index("ix_rollouts_unsearchable", "seq", where=f"{ENDED} AND NOT is_searchable"),
     sqlite_autoincrement=True,
+)
+
+#: What the messages of an ended rollout say; `seq` is the rollout's. Searched by word: on SQLite in
+#: the table `search_index` beside it, whose rowid is `seq`, on Postgres by an index of that name.
+transcripts = Table(
+    "transcripts",
+    metadata,
+    Column("seq", BigInteger().with_variant(Integer, "sqlite"), primary_key=True),
+    _id("account_id"),
+    _id("job_id"),
+    _text("text"),
+    Index(None, "job_id", "seq"),
+)
+for _dialect, _statement in SEARCH_INDEX.items():
+    _made: ExecutableDDLElement = DDL(_statement)  # type: ignore[no-untyped-call]
+    listen(transcripts, "after_create", _made.execute_if(dialect=_dialect))
+
+#: Deleted jobs whose transcripts, up to one of a number, are still to be removed.
+deleted_jobs = Table(
+    "deleted_jobs",
+    metadata,
+    _id("job_id", primary_key=True),
+    _id("account_id"),
+    Column("last_seq", BigInteger, nullable=False),
 )
 
 nodes = Table(

@@ -20,7 +20,7 @@ from turnwise.domain.event import EventDraft, EventKind
 from turnwise.domain.job import CheckpointSpec
 from turnwise.domain.rollout import Turn
 from turnwise.storage import database
-from turnwise.storage.database import migrate, open_engine
+from turnwise.storage.database import memory_engine, migrate, open_engine
 from turnwise.storage.rows import from_rows, select_nouns, to_row
 from turnwise.storage.sql import SqlStore
 from turnwise.storage.tables import metadata, turns
@@ -34,10 +34,26 @@ LOG = EventDraft(kind=EventKind.LOG, body={"message": "hello"})
 def test_the_migrations_make_exactly_the_tables(tmp_path: Path) -> None:
     engine = open_engine(tmp_path / "turnwise.db")
     migrate(engine)  # again: nothing is left to do
+    opts = {"compare_type": True, "include_object": _is_no_search_index}
     with engine.connect() as connection:
-        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        context = MigrationContext.configure(connection, opts=opts)
         assert compare_metadata(context, metadata) == []
     engine.dispose()
+
+
+def _is_no_search_index(_object: object, name: str, *_: object) -> bool:
+    return not name.startswith("search_index")
+
+
+def test_both_ways_to_a_database_make_it_searchable(tmp_path: Path) -> None:
+    made = []
+    for engine in (open_engine(tmp_path / "turnwise.db"), memory_engine()):
+        with engine.connect() as connection:
+            query = "SELECT sql FROM sqlite_master WHERE name = 'search_index'"
+            made.append(connection.exec_driver_sql(query).scalar())
+        engine.dispose()
+    assert made[0] == made[1]
+    assert "fts5" in made[0]
 
 
 def test_a_database_from_before_usage_keeps_its_turns(tmp_path: Path) -> None:

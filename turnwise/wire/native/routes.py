@@ -23,7 +23,7 @@ from turnwise.domain.event import EventKind
 from turnwise.domain.job import JobStatus
 from turnwise.domain.rollout import Purpose, RolloutStatus
 from turnwise.exporting.archives import Archives
-from turnwise.ports import Archive, RolloutQuery
+from turnwise.ports import Archive, RolloutCursor, RolloutQuery
 from turnwise.wire.native import codec
 from turnwise.wire.native.agents import AgentRooms, agent_routes
 from turnwise.wire.native.faults import fault
@@ -241,7 +241,12 @@ def _reading_routes(browse: Browse, principal: Caller) -> APIRouter:
         who: Principal = caller,
     ) -> Json:
         query = RolloutQuery(
-            job_id=name, step=step, purpose=purpose, status=status, after=after, limit=limit
+            job_id=name,
+            step=step,
+            purpose=purpose,
+            status=status,
+            after=RolloutCursor(None, after) if after else None,
+            limit=limit,
         )
         found = await browse.rollouts(who, query)
         next_after = found[-1].seq if len(found) == limit else None
