@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from turnwise.access import sigv4
 from turnwise.access.callers import Callers
 from turnwise.app.rooms import House
+from turnwise.app.token_bytes import TokenBytes
 from turnwise.control.browse import Browse
+from turnwise.control.learned import Learned
 from turnwise.control.logs import Logs
 from turnwise.control.models.hubs import Hubs
 from turnwise.control.models.served import ServedModels, verified_base, verified_folder
@@ -28,6 +30,7 @@ from turnwise.wire.dataplane import DataPlane
 from turnwise.wire.mlflow import PREFIX, MlflowDoor
 from turnwise.wire.native.agents import AgentRooms
 from turnwise.wire.native.audit import audit_routes
+from turnwise.wire.native.codec import trajectory_body
 from turnwise.wire.native.observed import Observed
 from turnwise.wire.native.routes import native_app
 
@@ -140,10 +143,13 @@ def _dashboard(house: House) -> Asgi:
             links=house.access.links,
             jobs=house.jobs,
             browse=Browse(base.store),
+            learned=Learned(base.store),
             results=StoredResults(base.store, base.blobs),
             registry=data.registry,
             catalogue=data.catalogue,
             resources=base.store,
+            token_bytes=TokenBytes(),
+            trajectory_body=trajectory_body,
         )
     )
 

@@ -16,11 +16,15 @@ from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse, HTMLResponse, RedirectResponse
 
 from turnwise import errors
+from turnwise.dashboard.group_page import group_routes
 from turnwise.dashboard.jobs import job_list_routes
 from turnwise.dashboard.live import Hub
 from turnwise.dashboard.pages import STATIC, Pages
+from turnwise.dashboard.rollouts import rollout_list_routes
 from turnwise.dashboard.rooms import Dashboard, DashboardRooms
 from turnwise.dashboard.session import Sessions, SignInNeeded, safe_next, to_sign_in
+from turnwise.dashboard.trajectory_page import trajectory_routes
+from turnwise.dashboard.turn_parts import turn_routes
 from turnwise.domain.access import Principal
 
 log = logging.getLogger(__name__)
@@ -36,7 +40,13 @@ POLICY = (
 #: Each module of pages has one of these.
 Routes = Callable[[Dashboard], APIRouter]
 
-PAGES: tuple[Routes, ...] = (job_list_routes,)
+PAGES: tuple[Routes, ...] = (
+    job_list_routes,
+    rollout_list_routes,
+    trajectory_routes,
+    turn_routes,
+    group_routes,
+)
 
 
 def is_page(path: str) -> bool:
