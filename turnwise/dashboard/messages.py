@@ -10,7 +10,15 @@ from typing import Any
 
 from turnwise.domain.rollout import Message
 
-_SHOWN_APART = ("role", "content", "reasoning_content", "reasoning", "tool_calls", "name")
+_SHOWN_APART = (
+    "role",
+    "content",
+    "reasoning_content",
+    "reasoning",
+    "tool_calls",
+    "tool_call_id",
+    "name",
+)
 
 #: Controls but for tab and line feed, what turns the direction of writing, what shows nothing, and
 #: halves of surrogate pairs, which no answer could hold.
@@ -47,10 +55,14 @@ class CallView:
 
 @dataclass(frozen=True, slots=True)
 class MessageView:
-    """A message in parts; `rest` is what else it holds, as JSON, "" for nothing."""
+    """A message in parts; `rest` is what else it holds, as JSON, "" for nothing.
+
+    `answers` is the id of the call that a tool's message is the result of.
+    """
 
     role: str
     name: str
+    answers: str
     text: str
     reasoning: str
     calls: tuple[CallView, ...]
@@ -76,6 +88,7 @@ def view(message: Message) -> MessageView:
     return MessageView(
         role=_text(message.get("role")) or "unknown",
         name=_text(message.get("name")),
+        answers=_text(message.get("tool_call_id")),
         text=_content(message.get("content")),
         reasoning=_text(reasoning).strip("\n"),
         calls=tuple(map(_call, calls)) if isinstance(calls, Sequence) else (),

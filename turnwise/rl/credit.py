@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from turnwise.domain.job import AlgorithmSpec, RolloutSpec, TruncatedTurns
+from turnwise.domain.algorithm import AlgorithmSpec
+from turnwise.domain.job import RolloutSpec, TruncatedTurns
 from turnwise.domain.ledger import Bin
 from turnwise.domain.rollout import Trajectory
 from turnwise.domain.training import AdvantageMethod
