@@ -831,9 +831,15 @@ class Store(Protocol):
         ...
 
     async def groups(
-        self, account_id: str, job_id: str, *, status: str | None = None
+        self,
+        account_id: str,
+        job_id: str,
+        *,
+        status: str | None = None,
+        step: int | None = None,
+        group_id: str | None = None,
     ) -> list[Group]:
-        """In order of admission."""
+        """In order of admission; of that status, taken by that step, of that id."""
         ...
 
     async def supersede(

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from turnwise.access import sigv4
 from turnwise.access.callers import Callers
 from turnwise.app.rooms import House
+from turnwise.app.token_bytes import TokenBytes
 from turnwise.control.browse import Browse
 from turnwise.control.exports import Exports
+from turnwise.control.learned import Learned
 from turnwise.control.logs import Logs
 from turnwise.control.models.hubs import Hubs
 from turnwise.control.models.served import ServedModels, verified_base, verified_folder
@@ -36,6 +38,7 @@ from turnwise.wire.fireworks.tracing import TracingDoor
 from turnwise.wire.mlflow import PREFIX, MlflowDoor
 from turnwise.wire.native.agents import AgentRooms
 from turnwise.wire.native.audit import audit_routes
+from turnwise.wire.native.codec import trajectory_body
 from turnwise.wire.native.exports import export_routes
 from turnwise.wire.native.observed import Observed
 from turnwise.wire.native.routes import native_app
@@ -194,6 +197,7 @@ def _dashboard(house: House) -> Asgi:
             links=house.access.links,
             jobs=house.jobs,
             browse=Browse(base.store),
+            learned=Learned(base.store),
             results=StoredResults(base.store, base.blobs),
             registry=data.registry,
             catalogue=data.catalogue,
@@ -206,6 +210,8 @@ def _dashboard(house: House) -> Asgi:
                 OtherDoor(name="SageMaker", kind=SAGEMAKER_JOB, words=status_words),
                 OtherDoor(name="Fireworks", kind=FIREWORKS_JOB, words=state_words),
             ),
+            token_bytes=TokenBytes(),
+            trajectory_body=trajectory_body,
         )
     )
 

@@ -47,7 +47,7 @@ class Secret:
 
 
 class Secrets:
-    """The secrets of all accounts. Every call but `value` and `values` requires a principal with the right."""
+    """The secrets of all accounts. What gives no values requires a principal with the right."""
 
     def __init__(self, resources: Resources, vault: Sealing, clock: Clock) -> None:
         self._resources = resources

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from datetime import UTC, datetime
 
+from turnwise.dashboard.messages import readable
+
 #: Stands where there is no value.
 NONE = "–"
 
@@ -120,4 +122,5 @@ FILTERS = {
     "iso": iso,
     "clock": clock,
     "short": short,
+    "readable": readable,
 }

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from fastapi import Request
 
@@ -14,6 +15,7 @@ from turnwise.control.agents import Agents
 from turnwise.control.browse import Browse
 from turnwise.control.evaluators import Evaluators
 from turnwise.control.jobs import Jobs
+from turnwise.control.learned import Learned
 from turnwise.control.models.catalogue import Catalogue
 from turnwise.control.models.registry import Registry
 from turnwise.control.named_datasets import NamedDatasets
@@ -21,12 +23,20 @@ from turnwise.control.results import StoredResults
 from turnwise.dashboard.live import Hub
 from turnwise.dashboard.pages import Pages
 from turnwise.domain.access import Principal
-from turnwise.domain.job import JobKind, JobStatus, Secondary
+from turnwise.domain.job import Job, JobKind, JobStatus, Secondary
+from turnwise.domain.rollout import Trajectory
 from turnwise.exporting.archives import Archives
 from turnwise.ports import Clock, Resources
 
 #: Finds the caller of a request, or sends the browser to the sign-in page.
 Caller = Callable[[Request], Awaitable[Principal]]
+
+#: What each token adds to the text, by the tokenizer of a job's base model. Raises `NotFound` where
+#: its folder is gone, and `InvalidInput` where it is not readable.
+TokenBytes = Callable[[Job, Sequence[int]], Awaitable[list[bytes]]]
+
+#: A trajectory as the native API shows it.
+TrajectoryBody = Callable[[Trajectory], Mapping[str, Any]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +63,7 @@ class DashboardRooms:
     links: Links
     jobs: Jobs
     browse: Browse
+    learned: Learned
     results: StoredResults
     registry: Registry
     catalogue: Catalogue
@@ -62,6 +73,8 @@ class DashboardRooms:
     evaluators: Evaluators
     datasets: NamedDatasets
     other_doors: tuple[OtherDoor, ...] = ()
+    token_bytes: TokenBytes
+    trajectory_body: TrajectoryBody
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

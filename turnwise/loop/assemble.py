@@ -10,16 +10,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from turnwise.domain.job import JobSpec, RolloutSpec, TruncatedTurns
+from turnwise.domain.job import JobSpec
 from turnwise.domain.rollout import Group, Trajectory
 from turnwise.domain.training import LossSpec, Sample, StepRequest
 from turnwise.loop.early_stop import Tally, tallies
 from turnwise.loop.pilot import slots_used
 from turnwise.rl import ledger, statistics
-from turnwise.rl.advantages import Outcomes, step_advantages
-from turnwise.rl.rows import rows, trained_tokens
+from turnwise.rl.credit import credit, masks_truncated
+from turnwise.rl.rows import rows
 from turnwise.rl.statistics import ScoredGroup
-from turnwise.rl.truncation import learned_rewards, penalty_metrics, truncation_metrics
+from turnwise.rl.truncation import penalty_metrics, truncation_metrics
 from turnwise.rl.weights import mini_batches
 
 
@@ -48,7 +48,7 @@ def assemble(
     """Lay out one step. Rollouts go in by (place in the plan, slot), whenever they closed."""
     ordered = sorted(closed, key=lambda each: each.group.order)
     groups = _score(spec, ordered)
-    is_masked = spec.rollout.truncated_turns is TruncatedTurns.MASK
+    is_masked = masks_truncated(spec.rollout)
     samples = [s for group in groups if group.is_valid for s in _samples(group, is_masked)]
     bins = {
         trajectory.rollout.rollout_id: ledger.account(
@@ -102,12 +102,7 @@ def is_zero(spec: JobSpec, closed: ClosedGroup) -> bool:
 
 def _score(spec: JobSpec, closed: Sequence[ClosedGroup]) -> list[ScoredGroup]:
     scored = [statistics.scored(each.attempts) for each in closed]
-    found = step_advantages(
-        spec.algorithm.advantage_method,
-        [_outcomes(trajectories, spec.rollout) for trajectories in scored],
-        discount=spec.algorithm.turn_discount,
-        pass_k=spec.algorithm.pass_k,
-    )
+    found = credit(spec.algorithm, spec.rollout, scored)
     return [
         ScoredGroup(
             trajectories=each.attempts,
@@ -116,14 +111,6 @@ def _score(spec: JobSpec, closed: Sequence[ClosedGroup]) -> list[ScoredGroup]:
         )
         for each, advantages in zip(closed, found, strict=True)
     ]
-
-
-def _outcomes(scored: Sequence[Trajectory], limits: RolloutSpec) -> Outcomes:
-    is_masked = limits.truncated_turns is TruncatedTurns.MASK
-    return Outcomes(
-        rewards=tuple(learned_rewards(trajectory, limits) for trajectory in scored),
-        tokens=tuple(trained_tokens(each, mask_truncated=is_masked) for each in scored),
-    )
 
 
 def _samples(group: ScoredGroup, is_masked: bool) -> list[Sample]:

@@ -51,12 +51,17 @@ def close_group(connection: Connection, account_id: str, group_id: str) -> None:
 
 
 def list_groups(
-    connection: Connection, account_id: str, job_id: str, status: str | None
+    connection: Connection,
+    account_id: str,
+    job_id: str,
+    status: str | None,
+    step: int | None,
+    group_id: str | None,
 ) -> list[Group]:
     """In order of admission."""
     query = select_nouns(Group, groups.c.account_id == account_id, groups.c.job_id == job_id)
-    if status is not None:
-        query = query.where(groups.c.status == status)
+    wanted = {groups.c.status: status, groups.c.step: step, groups.c.group_id: group_id}
+    query = query.where(*(column == its for column, its in wanted.items() if its is not None))
     return from_rows(Group, connection.execute(query.order_by(groups.c.seq)).all())
 
 

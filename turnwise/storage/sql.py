@@ -291,10 +291,16 @@ class SqlStore:
         await self._write(rollouts.close_group, account_id, group_id)
 
     async def groups(
-        self, account_id: str, job_id: str, *, status: str | None = None
+        self,
+        account_id: str,
+        job_id: str,
+        *,
+        status: str | None = None,
+        step: int | None = None,
+        group_id: str | None = None,
     ) -> list[Group]:
-        """In order of admission."""
-        return await self._read(rollouts.list_groups, account_id, job_id, status)
+        """In order of admission; of that status, taken by that step, of that id."""
+        return await self._read(rollouts.list_groups, account_id, job_id, status, step, group_id)
 
     async def supersede(
         self, account_id: str, job_id: str, incarnation: int, *, keep: Sequence[str] = ()

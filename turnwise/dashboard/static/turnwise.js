@@ -56,6 +56,22 @@
     }
   }
 
+  // Text of an address of ours. Safari takes a promise of it only.
+  async function copyFrom(button) {
+    const label = button.textContent;
+    const text = fetch(button.dataset.copyUrl).then((response) => {
+      if (!response.ok) throw new Error(response.statusText);
+      return response.blob().then((body) => new Blob([body], { type: "text/plain" }));
+    });
+    try {
+      await navigator.clipboard.write([new ClipboardItem({ "text/plain": text })]);
+      button.textContent = "Copied";
+    } catch {
+      button.textContent = "Could not copy";
+    }
+    setTimeout(() => { button.textContent = label; }, 1500);
+  }
+
   async function copy(button) {
     const source = document.querySelector(button.dataset.copy);
     const label = button.textContent;
@@ -73,7 +89,7 @@
     showTimes(root);
     showSpans();
     countChosen();
-    for (const button of root.querySelectorAll("[data-copy]")) button.hidden = false;
+    for (const button of root.querySelectorAll("[data-copy], [data-copy-url]")) button.hidden = false;
     for (const button of root.querySelectorAll("[data-theme-toggle]")) showTheme(button);
   }
 
@@ -82,6 +98,7 @@
     if (!button) return;
     if (button.matches("[data-theme-toggle]")) nextTheme(button);
     if (button.matches("[data-copy]")) copy(button);
+    if (button.matches("[data-copy-url]")) copyFrom(button);
   });
 
   // A form that deletes asks once more; without script, the server does.
