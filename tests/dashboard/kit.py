@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,14 @@ from fastapi import FastAPI
 from tests import builders
 from tests.builders import ACCOUNT
 from tests.unit.control.kit import ADMIN, World, a_registry, archives
+from turnwise import errors
 from turnwise.access.accounts import Accounts
 from turnwise.access.keys import Keyring
 from turnwise.access.links import Links
 from turnwise.access.vault import Vault
 from turnwise.control.browse import Browse
 from turnwise.control.evaluators import Evaluators
+from turnwise.control.learned import Learned
 from turnwise.control.models.catalogue import Catalogue
 from turnwise.control.named_datasets import NamedDatasets
 from turnwise.control.results import StoredResults
@@ -26,9 +28,11 @@ from turnwise.dashboard import DashboardRooms, OtherDoor, dashboard_app
 from turnwise.domain.access import ALL_ACTIONS, Action
 from turnwise.domain.evaluator import Evaluator
 from turnwise.domain.event import EventDraft, EventKind, Level
+from turnwise.domain.job import Job
 from turnwise.domain.rollout import RolloutStatus
 from turnwise.ports import Built
 from turnwise.system import new_id
+from turnwise.wire.native.codec import trajectory_body
 
 #: A door that keeps records of jobs, and says their states aloud.
 OTHER_DOORS = (
@@ -49,6 +53,39 @@ class Builds:
         """Nothing was kept."""
 
 
+async def token_bytes(job: Job, tokens: Sequence[int]) -> list[bytes]:
+    """Ids as letters, from "a" for 1; 300 is half of a character."""
+    if job.spec.model == "/models/gone":
+        raise errors.NotFound("base model", job.spec.model, remedy="put the folder back")
+    return [b"\xe2" if token == 300 else chr(96 + token).encode() for token in tokens]
+
+
+def rooms_of(world: World, keyring: Keyring, vault: Vault, url: str) -> DashboardRooms:
+    """What the pages are made from, over one world."""
+    store = world.store
+    return DashboardRooms(
+        url=url,
+        clock=world.clock,
+        accounts=Accounts(store, keyring, find_job=store.job, region="us-west-2"),
+        keyring=keyring,
+        links=Links(vault, world.clock),
+        jobs=world.jobs,
+        browse=Browse(store),
+        learned=Learned(store),
+        results=StoredResults(store, world.blobs),
+        registry=a_registry(store, world.folder),
+        catalogue=Catalogue(world.folder / "models"),
+        resources=store,
+        agents=world.agents,
+        archives=archives(),
+        evaluators=Evaluators(store, world.blobs, Builds(), world.clock, new_id),
+        datasets=NamedDatasets(store, world.buckets, world.clock),
+        other_doors=OTHER_DOORS,
+        token_bytes=token_bytes,
+        trajectory_body=trajectory_body,
+    )
+
+
 class Site:
     """A dashboard, and keys for it."""
 
@@ -58,30 +95,9 @@ class Site:
         self.world = world
         vault = Vault(bytes(32))
         self.keyring = Keyring(world.store, vault)
-        self.evaluators = Evaluators(world.store, world.blobs, Builds(), world.clock, new_id)
-        self.datasets = NamedDatasets(world.store, world.buckets, world.clock)
-        self.app: FastAPI = dashboard_app(
-            DashboardRooms(
-                url="http://server",
-                clock=world.clock,
-                accounts=Accounts(
-                    world.store, self.keyring, find_job=world.store.job, region="us-west-2"
-                ),
-                keyring=self.keyring,
-                links=Links(vault, world.clock),
-                jobs=world.jobs,
-                browse=Browse(world.store),
-                results=StoredResults(world.store, world.blobs),
-                registry=a_registry(world.store, world.folder),
-                catalogue=Catalogue(world.folder / "models"),
-                resources=world.store,
-                agents=world.agents,
-                archives=archives(),
-                evaluators=self.evaluators,
-                datasets=self.datasets,
-                other_doors=OTHER_DOORS,
-            )
-        )
+        rooms = rooms_of(world, self.keyring, vault, "http://server")
+        self.evaluators, self.datasets = rooms.evaluators, rooms.datasets
+        self.app: FastAPI = dashboard_app(rooms)
 
     def visitor(self) -> httpx.AsyncClient:
         """A browser that nobody has signed in with."""

@@ -12,19 +12,12 @@ import httpx
 import numpy as np
 
 from tests import builders
-from tests.builders import ACCOUNT, SetClock
-from tests.unit.control.kit import World, a_registry
-from turnwise import errors
-from turnwise.access.accounts import Accounts
+from tests.builders import ACCOUNT
+from tests.dashboard.kit import rooms_of
+from tests.unit.control.kit import World
 from turnwise.access.keys import Keyring
-from turnwise.access.links import Links
 from turnwise.access.vault import Vault
-from turnwise.control.browse import Browse
-from turnwise.control.learned import Learned
-from turnwise.control.models.catalogue import Catalogue
-from turnwise.control.results import StoredResults
-from turnwise.dashboard import DashboardRooms, dashboard_app
-from turnwise.domain.job import Job
+from turnwise.dashboard import dashboard_app
 from turnwise.domain.rollout import (
     Fault,
     ForkCause,
@@ -36,18 +29,9 @@ from turnwise.domain.rollout import (
     Turn,
 )
 from turnwise.ports import FinishedStep
-from turnwise.storage.blobs import FolderBlobs
 from turnwise.storage.sql import SqlStore
-from turnwise.wire.native.codec import trajectory_body
 
 URL = "http://turnwise.test"
-
-
-async def token_bytes(job: Job, tokens: Sequence[int]) -> list[bytes]:
-    """Ids as letters, from "a" for 1; 300 is half of a character."""
-    if job.spec.model == "/models/gone":
-        raise errors.NotFound("base model", job.spec.model, remedy="put the folder back")
-    return [b"\xe2" if token == 300 else chr(96 + token).encode() for token in tokens]
 
 
 @dataclass(frozen=True)
@@ -77,23 +61,7 @@ async def open_site(folder: Path) -> AsyncIterator[Site]:
     vault = Vault(bytes(32))
     keyring = Keyring(store, vault)
     world = World(folder, store)
-    blobs = FolderBlobs(folder / "blobs")
-    rooms = DashboardRooms(
-        url=URL,
-        clock=SetClock(),
-        accounts=Accounts(store, keyring, find_job=store.job, region="us-west-2"),
-        keyring=keyring,
-        links=Links(vault, SetClock()),
-        jobs=world.jobs,
-        browse=Browse(store),
-        learned=Learned(store),
-        results=StoredResults(store, blobs),
-        registry=a_registry(store, folder),
-        catalogue=Catalogue(folder / "models"),
-        resources=store,
-        token_bytes=token_bytes,
-        trajectory_body=trajectory_body,
-    )
+    rooms = rooms_of(world, keyring, vault, URL)
     try:
         yield Site(store=store, keyring=keyring, app=dashboard_app(rooms))
     finally:

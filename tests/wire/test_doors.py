@@ -24,6 +24,16 @@ from turnwise.wire.mlflow import MlflowDoor
 #: Reachable by anybody.
 OPEN = {("GET", "/health")}
 
+#: Pages that say nothing of anybody: the way to the sign-in, and what it is drawn with.
+OPEN_PAGES = {
+    ("GET", "/"),
+    ("GET", "/favicon.ico"),
+    ("GET", "/dashboard/sign-in"),
+    ("POST", "/dashboard/sign-in"),
+    ("GET", "/dashboard/static/{fingerprint}/{file:path}"),
+}
+FORGED_SESSION = {"Cookie": "turnwise_session=" + "a" * 160}
+
 PUT_SIGNED = ("PUT", "/v1/signed/{account}/{collection}/{id}/{name}")
 
 
@@ -32,10 +42,11 @@ class Building:
     """The server's doors, and a client that has no key."""
 
     nobody: httpx.AsyncClient
+    pages: FastAPI
     doors: list[Any] = field(default_factory=list)
 
     def door(self, kind: type[Any]) -> Any:
-        [found] = [door for door in self.doors if isinstance(door, kind)]
+        [found] = [door for door in self.doors if isinstance(door, kind) and door is not self.pages]
         return found
 
 
@@ -45,8 +56,8 @@ async def building(tmp_path: Path) -> AsyncIterator[Building]:
     async with open_rooms(settings, "http://server") as rooms, open_doors(rooms) as doors:
         transport = httpx.ASGITransport(doors)
         async with httpx.AsyncClient(transport=transport, base_url="http://server") as nobody:
-            each = [getattr(doors, field.name) for field in fields(doors)]
-            yield Building(nobody, [unwrapped(door) for door in each])
+            each = [unwrapped(getattr(doors, field.name)) for field in fields(doors)]
+            yield Building(nobody, unwrapped(doors.dashboard), each)
 
 
 def unwrapped(door: Any) -> Any:
@@ -88,6 +99,17 @@ async def test_no_route_of_the_native_api_is_open(building: Building):
             answer = await building.nobody.request(method, url, headers=headers)
             expected = 200 if (method, path) in OPEN else 401
             assert answer.status_code == expected, (method, path, answer.text)
+
+
+async def test_no_page_is_open_but_the_sign_in(building: Building):
+    routes = set(routes_of(building.pages.routes))
+    assert len(routes) > 30
+    for method, path in sorted(routes - OPEN_PAGES):
+        url = re.sub(r"\{[^}]*\}", "x", path)
+        for headers in ({}, {"Authorization": "Bearer tw_" + "x" * 40}, FORGED_SESSION):
+            answer = await building.nobody.request(method, url, headers=headers)
+            assert answer.status_code == 303, (method, path, answer.text)
+            assert answer.headers["location"].startswith("/dashboard/sign-in")
 
 
 async def test_no_route_of_fireworks_is_open_but_signed_addresses_with_their_token(
@@ -179,7 +201,7 @@ async def test_no_operation_of_an_aws_service_is_open(building: Building):
             forged = headers | {"Authorization": FORGED % service.name}
             for sent, expected in (
                 # An unsigned call by path alone is not told from a page that is not there.
-                (headers, (403,) if headers else (403, 404, 405)),
+                (headers, (403,) if headers else (303, 307, 403, 404, 405)),
                 (forged, (403,)),
             ):
                 answer = await building.nobody.request(method, url, headers=sent, content=body)
