@@ -19,11 +19,11 @@ def edges_for(lowest: float, highest: float, bins: int) -> tuple[float, ...]:
     >>> edges_for(0.7312, 0.7312, 20)
     (0.73, 0.74)
     """
-    low, high = Decimal(lowest), Decimal(highest)
+    low, high = Decimal(repr(lowest)), Decimal(repr(highest))
     width = _width(low, high, bins) if high > low else _own_width(high)
     while True:
         edges = tuple(float(n * width) for n in range(_floor(low, width), _floor(high, width) + 2))
-        if all(a < b for a, b in pairwise(edges)):
+        if highest < edges[-1] and all(a < b for a, b in pairwise(edges)):
             return edges
         width *= 10  # finer than floating point numbers are
 
