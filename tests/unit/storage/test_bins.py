@@ -9,7 +9,7 @@ from turnwise.storage.bins import edges_for
 numbers = st.floats(allow_nan=False, allow_infinity=False, min_value=-1e300, max_value=1e300)
 
 
-@given(numbers, numbers, st.integers(1, 40))
+@given(numbers, numbers, st.integers(2, 40))
 def test_bars_hold_every_value_once_and_are_no_more_than_asked_for(
     one: float, other: float, bins: int
 ) -> None:
@@ -32,5 +32,6 @@ def test_equal_values_have_one_bar_of_their_own() -> None:
     assert edges_for(0.0, 0.0, 20) == (0.0, 0.1)
     assert edges_for(1.0, 1.0, 20) == (1.0, 1.1)
     assert edges_for(-25.0, -25.0, 20) == (-25.0, -24.0)
+    assert edges_for(-1.0, 1.0, 0) == (-2.0, 0.0, 2.0)
     nearly = math.nextafter(1.0, 2.0)
     assert edges_for(1.0, nearly, 20)[0] <= 1.0
