@@ -6,7 +6,7 @@ import heapq
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Select, Text, func, text, type_coerce
+from sqlalchemy import ColumnElement, Connection, Select, Text, text, type_coerce
 
 from turnwise.domain.event import Event, EventKind, Level
 from turnwise.ports import LogQuery
@@ -50,7 +50,7 @@ def _parts(query: LogQuery) -> list[Select[Any]]:
     if query.step is not None:
         its = wanted.where(text("step IS NOT NULL"), columns.step == query.step)
         return [_using(_also(its, query, "levels", "kinds"), "ix_events_step")]
-    if query.text:
+    if query.text and not (query.levels and _LOUD.issuperset(query.levels)):
         return list(_saying(query, wanted))
     if query.levels:
         its = _also(wanted, query, "kinds")
@@ -91,9 +91,7 @@ def _wanted(query: LogQuery) -> Select[Any]:
         found.append(columns.seq < query.before)
     if query.text:
         said = to_json(query.text)[1:-1]  # as it stands in the body
-        found.append(
-            func.lower(type_coerce(columns.body, Text)).contains(said.lower(), autoescape=True)
-        )
+        found.append(type_coerce(columns.body, Text).icontains(said, autoescape=True))
     order = columns.seq.desc() if query.newest_first else columns.seq
     return select_nouns(Event, *found).order_by(order)
 

@@ -56,11 +56,11 @@ def page(connection: Connection, account_id: str, query: RolloutQuery) -> list[R
     """One page, by keyset."""
     if not _has(connection, account_id, query.job_id):
         return []
-    filters = [*_filters(query, connection.dialect), *_in_range(query)]
+    filters = [*_filters(query), *_in_range(query)]
     found = _near(connection, query, filters)
     if len(found) < query.limit:
         found = []
-        for part in _parts(query, filters):
+        for part in _parts(query, [*filters, *_says(query, connection.dialect)]):
             rest = query.limit - len(found)
             if rest > 0:
                 found += connection.execute(part.limit(rest)).scalars()
@@ -144,8 +144,14 @@ def _using(wanted: S, index: str) -> S:
     return wanted.with_hint(rollouts, f"INDEXED BY {index}", "sqlite")
 
 
-def _filters(query: RolloutQuery, dialect: Dialect) -> list[ColumnElement[bool]]:
-    """All of a query's conditions but the range of rewards."""
+def _says(query: RolloutQuery, dialect: Dialect) -> list[ColumnElement[bool]]:
+    if not query.text:
+        return []
+    return [rollouts.c.seq.in_(transcripts_of.matching(query.job_id, query.text, dialect))]
+
+
+def _filters(query: RolloutQuery) -> list[ColumnElement[bool]]:
+    """All of a query's conditions but the range of rewards and the text."""
     columns = rollouts.c
     equal = {
         columns.step: query.step,
@@ -157,8 +163,6 @@ def _filters(query: RolloutQuery, dialect: Dialect) -> list[ColumnElement[bool]]
     found = [column == value for column, value in equal.items() if value is not None]
     if query.is_valid is not None:
         found.append(_valid() if query.is_valid else _invalid())
-    if query.text:
-        found.append(columns.seq.in_(transcripts_of.matching(query.job_id, query.text, dialect)))
     return found
 
 
@@ -208,7 +212,7 @@ def histogram(connection: Connection, account_id: str, query: RolloutQuery, bins
     """Rewards of what the query's filters let through, and how many have none."""
     if not _has(connection, account_id, query.job_id):
         return Histogram(edges=(), counts=(), unscored=0)
-    filters = _filters(query, connection.dialect)
+    filters = [*_filters(query), *_says(query, connection.dialect)]
     scored = [_HAS_REWARD, *filters]
     everything = _of_job(select(func.count()).select_from(rollouts), query, "ix_rollouts_seq")
     total = connection.execute(everything.where(*filters)).scalar_one()
