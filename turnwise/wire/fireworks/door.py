@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
@@ -23,8 +22,6 @@ from turnwise.wire.fireworks.models import model_routes
 from turnwise.wire.fireworks.secrets import secret_routes
 from turnwise.wire.fireworks.signed import signed_routes
 from turnwise.wire.fireworks.uploads import SIGNED
-
-log = logging.getLogger(__name__)
 
 Json = dict[str, Any]
 
