@@ -26,6 +26,7 @@ from turnwise.wire.data_events import DataEvents
 from turnwise.wire.dataplane import DataPlane
 from turnwise.wire.fireworks.calls import FireworksRooms
 from turnwise.wire.fireworks.door import FireworksDoor
+from turnwise.wire.fireworks.observed import Observed as ObservedFireworks
 from turnwise.wire.mlflow import PREFIX, MlflowDoor
 from turnwise.wire.native.agents import AgentRooms
 from turnwise.wire.native.audit import audit_routes
@@ -132,7 +133,16 @@ def _fireworks_door(house: House) -> FireworksDoor:
         secrets=house.evaluator_side.secrets,
         evaluators=house.evaluator_side.evaluators,
     )
-    return FireworksDoor(rooms)
+    return FireworksDoor(
+        rooms,
+        lambda app: ObservedFireworks(
+            app,
+            house.records.audit,
+            SYSTEM_CLOCK,
+            region=base.settings.region,
+            account_number=access.accounts.number,
+        ),
+    )
 
 
 def _native_door(house: House) -> Observed:
