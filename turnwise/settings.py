@@ -136,8 +136,8 @@ class Settings(BaseSettings):
         "none",
         pattern=r"^(none|host)$",
         description="none: an evaluator reaches this server and nothing else; host: it has the "
-        "network of this machine, as one needs whose rollouts run on a remote server or whose judge "
-        "is a model elsewhere.",
+        "network of this machine, as one needs whose rollouts run on a remote server or whose "
+        "judge is a model elsewhere.",
     )
     evaluator_processes: int = Field(
         4, ge=1, description="Runs of evaluators at once, over all jobs; others wait."

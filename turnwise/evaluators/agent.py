@@ -81,7 +81,7 @@ class EvaluatorAgent:
         self._extra_body = extra_body or {}
         self._batches: dict[str, _Batch] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._host: Host | None = None
+        self.host: Host | None = None  # once something has run
         self._starting = asyncio.Lock()
 
     async def check(self) -> None:
@@ -104,8 +104,8 @@ class EvaluatorAgent:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._host is not None:
-            await self._host.close()
+        if self.host is not None:
+            await self.host.close()
 
     # ── batches ───────────────────────────────────────────────────────────────────────────────
 
@@ -190,12 +190,12 @@ class EvaluatorAgent:
     async def _warm(self) -> Host:
         """The process, started again where it has ended."""
         async with self._starting:
-            if self._host is not None and not self._host.is_alive:
-                await self._host.close()
-                self._host = None
-            if self._host is None:
-                self._host = await self._start(self._build)
-            return self._host
+            if self.host is not None and not self.host.is_alive:
+                await self.host.close()
+                self.host = None
+            if self.host is None:
+                self.host = await self._start(self._build)
+            return self.host
 
     def _orders(
         self, host: Host, run: Run, work: _RunFiles, wanted: Sequence[AgentRequest]
@@ -339,7 +339,7 @@ class _RunFiles:
 def fault_of(row: Scored) -> Fault | None:
     """What a row says went wrong; None for a score that counts."""
     if row.problem:
-        return _fault("rollout_error", row.reason or row.problem)
+        return _fault("rollout_error", row.problem)
     if not row.is_valid:
         reason = row.reason or "the evaluator says that the score does not count"
         return _fault("score_invalid", reason, Blame.REWARD)

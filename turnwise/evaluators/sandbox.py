@@ -20,8 +20,9 @@ from turnwise import errors
 
 INSIDE = Path(__file__).parent / "inside"
 
-#: Where the sandbox's own folder and this package's programs are seen from inside.
-WORK, PROGRAMS = "/work", "/launch"
+#: Where the sandbox's own folder and this package's programs are seen from inside: not where an
+#: interpreter could be.
+WORK, PROGRAMS = "/run/evaluator/own", "/run/evaluator/programs"
 
 #: What every program needs to start and to speak TLS. The rest of /etc is not for it.
 _SYSTEM = (
@@ -201,6 +202,7 @@ class Sandboxes:
                 "network": "host" if has_network or not self.is_isolated else "none",
                 "root": str(root),
                 "work": str(folder),
+                "work_as": WORK,
                 "read_only": [*_SYSTEM, *self._paths(), *map(str, read_only)],
                 "shown_as": [[str(INSIDE), PROGRAMS]],
                 "hidden": [str(path) for path in self._exposed(read_only)],

@@ -10,9 +10,9 @@ and a setuid helper would be one more thing to trust. The steps:
       └ init       process 1 of them; a view of its own of the file system, loopback alone
           └ argv   the program, without any capability; whatever it starts ends with init
 
-The view holds what `read_only` names and the folder `work` as /work; so the server's data folder
-is not there. The network has its own loopback; a socket that listens on it is made inside and sent
-out through the descriptor `listener`, where the server accepts on it: the one way out.
+The view holds what `read_only` names, and the folder `work` as `work_as`; so the server's data
+folder is not there. The network has its own loopback. A socket that listens on it is made inside
+and sent out through the descriptor `listener`, where the server accepts on it: the one way out.
 
 Where `isolated` is false there are no namespaces: only a clean environment, limits and a process
 group, and this process, as the subreaper, ends what is left.
@@ -182,9 +182,9 @@ def _build_view(spec: dict[str, Any]) -> None:
     for name in DEVICES:
         _bind(Path("/dev", name), root / "dev" / name, ATTR_NOSUID)
     (root / "dev/fd").symlink_to("/proc/self/fd")
-    _bind(Path(spec["work"]), root / "work", ATTR_NOSUID | ATTR_NODEV)
+    _bind(Path(spec["work"]), root / spec["work_as"].lstrip("/"), ATTR_NOSUID | ATTR_NODEV)
     if not (root / "tmp").exists():
-        (root / "tmp").symlink_to("/work/tmp")
+        (root / "tmp").symlink_to(spec["work_as"] + "/tmp")
     (root / "proc").mkdir(exist_ok=True)
     _mount("proc", str(root / "proc"), "proc", MS_NOSUID | MS_NODEV)
     _set_attributes(root, ATTR_RDONLY, recursive=False)
