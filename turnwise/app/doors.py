@@ -34,6 +34,7 @@ from turnwise.wire.fireworks.calls import FireworksRooms
 from turnwise.wire.fireworks.door import FireworksDoor
 from turnwise.wire.fireworks.job_body import state_words
 from turnwise.wire.fireworks.jobs import KIND as FIREWORKS_JOB
+from turnwise.wire.fireworks.observed import Observed as ObservedFireworks
 from turnwise.wire.fireworks.tracing import TracingDoor
 from turnwise.wire.mlflow import PREFIX, MlflowDoor
 from turnwise.wire.native.agents import AgentRooms
@@ -156,7 +157,16 @@ def _fireworks_door(house: House) -> FireworksDoor:
         secrets=house.evaluator_side.secrets,
         evaluators=house.evaluator_side.evaluators,
     )
-    return FireworksDoor(rooms)
+    return FireworksDoor(
+        rooms,
+        lambda app: ObservedFireworks(
+            app,
+            house.records.audit,
+            SYSTEM_CLOCK,
+            region=base.settings.region,
+            account_number=access.accounts.number,
+        ),
+    )
 
 
 def _native_door(house: House) -> Observed:

@@ -291,9 +291,9 @@ async def _keep(file: Path, pieces: AsyncIterator[bytes], size: int) -> str:
         if written == size:
             await asyncio.to_thread(_sync, opened.fileno(), file.parent, opened.flush)
     if written != size:
-        more = "more" if written > size else "only"
+        came = "more came" if written > size else f"only {written} bytes came"
         raise errors.InvalidInput(
-            "size", size, f"was announced, but {more} {written} bytes came", remedy="send it again"
+            "size", size, f"was announced, but {came}", remedy="send the whole archive again"
         )
     return digest.hexdigest()
 

@@ -179,6 +179,10 @@ def test_a_bad_value_is_refused_with_field_value_and_what_is_allowed(
             "agent.url: 'localhost:80' is no HTTP address; use http://host:port",
         ),
         (
+            {"agent": {"kind": "evaluator"}},
+            "agent.target: '' names no evaluator; use the id of one that was uploaded and built",
+        ),
+        (
             {"agent": {"kind": "python", "target": "agent"}},
             "agent.target: 'agent' names no function; use \"package.module:function\"",
         ),

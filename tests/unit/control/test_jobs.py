@@ -1,5 +1,6 @@
 import asyncio
 import dataclasses
+import functools
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from turnwise.control.queue import Limits
 from turnwise.domain.access import Action, Principal
 from turnwise.domain.event import Event
 from turnwise.domain.job import EvaluationSpec, Job, JobKind, JobStatus, Secondary
+from turnwise.domain.resource import Resource
 from turnwise.domain.rollout import Policy
 from turnwise.ports import FinishedStep, ModelPackage
 from turnwise.storage.database import open_engine
@@ -445,3 +447,27 @@ async def test_jobs_that_have_ended_leave_room_in_the_quota(tmp_path: Path, stor
 
     await world.jobs.create(ADMIN, world.spec("run"), within_quota=True)
     await world.jobs.close()
+
+
+async def test_a_job_whose_rows_are_read_at_its_start_is_made_of_any(world: World):
+    (world.folder / "bad.jsonl").write_text("{")
+    spec = world.spec("late", dataset=str(world.folder / "bad.jsonl"), prompt_column="messages")
+    with pytest.raises(errors.InvalidInput, match="dataset line 1"):
+        await world.jobs.create(ADMIN, spec)
+    made = await world.jobs.create(ADMIN, spec, reads_rows=False)
+    assert (made.name, made.spec.prompt_column) == ("late", "messages")
+
+
+async def test_a_job_that_is_deleted_takes_the_records_of_every_door_along(world: World):
+    async def records_of(kind: str, job: Job) -> list[tuple[str, str]]:
+        return [(kind, job.name)]
+
+    for kind in ("one-door", "another"):
+        world.jobs.plug(functools.partial(records_of, kind))
+        await world.store.create_resource(Resource(account_id=ACCOUNT, kind=kind, name="walk"))
+    await world.create("walk")
+    (await world.running("walk")).end()
+    await world.until("walk", JobStatus.COMPLETED)
+    await world.jobs.delete(ADMIN, "walk")
+    for kind in ("one-door", "another"):
+        assert await world.store.resources(ACCOUNT, kind) == []

@@ -10,14 +10,14 @@ from pathlib import Path
 
 from tests.unit.evaluators.kit import STUB, a_playground
 
+_METADATA = "Metadata-Version: 2.1\nName: tinyjudge\nVersion: 1.0\n"
+
 
 def a_wheel() -> bytes:
     """A package of one module."""
     files = {
         "tinyjudge.py": "ANSWER = 4\n",
-        "tinyjudge-1.0.dist-info/METADATA": (
-            "Metadata-Version: 2.1\nName: tinyjudge\nVersion: 1.0\n"
-        ),
+        "tinyjudge-1.0.dist-info/METADATA": _METADATA,
         "tinyjudge-1.0.dist-info/WHEEL": (
             "Wheel-Version: 1.0\nGenerator: hand\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
         ),

@@ -18,14 +18,17 @@ from turnwise.access.accounts import Accounts
 from turnwise.access.keys import Keyring
 from turnwise.access.links import Links
 from turnwise.access.vault import Vault
+from turnwise.control.audit.audit_trail import AuditTrail
 from turnwise.control.browse import Browse
 from turnwise.control.models.catalogue import Catalogue
 from turnwise.control.named_datasets import NamedDatasets
 from turnwise.control.secrets import Secrets
 from turnwise.domain.access import ALL_ACTIONS, Action, Principal
+from turnwise.domain.audit import Sealer
 from turnwise.domain.evaluator import Evaluator, EvaluatorState
 from turnwise.wire.fireworks.calls import FireworksRooms
 from turnwise.wire.fireworks.door import FireworksDoor
+from turnwise.wire.fireworks.observed import Asgi, Observed
 
 Json = dict[str, Any]
 
@@ -98,6 +101,10 @@ class BuiltAtOnce:
         return evaluator
 
 
+async def _number(account_id: str) -> str:
+    return "000000000001"
+
+
 class Place:
     """The door over one world, and keys for it."""
 
@@ -105,6 +112,9 @@ class Place:
         self.world = world
         vault = Vault(bytes(32))
         self.keyring = Keyring(world.store, vault, clock=world.clock)
+        self.audit = AuditTrail(
+            world.store, world.store, Sealer(bytes(32)), world.clock, retention_days=90
+        )
         self.secrets = Secrets(world.store, vault, world.clock)
         self.evaluators = BuiltAtOnce(world.folder / "blobs")
         base = world.folder / "models" / "tiny"
@@ -127,7 +137,13 @@ class Place:
                 datasets=NamedDatasets(world.store, world.buckets, world.clock),
                 secrets=self.secrets,
                 evaluators=self.evaluators,
-            )
+            ),
+            self._observed,
+        )
+
+    def _observed(self, app: Asgi) -> Observed:
+        return Observed(
+            app, self.audit, self.world.clock, region="us-west-2", account_number=_number
         )
 
     async def key(

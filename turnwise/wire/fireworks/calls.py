@@ -110,7 +110,9 @@ def open_caller(rooms: FireworksRooms, *, may_be_public: bool = False) -> Caller
             raise errors.Unauthenticated(
                 "no key was sent; set FIREWORKS_API_KEY to a key of this server"
             )
-        call = await call_of(rooms, await rooms.accounts.authenticate(key.strip()))
+        principal = await rooms.accounts.authenticate(key.strip())
+        request.state.principal = principal  # for the audit trail
+        call = await call_of(rooms, principal)
         named = request.path_params.get("account", call.account)
         if named != call.account and not (may_be_public and named == PUBLIC):
             raise errors.NotFound("account", named, remedy=f"this key is of {call.account!r}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+from collections.abc import Callable
 from typing import Any
 
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
@@ -20,11 +20,10 @@ from turnwise.wire.fireworks.faults import Code, Refused, fault
 from turnwise.wire.fireworks.jobs import job_routes
 from turnwise.wire.fireworks.listing import page
 from turnwise.wire.fireworks.models import model_routes
+from turnwise.wire.fireworks.observed import Asgi
 from turnwise.wire.fireworks.secrets import secret_routes
 from turnwise.wire.fireworks.signed import signed_routes
 from turnwise.wire.fireworks.uploads import SIGNED
-
-log = logging.getLogger(__name__)
 
 Json = dict[str, Any]
 
@@ -36,8 +35,12 @@ ACCOUNT_HEADER = "x-fireworks-account-id"
 class FireworksDoor:
     """An ASGI app; `owns` says which requests are its."""
 
-    def __init__(self, rooms: FireworksRooms) -> None:
+    def __init__(
+        self, rooms: FireworksRooms, observed: Callable[[Asgi], Asgi] = lambda app: app
+    ) -> None:
+        """`observed` is the app with the audit trail told of what it answers."""
         self.app = fireworks_app(rooms)
+        self._answer = observed(self.app)
 
     def owns(self, path: str) -> bool:
         """Whether requests to this path are answered here."""
@@ -45,7 +48,7 @@ class FireworksDoor:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        await self.app(scope, receive, send)
+        await self._answer(scope, receive, send)
 
 
 def fireworks_app(rooms: FireworksRooms) -> FastAPI:
@@ -65,28 +68,28 @@ def fireworks_app(rooms: FireworksRooms) -> FastAPI:
 
 
 def _add_faults(app: FastAPI) -> None:
-    def answer(error: Exception) -> Response:
+    def answer(request: Request, error: Exception) -> Response:
         status, body, headers = fault(error)
+        request.state.fault = (body["details"][0]["reason"], body["message"])
         return JSONResponse(body, status, headers)
 
     @app.exception_handler(TurnwiseError)
-    async def _known(_: Request, error: TurnwiseError) -> Response:
-        return answer(error)
+    async def _known(request: Request, error: TurnwiseError) -> Response:
+        return answer(request, error)
 
     @app.exception_handler(Refused)
-    async def _refused(_: Request, error: Refused) -> Response:
-        return answer(error)
+    async def _refused(request: Request, error: Refused) -> Response:
+        return answer(request, error)
 
     @app.exception_handler(HTTPException)
     async def _unrouted(request: Request, error: HTTPException) -> Response:
         message = f"{request.method} {request.url.path} is not served here"
         code = Code.NOT_FOUND if error.status_code == 404 else Code.UNIMPLEMENTED
-        status, body, headers = fault(Refused(code, message))
-        return JSONResponse(body, status, headers)
+        return answer(request, Refused(code, message))
 
     @app.exception_handler(Exception)
-    async def _unknown(_: Request, error: Exception) -> Response:
-        return answer(error)
+    async def _unknown(request: Request, error: Exception) -> Response:
+        return answer(request, error)
 
 
 def _account_routes(caller: Caller) -> APIRouter:

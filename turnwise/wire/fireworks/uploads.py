@@ -105,6 +105,7 @@ async def signed_call(rooms: FireworksRooms, request: Request, size: int | None)
             "this address was not given out by this server for this file and size, or has expired; "
             "ask for a new one",
         ) from None
+    request.state.principal = call.principal  # for the audit trail
     if call.account != path["account"]:
         raise errors.NotFound("account", path["account"])
     return call
