@@ -6,6 +6,7 @@ import base64
 import hashlib
 import io
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from tests.unit.evaluators.kit import STUB, a_playground
@@ -36,7 +37,7 @@ def a_wheel() -> bytes:
 async def test_what_cannot_be_built_says_why(tmp_path: Path) -> None:
     without = {name: text for name, text in STUB.items() if name != "requirements.txt"}
     two = STUB["test_stub.py"] + "\ndef test_another(): pass\n"
-    cases = [
+    cases: list[tuple[Mapping[str, str], str, str]] = [
         (without, "test_stub.py::test_rollouts", "requirements.txt: '' is not in the archive's"),
         (STUB, "test_stub.py::test_missing", "entryPoint: 'test_stub.py::test_missing' is not fou"),
         (STUB, "", "entryPoint: '' is missing"),
