@@ -61,7 +61,7 @@ async def test_a_package_that_is_missing_is_installed_for_the_evaluator_alone(
     judge = "import tinyjudge, os\n" + STUB["test_stub.py"].replace(
         "float(len(said))", "float(tinyjudge.ANSWER)"
     )
-    files = {
+    files: dict[str, str | bytes] = {
         **STUB,
         "test_stub.py": judge,
         "requirements.txt": "# judges\npytest\n./tinyjudge-1.0-py3-none-any.whl\n",

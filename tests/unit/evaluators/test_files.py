@@ -32,9 +32,9 @@ def test_no_link_is_followed_to_a_file_or_through_a_folder(tmp_path: Path) -> No
     assert shared.read("folder/key") == b""
     assert shared.names("folder") == []
     for name in ("folder/new", "file"):
-        with pytest.raises(OSError, match="."):
+        with pytest.raises(OSError, match=name.split("/")[0]):
             shared.write(name, b"x")
-    with pytest.raises(OSError, match="."):
+    with pytest.raises(OSError, match="folder"):
         shared.make_folder("folder/new")
     assert sorted(path.name for path in secret.iterdir()) == ["key"]
     assert (secret / "key").read_text() == "secret"
