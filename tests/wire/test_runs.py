@@ -88,10 +88,10 @@ async def test_a_librarys_retry_gets_the_turn_that_it_did_not_wait_for() -> None
             with contextlib.suppress(httpx.TimeoutException):
                 await browser.post(f"{url}{path}", json=body, timeout=0.3)
         world.sampler.gate.set()
-        again = {"headers": {"x-stainless-retry-count": "1"}}
+        again = {"x-stainless-retry-count": "1"}
         fields = {"model": "default", "messages": [user("hi")]}
         async with a_browser() as browser:
-            answered = await browser.post(f"{url}{path}", json=fields, **again)
+            answered = await browser.post(f"{url}{path}", json=fields, headers=again)
         assert answered.status_code == 200
         assert len((await world.trajectory("rollout_a")).turns) == 1
         assert (await world.trajectory("rollout_b")).turns == ()

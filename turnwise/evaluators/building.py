@@ -246,10 +246,12 @@ def _take_over(making: Path, folder: Path) -> None:
 def _clear(making: Path) -> None:
     shutil.rmtree(making, ignore_errors=True)
     shutil.rmtree(making.with_name(making.name + ".root"), ignore_errors=True)
+    making.with_name(making.name + ".answer").unlink(missing_ok=True)
 
 
 def _last_error(text: str) -> str:
-    """The line of a program's output that says most: its last error, or its last."""
+    """The line of a program's output that says most: an exception's, an error's, or the last."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    told = [line for line in lines if line.startswith(("ERROR", "E  ")) or "Error:" in line]
-    return (told or lines or ["it printed nothing"])[-1][:300]
+    raised = [line[1:].strip() for line in lines if line.startswith("E  ")]
+    told = [line for line in lines if line.startswith("ERROR") or "Error:" in line]
+    return (raised or told or lines or ["it printed nothing"])[-1][:300]

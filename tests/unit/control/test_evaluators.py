@@ -8,6 +8,7 @@ import hashlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -55,7 +56,7 @@ class World:
     evaluators: Evaluators
     folder: Path
 
-    async def create(self, evaluator_id: str = "math", **fields: str) -> Evaluator:
+    async def create(self, evaluator_id: str = "math", **fields: Any) -> Evaluator:
         asked = Evaluator(account_id="", evaluator_id=evaluator_id, **fields)
         return await self.evaluators.create(ADMIN, asked)
 

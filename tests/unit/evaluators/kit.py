@@ -8,6 +8,7 @@ import contextlib
 import io
 import itertools
 import shutil
+import string
 import sys
 import tarfile
 import tempfile
@@ -194,7 +195,9 @@ class Playground:
     ) -> list[AgentRequest]:
         """Open rollouts of one group."""
         slots = [next(self.slots) for _ in range(count)]
-        made = [await self.world.open(f"rollout_{'abcdefghijklmnopq'[n]}", slot=n) for n in slots]
+        made = [
+            await self.world.open(f"rollout_{string.ascii_lowercase[n]}", slot=n) for n in slots
+        ]
         return [
             AgentRequest(
                 rollout_id=rollout.rollout_id,

@@ -57,7 +57,7 @@ async def test_a_groups_later_attempts_are_a_later_run_of_the_same_process(tmp_p
 
 
 #: What an evaluation does with its row, and what its rollout's fault then says.
-FAULTS = (
+FAULTS: tuple[tuple[dict[str, Any], str, str], ...] = (
     (
         {"after": "row['evaluation_result'].update(is_score_valid=False, reason='no judge')"},
         "score_invalid",

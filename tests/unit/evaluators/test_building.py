@@ -6,6 +6,7 @@ import base64
 import hashlib
 import io
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from tests.unit.evaluators.kit import STUB, a_playground
@@ -36,7 +37,7 @@ def a_wheel() -> bytes:
 async def test_what_cannot_be_built_says_why(tmp_path: Path) -> None:
     without = {name: text for name, text in STUB.items() if name != "requirements.txt"}
     two = STUB["test_stub.py"] + "\ndef test_another(): pass\n"
-    cases = [
+    cases: list[tuple[Mapping[str, str], str, str]] = [
         (without, "test_stub.py::test_rollouts", "requirements.txt: '' is not in the archive's"),
         (STUB, "test_stub.py::test_missing", "entryPoint: 'test_stub.py::test_missing' is not fou"),
         (STUB, "", "entryPoint: '' is missing"),
@@ -60,7 +61,7 @@ async def test_a_package_that_is_missing_is_installed_for_the_evaluator_alone(
     judge = "import tinyjudge, os\n" + STUB["test_stub.py"].replace(
         "float(len(said))", "float(tinyjudge.ANSWER)"
     )
-    files = {
+    files: dict[str, str | bytes] = {
         **STUB,
         "test_stub.py": judge,
         "requirements.txt": "# judges\npytest\n./tinyjudge-1.0-py3-none-any.whl\n",

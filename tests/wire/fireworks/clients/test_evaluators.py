@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from tests.wire.fireworks.clients.evaluating import GROUPWISE, SINGLE_TURN, run_job
 
 
 def test_a_single_turn_evaluator_scores_each_rollout_by_what_it_said(tmp_path: Path) -> None:
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"prompt": "2+2?", "ground_truth": "4"},
         {
             "prompt": "3+3?",
@@ -35,7 +36,7 @@ def test_a_single_turn_evaluator_scores_each_rollout_by_what_it_said(tmp_path: P
 
 
 def test_rows_that_do_not_count_are_faults_with_their_reasons(tmp_path: Path) -> None:
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"prompt": "2+2?", "ground_truth": "none"},
         {"prompt": "3+3?", "ground_truth": "6", "is_broken": True},
         {"prompt": "4+4?", "ground_truth": "8"},
