@@ -140,9 +140,7 @@ class Settings(BaseSettings):
     price_cached_per_million: float = Field(
         0.0, ge=0, description="The same of prompt tokens that came from the prefix cache."
     )
-    price_sample_per_million: float = Field(
-        0.0, ge=0, description="The same of sampled tokens."
-    )
+    price_sample_per_million: float = Field(0.0, ge=0, description="The same of sampled tokens.")
 
     @property
     def models_folder(self) -> Path:

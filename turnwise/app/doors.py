@@ -14,8 +14,10 @@ from turnwise.control.logs import Logs
 from turnwise.control.models.hubs import Hubs
 from turnwise.control.models.served import ServedModels, verified_base, verified_folder
 from turnwise.control.results import StoredResults
-from turnwise.dashboard import DashboardRooms, OtherDoor, dashboard_app, is_page
+from turnwise.dashboard import DashboardRooms, OtherDoor, Prices, dashboard_app, is_page
+from turnwise.diagnostics import Inspector
 from turnwise.exporting.archives import Archives
+from turnwise.settings import Settings
 from turnwise.system import SYSTEM_CLOCK, new_id
 from turnwise.wire.asgi import Receive, Scope, Send
 from turnwise.wire.aws import faults
@@ -30,6 +32,7 @@ from turnwise.wire.dataplane import DataPlane
 from turnwise.wire.mlflow import PREFIX, MlflowDoor
 from turnwise.wire.native.agents import AgentRooms
 from turnwise.wire.native.audit import audit_routes
+from turnwise.wire.native.findings import finding_routes
 from turnwise.wire.native.observed import Observed
 from turnwise.wire.native.routes import native_app
 
@@ -119,7 +122,10 @@ def _native_door(house: House) -> Observed:
         agents=AgentRooms(
             agents=agent_side.agents, logs=agent_side.logs, calls=agent_side.calls, url=base.url
         ),
-        more=[audit_routes(audit, house.records.trails, base.store.account)],
+        more=[
+            audit_routes(audit, house.records.trails, base.store.account),
+            finding_routes(Inspector(house.jobs, Browse(base.store))),
+        ],
     )
     return Observed(
         native,
@@ -149,7 +155,17 @@ def _dashboard(house: House) -> Asgi:
             agents=house.agent_side.agents,
             archives=Archives(verified_folder, verified_base, house.workshop.launcher.merge),
             other_doors=(OtherDoor(name="SageMaker", kind=SAGEMAKER_JOB, words=status_words),),
+            prices=_prices(base.settings),
         )
+    )
+
+
+def _prices(settings: Settings) -> Prices:
+    return Prices(
+        train=settings.price_train_per_million,
+        prefill=settings.price_prefill_per_million,
+        cached=settings.price_cached_per_million,
+        sample=settings.price_sample_per_million,
     )
 
 

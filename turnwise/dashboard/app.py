@@ -17,6 +17,7 @@ from starlette.responses import FileResponse, HTMLResponse, RedirectResponse
 
 from turnwise import errors
 from turnwise.dashboard.job_actions import ACTIONS, job_action_routes
+from turnwise.dashboard.job_pages import job_page_routes
 from turnwise.dashboard.jobs import job_list_routes
 from turnwise.dashboard.live import Hub
 from turnwise.dashboard.pages import STATIC, Pages
@@ -37,7 +38,7 @@ POLICY = (
 #: Each module of pages has one of these.
 Routes = Callable[[Dashboard], APIRouter]
 
-PAGES: tuple[Routes, ...] = (job_list_routes, job_action_routes)
+PAGES: tuple[Routes, ...] = (job_list_routes, job_action_routes, job_page_routes)
 
 
 def is_page(path: str) -> bool:

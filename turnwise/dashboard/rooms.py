@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from fastapi import Request
 
@@ -18,6 +18,7 @@ from turnwise.control.models.registry import Registry
 from turnwise.control.results import StoredResults
 from turnwise.dashboard.live import Hub
 from turnwise.dashboard.pages import Pages
+from turnwise.dashboard.prices import Prices
 from turnwise.domain.access import Principal
 from turnwise.domain.job import JobKind, JobStatus, Secondary
 from turnwise.exporting.archives import Archives
@@ -57,6 +58,7 @@ class DashboardRooms:
     agents: Agents
     archives: Archives
     other_doors: tuple[OtherDoor, ...] = ()
+    prices: Prices = field(default_factory=Prices)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,8 +1,8 @@
 // Draws every figure[data-chart] with uPlot from its data; the numbers beside it stay as they are.
-// data: {x: [...], series: [{label, values: [...]}], href: "/…?step={x}", log: bool, smooth: bool}
+// data: {x: [...], series: [{label, values: [...]}], x_label, href: "/…?step={x}", band: [upper, lower]}
 "use strict";
 (() => {
-  const drawn = new WeakMap();
+  const drawn = new WeakMap(); // by plot: the chart, and what it was drawn from
   const options = new URLSearchParams(location.hash.slice(1)); // smoothing and scale, kept in the URL
 
   function colour(name) {
@@ -20,11 +20,14 @@
     });
   }
 
-  function draw(figure) {
+  // A chart whose numbers are as they were stays, and so does the cursor in it.
+  function draw(figure, isForced) {
     const plot = figure.querySelector("[data-plot]");
     const data = JSON.parse(figure.dataset.chart);
     if (!plot || data.x.length === 0) return;
-    drawn.get(plot)?.destroy();
+    const before = drawn.get(plot);
+    if (!isForced && before?.source === figure.dataset.chart && before.chart.root.isConnected) return;
+    before?.chart.destroy();
     const weight = Number(options.get("smooth") ?? 0);
     const isLog = options.get("scale") === "log" && data.series.every((s) => s.values.every((v) => v === null || v > 0));
     const width = Math.max(240, plot.clientWidth);
@@ -42,14 +45,17 @@
       const points = data.x.length < 40 ? { size: 5 } : { show: false };
       series.push({ label: each.label, stroke, width: 2, spanGaps: true, points, dash: i > 5 ? [6, 4] : undefined });
     });
+    const place = (at) => (weight ? 2 : 1) * (at + 1);
+    const bands = data.band ? [{ series: data.band.map(place), fill: colour("--series-1") + "22" }] : [];
+    for (const at of data.band ?? []) Object.assign(series[place(at)], { width: 1, stroke: colour("--series-1") + "88" });
     const chart = new uPlot({
-      width, height: 180, series,
+      width, height: 180, series, bands,
       scales: { x: { time: false }, y: isLog ? { distr: 3 } : {} },
       axes: [axis, { ...axis, size: 56 }],
       legend: { show: data.series.length > 1 || weight > 0 },
       cursor: { sync: { key: data.sync ?? "steps" }, points: { size: 7 } },
     }, columns, plot);
-    drawn.set(plot, chart);
+    drawn.set(plot, { chart, source: figure.dataset.chart });
     if (data.href) {
       chart.over.style.cursor = "pointer";
       chart.over.addEventListener("click", () => {
@@ -59,8 +65,8 @@
     }
   }
 
-  function drawAll() {
-    for (const figure of document.querySelectorAll("figure[data-chart]")) draw(figure);
+  function drawAll(isForced) {
+    for (const figure of document.querySelectorAll("figure[data-chart]")) draw(figure, isForced);
   }
 
   document.addEventListener("change", (event) => {
@@ -68,7 +74,7 @@
     if (!control) return;
     options.set(control.dataset.chartOption, control.type === "checkbox" ? (control.checked ? control.value : "") : control.value);
     history.replaceState(null, "", `#${options}`);
-    drawAll();
+    drawAll(true);
   });
 
   document.addEventListener("DOMContentLoaded", () => {
@@ -78,10 +84,10 @@
       if (control.type === "checkbox") control.checked = value === control.value;
       else control.value = value;
     }
-    drawAll();
+    drawAll(true);
   });
-  document.addEventListener("htmx:after:swap", drawAll);
-  document.addEventListener("turnwise:theme", drawAll);
+  document.addEventListener("htmx:after:swap", () => drawAll(false));
+  document.addEventListener("turnwise:theme", () => drawAll(true));
   let pending;
-  addEventListener("resize", () => { clearTimeout(pending); pending = setTimeout(drawAll, 150); });
+  addEventListener("resize", () => { clearTimeout(pending); pending = setTimeout(() => drawAll(true), 150); });
 })();
