@@ -20,6 +20,7 @@ class Table:
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     note: str = ""
+    is_part: bool = False  # a detail, for which half a page is enough
 
 
 _FIGURES: tuple[tuple[str, str, bool], ...] = (  # label, metric, whether it is a share
@@ -69,7 +70,7 @@ def _figures(results: Json) -> Table:
             for label, metric, share in figures
             if metric in names
         ),
-        note=f"{results['rows']} rows, {results['group_size']} rollouts each; a success is a "
+        note=f"{results['rows']} rows, rollouts per row: {results['group_size']}; a success is a "
         f"reward of at least {results['success_threshold']:g}; in brackets, 95 % intervals.",
     )
 
@@ -144,6 +145,7 @@ def _by_name(title: str, column: str, results: Json, pattern: re.Pattern[str]) -
             (found[name], *(number(model["metrics"].get(name)) for model in results["models"]))
             for name in sorted(found)
         ),
+        is_part=True,
     )
 
 
