@@ -23,6 +23,7 @@ from turnwise.domain.audit import (
     Sealer,
 )
 from turnwise.domain.evaluation import Finished, Score
+from turnwise.domain.evaluator import Evaluator
 from turnwise.domain.event import Event, EventDraft, EventKind, Level
 from turnwise.domain.job import CHECKPOINTS, Inputs, Job, JobKind, JobSpec, JobStatus, Secondary
 from turnwise.domain.ledger import TokenUsage
@@ -786,6 +787,10 @@ class Store(Protocol):
         """All METRICS events with seq > after, in order. Raises `NotFound`."""
         ...
 
+    async def last_event(self, account_id: str, job_id: str) -> int:
+        """The newest event's seq, 0 if there is none. Raises `NotFound`."""
+        ...
+
     async def wait_for(self, account_id: str, job_id: str, *, after: int) -> None:
         """Return once the job has an event with seq > after. Raises `NotFound`.
 
@@ -1057,6 +1062,26 @@ class Resources(Protocol):
 
     async def delete_resource(self, account_id: str, kind: str, name: str) -> Resource:
         """The record as it was. Raises `NotFound`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Built:
+    """How an evaluator's build ended; `message` is for its owner."""
+
+    is_active: bool = False
+    message: str = ""
+
+
+class EvaluatorBuilder(Protocol):
+    """Makes uploaded archives runnable."""
+
+    async def build(self, evaluator: Evaluator, archive: Path, log: Path) -> Built:
+        """Build an archive; what is printed meanwhile goes to `log`. Cancelling it ends it."""
+        ...
+
+    async def forget(self, account_id: str, evaluator_id: str) -> None:
+        """Remove what was built. Nothing there is fine."""
         ...
 
 

@@ -120,6 +120,49 @@ class Settings(BaseSettings):
         description="Seconds after its last call until a registered model is unloaded, and from "
         "its last user's leaving until an engine ends.",
     )
+    evaluator_python: str = Field(
+        "",
+        description="Python that runs uploaded evaluators: the path of one in an environment with "
+        "eval-protocol and pytest. Default the server's own, if it has eval-protocol.",
+    )
+    evaluator_isolation: str = Field(
+        "required",
+        pattern=r"^(required|best_effort)$",
+        description="required: an evaluator runs in namespaces of its own, without the data folder "
+        "and without network, and is refused where the kernel does not allow that; best_effort: it "
+        "then runs with a clean environment and limits alone.",
+    )
+    evaluator_network: str = Field(
+        "none",
+        pattern=r"^(none|host)$",
+        description="none: an evaluator reaches this server and nothing else; host: it has the "
+        "network of this machine, as one needs whose rollouts run on a remote server or whose judge "
+        "is a model elsewhere.",
+    )
+    evaluator_processes: int = Field(
+        4, ge=1, description="Runs of evaluators at once, over all jobs; others wait."
+    )
+    evaluator_memory_mb: int = Field(
+        4096, ge=0, description="Address space of each process of an evaluator, MiB; 0: no limit."
+    )
+    evaluator_cpu_s: int = Field(
+        3600, ge=0, description="CPU seconds of each process of an evaluator; 0: no limit."
+    )
+    evaluator_file_mb: int = Field(
+        1024, ge=0, description="Largest file that an evaluator may write, MiB; 0: no limit."
+    )
+    evaluator_tasks: int = Field(
+        256, ge=0, description="Processes and threads of an evaluator's sandbox; 0: no limit."
+    )
+    evaluator_open_files: int = Field(
+        1024, ge=64, description="Open files of each process of an evaluator."
+    )
+    evaluator_unpacked_mb: int = Field(
+        1024, ge=1, description="What an evaluator's archive may hold unpacked, MiB."
+    )
+    evaluator_build_s: int = Field(
+        600, ge=1, description="Seconds that building an evaluator may take."
+    )
 
     audit_retention_days: int = Field(
         90,
@@ -199,6 +242,10 @@ def _allowed(name: str) -> str:
         return "cpu, cuda or cuda:N"
     if name == "mlflow":
         return "auto or off"
+    if name == "evaluator_isolation":
+        return "required or best_effort"
+    if name == "evaluator_network":
+        return "none or host"
     if name == "region":
         return "a region's name"
     if name == "s3_endpoint_url":

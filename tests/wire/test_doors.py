@@ -17,10 +17,13 @@ from turnwise.app.rooms import open_rooms
 from turnwise.settings import Settings
 from turnwise.wire.aws.door import AwsDoor, Modelled
 from turnwise.wire.dataplane import DataPlane
+from turnwise.wire.fireworks.door import FireworksDoor
 from turnwise.wire.mlflow import MlflowDoor
 
 #: Reachable by anybody.
 OPEN = {("GET", "/health")}
+
+PUT_SIGNED = ("PUT", "/v1/signed/{account}/{collection}/{id}/{name}")
 
 
 @dataclass
@@ -67,6 +70,7 @@ def test_every_door_is_one_of_those_that_the_next_tests_knock_at(building: Build
         DataPlane,
         AwsDoor,
         MlflowDoor,
+        FireworksDoor,
         FastAPI,
     }
 
@@ -82,6 +86,24 @@ async def test_no_route_of_the_native_api_is_open(building: Building):
             answer = await building.nobody.request(method, url, headers=headers)
             expected = 200 if (method, path) in OPEN else 401
             assert answer.status_code == expected, (method, path, answer.text)
+
+
+async def test_no_route_of_fireworks_is_open_but_signed_addresses_with_their_token(
+    building: Building,
+):
+    door = building.door(FireworksDoor)
+    routes = set(routes_of(door.app.routes))
+    assert len(routes) > 40
+    for method, path in sorted(routes):
+        url = re.sub(r"\{[^}]*\}", "x", path)
+        assert door.owns(url)
+        for headers in ({}, {"Authorization": "Bearer tw_" + "x" * 40}):
+            for query in ("", "?size=3&token=" + "a" * 60):
+                answer = await building.nobody.request(method, url + query, headers=headers)
+                # A PUT that names no size cannot be at an address that was given out.
+                is_malformed = (method, path) == PUT_SIGNED and not query
+                expected = 400 if is_malformed else 401
+                assert answer.status_code == expected, (method, url, answer.text)
 
 
 async def test_no_path_of_mlflow_is_open(building: Building):

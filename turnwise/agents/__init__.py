@@ -40,4 +40,6 @@ def open_runner(spec: AgentSpec, door: AgentDoor, log: AgentLog | None = None) -
         return HttpAgent(spec, log)
     if spec.kind is AgentKind.PYTHON:
         return PythonAgent(spec.target, door)
+    if spec.kind is AgentKind.EVALUATOR:
+        raise errors.InvalidInput("agent.kind", spec.kind.value, "is opened by its own room")
     return ScriptedAgent(HttpCall())

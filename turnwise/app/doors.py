@@ -10,6 +10,7 @@ from turnwise.access import sigv4
 from turnwise.access.callers import Callers
 from turnwise.app.rooms import House
 from turnwise.control.browse import Browse
+from turnwise.control.exports import Exports
 from turnwise.control.logs import Logs
 from turnwise.control.models.hubs import Hubs
 from turnwise.control.models.served import ServedModels, verified_base, verified_folder
@@ -29,12 +30,18 @@ from turnwise.wire.aws.sagemaker.mlflow_apps import MlflowApps
 from turnwise.wire.aws.services import Rooms, open_services
 from turnwise.wire.data_events import DataEvents
 from turnwise.wire.dataplane import DataPlane
+from turnwise.wire.fireworks.calls import FireworksRooms
+from turnwise.wire.fireworks.door import FireworksDoor
+from turnwise.wire.fireworks.job_body import state_words
+from turnwise.wire.fireworks.jobs import KIND as FIREWORKS_JOB
 from turnwise.wire.mlflow import PREFIX, MlflowDoor
 from turnwise.wire.native.agents import AgentRooms
 from turnwise.wire.native.audit import audit_routes
+from turnwise.wire.native.exports import export_routes
 from turnwise.wire.native.findings import finding_routes
 from turnwise.wire.native.observed import Observed
 from turnwise.wire.native.routes import native_app
+from turnwise.wire.runs import RunDoor
 
 Asgi = Callable[[Scope, Receive, Send], Awaitable[None]]
 
@@ -45,6 +52,7 @@ class Doors:
 
     data_plane: DataPlane
     mlflow: MlflowDoor
+    fireworks: FireworksDoor
     aws: AwsDoor
     dashboard: Asgi
     native: Asgi
@@ -60,6 +68,8 @@ class Doors:
             return self.data_plane
         if self.mlflow.owns(scope["path"]):
             return self.mlflow
+        if self.fireworks.owns(scope["path"]):
+            return self.fireworks
         if self.aws.owns(scope):
             return self.aws
         return self.dashboard if is_page(scope["path"]) else self.native
@@ -75,6 +85,7 @@ async def open_doors(house: House) -> AsyncIterator[Doors]:
         yield Doors(
             data_plane=_data_plane(house),
             mlflow=mlflow,
+            fireworks=_fireworks_door(house),
             aws=aws,
             dashboard=_dashboard(house),
             native=_native_door(house),
@@ -95,7 +106,15 @@ def _data_plane(house: House) -> DataPlane:
         error_name=lambda error: faults.status_and_name(error)[1],
     )
     callers = Callers(house.access.keyring, region)
-    return DataPlane(gateway, house.serving, ServedModels(store), callers, accounts.number, events)
+    return DataPlane(
+        gateway,
+        house.serving,
+        ServedModels(store),
+        callers,
+        accounts.number,
+        events,
+        RunDoor(gateway, house.evaluator_side.room.runs),
+    )
 
 
 def _mlflow_door(house: House) -> MlflowDoor:
@@ -108,6 +127,26 @@ def _mlflow_door(house: House) -> MlflowDoor:
         settle=house.records.tracker.settle,
         is_secure=house.base.url.startswith("https:"),
     )
+
+
+def _fireworks_door(house: House) -> FireworksDoor:
+    base, access, data = house.base, house.access, house.data
+    rooms = FireworksRooms(
+        url=base.url,
+        accounts=access.accounts,
+        holder=access.keyring.holder,
+        links=access.links,
+        clock=SYSTEM_CLOCK,
+        resources=base.store,
+        blobs=base.blobs,
+        jobs=house.jobs,
+        browse=Browse(base.store),
+        catalogue=data.catalogue,
+        datasets=data.datasets,
+        secrets=house.evaluator_side.secrets,
+        evaluators=house.evaluator_side.evaluators,
+    )
+    return FireworksDoor(rooms)
 
 
 def _native_door(house: House) -> Observed:
@@ -124,6 +163,7 @@ def _native_door(house: House) -> Observed:
         ),
         more=[
             audit_routes(audit, house.records.trails, base.store.account),
+            export_routes(Exports(Browse(base.store))),
             finding_routes(Inspector(house.jobs, Browse(base.store))),
         ],
     )
@@ -154,7 +194,12 @@ def _dashboard(house: House) -> Asgi:
             resources=base.store,
             agents=house.agent_side.agents,
             archives=Archives(verified_folder, verified_base, house.workshop.launcher.merge),
-            other_doors=(OtherDoor(name="SageMaker", kind=SAGEMAKER_JOB, words=status_words),),
+            evaluators=house.evaluator_side.evaluators,
+            datasets=data.datasets,
+            other_doors=(
+                OtherDoor(name="SageMaker", kind=SAGEMAKER_JOB, words=status_words),
+                OtherDoor(name="Fireworks", kind=FIREWORKS_JOB, words=state_words),
+            ),
             prices=_prices(base.settings),
         )
     )

@@ -12,12 +12,14 @@ from turnwise import errors
 from turnwise.agents import open_runner, open_scorers
 from turnwise.control.agent_logs import AgentLogs
 from turnwise.control.agents import Agents
+from turnwise.control.evaluators import Evaluators
 from turnwise.control.job_data import JobData, load_job_rows
 from turnwise.control.models.served import adapter_id, verified_folder
 from turnwise.control.outputs import Outputs
-from turnwise.domain.job import History, Job, JobKind, JobSpec
+from turnwise.domain.job import AgentKind, History, Job, JobKind, JobSpec
 from turnwise.domain.rollout import Rollout
 from turnwise.domain.training import LearnerSpec
+from turnwise.evaluators.room import EvaluatorRoom
 from turnwise.gateway.gateway import Gateway
 from turnwise.gateway.serving import OpenModel
 from turnwise.launching.lazy import LazyLearner
@@ -68,6 +70,8 @@ class Workshop:
     outputs: Outputs
     agents: Agents
     agent_logs: AgentLogs
+    evaluators: Evaluators
+    evaluator_room: EvaluatorRoom
 
     async def start_job(self, job: Job) -> _PluggedLoop:
         """Plug a job's loop together."""
@@ -116,10 +120,23 @@ class Workshop:
     async def _open_agent(self, job: Job) -> AgentRunner:
         """The way to the job's agent; to a registered one's where it is now, with its log."""
         door = InsideDoor(self.gateway, job.account_id)
+        if job.spec.agent.kind is AgentKind.EVALUATOR and not job.spec.agent.name:
+            return await self._open_evaluator(job, door)
         if not (name := job.spec.agent.name):
             return open_runner(job.spec.agent, door)
         spec = await self.agents.resolved(job.account_id, job.spec.agent)
         return open_runner(spec, door, self.agent_logs.of(job.account_id, name))
+
+    async def _open_evaluator(self, job: Job, door: InsideDoor) -> AgentRunner:
+        """A job's uploaded evaluator, with a log under a name that no registered agent can have."""
+        evaluator_id = job.spec.agent.target
+        evaluator = await self.evaluators.of_job(job.account_id, evaluator_id)
+        return await self.evaluator_room.agent(
+            evaluator,
+            door,
+            self.agent_logs.of(job.account_id, f"evaluators/{evaluator_id}"),
+            group_size=job.spec.batch.group_size,
+        )
 
     async def open_model(self, package: ModelPackage) -> OpenModel:
         """Load a registered model into an engine of its base, its files verified."""

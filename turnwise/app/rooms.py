@@ -20,18 +20,24 @@ from turnwise.control.agent_logs import AgentLogs
 from turnwise.control.agents import Agents
 from turnwise.control.audit.audit_trail import AuditTrail
 from turnwise.control.audit.trails import Trails
+from turnwise.control.evaluators import Evaluators
 from turnwise.control.job_data import JobData, load_job_rows
 from turnwise.control.jobs import Jobs
 from turnwise.control.models.catalogue import Catalogue
 from turnwise.control.models.model_files import ModelFiles, models_bucket
 from turnwise.control.models.recipe_files import RecipeFiles, recipes_bucket
 from turnwise.control.models.registry import Registry
+from turnwise.control.named_datasets import NamedDatasets
 from turnwise.control.objects.buckets import Buckets
 from turnwise.control.outputs import Outputs
 from turnwise.control.pipelines.pipelines import Pipelines
 from turnwise.control.queue import Limits
+from turnwise.control.secrets import Secrets
 from turnwise.domain.audit import Sealer
 from turnwise.domain.job import Job, JobKind
+from turnwise.evaluators.room import EvaluatorRoom, Terms
+from turnwise.evaluators.sandbox import Limits as SandboxLimits
+from turnwise.evaluators.unpack import Bounds
 from turnwise.exporting.handle import RemoteArchive
 from turnwise.gateway.gateway import Gateway
 from turnwise.gateway.serving import Serving
@@ -52,10 +58,14 @@ from turnwise.training.handle import RemoteLearner
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Base:
-    """What everything stands on. `url` is how agents and clients reach the server."""
+    """What everything stands on. `url` is how agents and clients reach the server.
+
+    `local_url` is where it listens, for what runs on this machine.
+    """
 
     settings: Settings
     url: str
+    local_url: str
     folder: DataFolder
     store: SqlStore
     blobs: FolderBlobs
@@ -76,6 +86,7 @@ class Data:
     """Buckets, the data of jobs, and models by name."""
 
     buckets: Buckets
+    datasets: NamedDatasets
     job_data: JobData
     catalogue: Catalogue
     model_files: ModelFiles
@@ -90,6 +101,15 @@ class AgentSide:
     agents: Agents
     logs: AgentLogs
     calls: AgentCalls
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluatorSide:
+    """Uploaded evaluators: their records, where they are built and run, and what they may know."""
+
+    evaluators: Evaluators
+    room: EvaluatorRoom
+    secrets: Secrets
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,6 +130,7 @@ class House:
     access: Access
     data: Data
     agent_side: AgentSide
+    evaluator_side: EvaluatorSide
     records: Records
     workshop: Workshop
     jobs: Jobs
@@ -125,8 +146,9 @@ async def open_rooms(settings: Settings, url: str) -> AsyncIterator[House]:
         access = await _access(base)
         data = await _data(base)
         agent_side = _agent_side(base, access, opened)
+        evaluator_side = await _evaluator_side(base, opened)
         records = await _records(base, data, opened)
-        workshop = _workshop(base, access, data, agent_side, records, opened)
+        workshop = _workshop(base, access, data, agent_side, evaluator_side, records, opened)
         jobs = _jobs(workshop, data.catalogue, opened)
         serving = _serving(workshop, opened)
         pipelines = Pipelines(
@@ -140,6 +162,7 @@ async def open_rooms(settings: Settings, url: str) -> AsyncIterator[House]:
             access=access,
             data=data,
             agent_side=agent_side,
+            evaluator_side=evaluator_side,
             records=records,
             workshop=workshop,
             jobs=jobs,
@@ -157,6 +180,7 @@ async def _base(settings: Settings, url: str, opened: contextlib.AsyncExitStack)
     return Base(
         settings=settings,
         url=settings.public_url or url,
+        local_url=url,
         folder=folder,
         store=store,
         blobs=FolderBlobs(folder.blobs),
@@ -203,6 +227,7 @@ async def _data(base: Base) -> Data:
     )
     return Data(
         buckets=buckets,
+        datasets=NamedDatasets(store, buckets, SYSTEM_CLOCK),
         job_data=JobData(buckets),
         catalogue=catalogue,
         model_files=model_files,
@@ -219,6 +244,44 @@ def _agent_side(base: Base, access: Access, opened: contextlib.AsyncExitStack) -
     opened.push_async_callback(calls.close)
     agents = Agents(store, access.accounts.number, SYSTEM_CLOCK, region=settings.region)
     return AgentSide(agents=agents, logs=logs, calls=calls)
+
+
+async def _evaluator_side(base: Base, opened: contextlib.AsyncExitStack) -> EvaluatorSide:
+    settings, store = base.settings, base.store
+    master_key = Path(settings.master_key_file or base.folder.master_key)
+    secrets = Secrets(store, base.vault, SYSTEM_CLOCK)
+    room = EvaluatorRoom(
+        base.folder.root / "evaluators",
+        _evaluator_terms(settings),
+        url=base.local_url,
+        hidden=(base.folder.root, master_key.parent),
+        secrets=secrets.values,
+        new_id=new_id,
+    )
+    await room.open()
+    opened.push_async_callback(room.close)
+    evaluators = Evaluators(store, base.blobs, room.builder, SYSTEM_CLOCK, new_id)
+    opened.push_async_callback(evaluators.close)
+    await evaluators.recover(await store.accounts())
+    return EvaluatorSide(evaluators=evaluators, room=room, secrets=secrets)
+
+
+def _evaluator_terms(settings: Settings) -> Terms:
+    return Terms(
+        python=settings.evaluator_python,
+        is_isolation_required=settings.evaluator_isolation == "required",
+        has_network=settings.evaluator_network == "host",
+        processes=settings.evaluator_processes,
+        limits=SandboxLimits(
+            memory_bytes=settings.evaluator_memory_mb << 20,
+            cpu_s=settings.evaluator_cpu_s,
+            file_bytes=settings.evaluator_file_mb << 20,
+            processes=settings.evaluator_tasks,
+            open_files=settings.evaluator_open_files,
+        ),
+        bounds=Bounds(bytes=settings.evaluator_unpacked_mb << 20),
+        build_timeout_s=settings.evaluator_build_s,
+    )
 
 
 async def _records(base: Base, data: Data, opened: contextlib.AsyncExitStack) -> Records:
@@ -277,6 +340,7 @@ def _workshop(
     access: Access,
     data: Data,
     agent_side: AgentSide,
+    evaluator_side: EvaluatorSide,
     records: Records,
     opened: contextlib.AsyncExitStack,
 ) -> Workshop:
@@ -305,6 +369,8 @@ def _workshop(
         outputs=Outputs(base.store, data.buckets, base.blobs),
         agents=agent_side.agents,
         agent_logs=agent_side.logs,
+        evaluators=evaluator_side.evaluators,
+        evaluator_room=evaluator_side.room,
     )
 
 

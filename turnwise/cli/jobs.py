@@ -142,6 +142,32 @@ def jobs_metrics(
     show(curves, as_json, lambda: table(latest, ("metric", "step", "value")))
 
 
+@app.command("export")
+def jobs_export(
+    name: Name,
+    what: Annotated[str, typer.Argument(help="metrics or rollouts.")] = "metrics",
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="A new file; default NAME-WHAT.FORMAT.")
+    ] = None,
+    format: Annotated[str, typer.Option("--format", help="csv, json or parquet.")] = "csv",
+    metric: Annotated[list[str] | None, typer.Option(help="Metrics that start so.")] = None,
+    step: Annotated[int | None, typer.Option(help="Rollouts of this step.")] = None,
+    purpose: Annotated[
+        str | None, typer.Option(help="Rollouts for this: train, validation or evaluation.")
+    ] = None,
+    status: Annotated[str | None, typer.Option(help="Rollouts of this status.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a job's metrics (a row per step) or rollouts (a row each) to a file."""
+    filters: Json = {"metrics": {"metric": metric}}.get(
+        what, {"step": step, "purpose": purpose, "status": status}
+    )
+    file = output or Path(f"{name}-{what}.{format}")
+    with server.client() as client:
+        size = client.export(name, what, file, format=format, **filters)
+    show({"file": str(file), "bytes": size}, as_json, lambda: f"wrote {size:,} bytes: {file}")
+
+
 @app.command("ledger")
 def jobs_ledger(name: Name, as_json: AsJson = False) -> None:
     """Where every sampled token went, per step; complete once the job has ended."""

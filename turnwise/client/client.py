@@ -235,6 +235,39 @@ class Client:
         """An evaluation's table, a line per row and slot, as CSV."""
         return self._send("GET", _job(name, "/results.csv")).content
 
+    def export(
+        self, name: str, what: str, file: Path, *, format: str = "csv", **filters: Any
+    ) -> int:
+        """Write a job's "metrics" or "rollouts" to a new file, as csv, json or parquet; its bytes.
+
+        Filters: `metric` (beginnings of names), or `step`, `purpose` and `status`. The file is
+        there whole or not at all. Raises `InvalidInput` for one that exists.
+        """
+        if file.exists():
+            raise errors.InvalidInput("file", str(file), "exists", remedy="name a new file")
+        params = {key: value for key, value in filters.items() if value is not None}
+        request = self._http.build_request(
+            "GET",
+            _job(name, f"/export/{quote(what, safe='')}"),
+            params={"format": format, **params},
+            timeout=httpx.Timeout(30.0, read=EXPORT_WAIT_S),
+        )
+        partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
+        try:
+            with contextlib.closing(self._sent(request, stream=True)) as reply:
+                size = _save(reply, partial)
+            partial.replace(file)
+        except httpx.TransportError as error:
+            raise errors.Unavailable(
+                f"the transfer of {what} of {name} broke off ({error}); try again"
+            ) from error
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise errors.Unavailable(f"{file} cannot be written: {reason}") from error
+        finally:
+            partial.unlink(missing_ok=True)
+        return size
+
     def usage(self, name: str) -> Json:
         """What a job cost so far: train_tokens, prefill_tokens (of which cached_prefill_tokens
         came from the prefix cache) and sample_tokens.
@@ -399,6 +432,13 @@ class Client:
         if reply.is_error:
             raise _error(reply)
         return reply
+
+
+def _save(reply: httpx.Response, file: Path) -> int:
+    with file.open("wb") as out:
+        for piece in reply.iter_bytes():
+            out.write(piece)
+        return out.tell()
 
 
 def _trail(name: str, part: str = "") -> str:

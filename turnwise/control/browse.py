@@ -118,6 +118,22 @@ class Browse:
             name: [curve[step] for step in sorted(curve)] for name, curve in sorted(curves.items())
         }
 
+    async def last_event(self, principal: Principal, id_or_name: str) -> int:
+        """The newest event's seq."""
+        job = await self._job(principal, id_or_name)
+        return await self._store.last_event(job.account_id, job.job_id)
+
+    async def wait(self, principal: Principal, id_or_name: str, *, after: int) -> None:
+        """Return once the job has an event past `after`. Raises `NotFound` once it is deleted."""
+        job = await self._job(principal, id_or_name)
+        await self._store.wait_for(job.account_id, job.job_id, after=after)
+
+    async def epochs(self, principal: Principal, id_or_name: str) -> dict[str, int]:
+        """The epoch of each of a job's groups, by group id."""
+        job = await self._job(principal, id_or_name)
+        groups = await self._store.groups(job.account_id, job.job_id)
+        return {group.group_id: group.epoch for group in groups}
+
     async def ledger(self, principal: Principal, id_or_name: str) -> dict[int, dict[str, int]]:
         """Sampled tokens per bin, for each finished step; all of them once the job has ended."""
         job = await self._job(principal, id_or_name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import math
 import re
 import typing
@@ -45,9 +46,28 @@ def read_job(file: Path) -> JobSpec:
     except OSError as error:
         raise errors.InvalidInput("job file", str(file), f"cannot be read: {error}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise errors.InvalidInput("job file", str(file), f"is not YAML: {reason}") from None
+        raise _no_yaml(str(file), error) from None
     return parse_job(data, folder=file.resolve().parent)
+
+
+def read_text(text: str) -> object:
+    """What a job file says that somebody sent: for `parse_job`.
+
+    Aliases are refused: a few lines of them can stand for more than the memory holds. Raises
+    `InvalidInput` for them, for what is not YAML, and for what nothing could store.
+    """
+    try:
+        data: object = yaml.load(text, _SentLoader)
+        json.dumps(data, default=str, skipkeys=True, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise errors.InvalidInput("job file", text, "holds half a character") from None
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise _no_yaml(text, error) from None
+    return data
+
+
+def _no_yaml(what: str, error: Exception) -> errors.InvalidInput:
+    return errors.InvalidInput("job file", what, f"is not YAML: {' '.join(str(error).split())}")
 
 
 class _Loader(yaml.SafeLoader):
@@ -62,6 +82,14 @@ class _Loader(yaml.SafeLoader):
                 )
             seen.add(key.value if isinstance(key, yaml.ScalarNode) else id(key))
         return super().construct_mapping(node, deep)
+
+
+class _SentLoader(_Loader):
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            problem = "aliases are not taken here; write out what they stand for"
+            raise yaml.MarkedYAMLError(problem=problem)
+        return super().compose_node(parent, index)
 
 
 def parse_job(data: object, *, folder: Path | None = None) -> JobSpec:
@@ -333,6 +361,13 @@ def _check_agent(agent: AgentSpec) -> None:
             agent.target,
             "names no function",
             remedy='use "package.module:function"',
+        )
+    if agent.kind is AgentKind.EVALUATOR and not agent.target:
+        raise errors.InvalidInput(
+            "agent.target",
+            agent.target,
+            "names no evaluator",
+            remedy="use the id of one that was uploaded and built",
         )
 
 

@@ -151,14 +151,14 @@ SETTINGS: dict[type, dict[str, Setting]] = {
         "kind": Setting(
             "An HTTP server (POST {url}/rollout, GET {url}/health), one that speaks Bedrock "
             "AgentCore's contract (POST {url}/invocations, GET {url}/ping) or that of the Lambda "
-            "runtime interface emulator, a Python callable in the server's process, or the "
-            "scripted fake."
+            "runtime interface emulator, a Python callable in the server's process, an uploaded "
+            "evaluator, which makes the rollouts of its rows and scores them, or the scripted fake."
         ),
         "url": Setting(
             "The agent's base URL, for http, agentcore and lambda; a lambda's with a path is "
             "called as it is."
         ),
-        "target": Setting('"package.module:callable", for python.'),
+        "target": Setting('"package.module:callable", for python; an evaluator\'s id.'),
         "name": Setting(
             "A registered agent (`turnwise agents register`); it says the kind and the URL, also "
             "when the job is resumed."

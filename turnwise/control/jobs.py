@@ -62,10 +62,6 @@ Start = Callable[[Job], Awaitable[Running]]
 RecordsOf = Callable[[Job], Awaitable[Collection[tuple[str, str]]]]
 
 
-async def _no_records(job: Job) -> Collection[tuple[str, str]]:
-    return ()
-
-
 def status_event(
     status: JobStatus, secondary: Secondary, message: str = "", *, level: Level = Level.INFO
 ) -> EventDraft:
@@ -117,11 +113,11 @@ class Jobs:
         self._tasks: set[asyncio.Task[None]] = set()
         self._moving = asyncio.Lock()  # held from a look at a job's status to the move it allows
         self._is_closed = False
-        self._records_of: RecordsOf = _no_records
+        self._records_of: list[RecordsOf] = []  # of each door
 
     def plug(self, records_of: RecordsOf) -> None:
         """Say which records a door keeps of a job; whoever deletes the job deletes them too."""
-        self._records_of = records_of
+        self._records_of.append(records_of)
 
     async def create(
         self,
@@ -129,6 +125,7 @@ class Jobs:
         spec: JobSpec,
         *,
         within_quota: bool = False,
+        reads_rows: bool = True,
         records: Callable[[Job], Sequence[Resource]] = lambda job: (),
     ) -> Job:
         """Check a spec, store the job and run it when there is a place.
@@ -138,6 +135,9 @@ class Jobs:
         `within_quota` refuses, as `check_quota` does, a job that the account has no room for; of
         calls at the same moment, no more pass than there is room.
 
+        Without `reads_rows` the rows are first read when the job starts, which then fails by itself
+        where they are not what it needs; its `prompt_column` must be set.
+
         Raises `InvalidInput` for a dataset, model, adapter or checkpoint that cannot be used,
         `Denied` for what only the operator's account may name (`control.reach`),
         `NotFound` for an agent's name that is not registered,
@@ -146,7 +146,7 @@ class Jobs:
         principal.require(Action.MANAGE)
         if principal.job_ids is not None:
             raise errors.Denied("this key is for certain jobs; it may not create one")
-        begin = await self._checked(principal, spec)
+        begin = await self._checked(principal, spec, reads_rows=reads_rows)
         job = Job(
             job_id=self._new_id("job"),
             account_id=principal.account_id,
@@ -245,7 +245,7 @@ class Jobs:
                 raise errors.Conflict(
                     f"job {job.name!r} is {job.status.value} and cannot be deleted; stop it first"
                 )
-            records = await self._records_of(job)
+            records = [each for records_of in self._records_of for each in await records_of(job)]
             about = [*records, (NOTES, job.job_id)]
             await self._store.delete_job(principal.account_id, job.job_id, about)
         return job
@@ -372,7 +372,7 @@ class Jobs:
         message = f"waiting for a place: {ahead} ahead of it, {len(self._places)} running"
         return dataclasses.replace(job, ahead=ahead, message=message)
 
-    async def _checked(self, principal: Principal, spec: JobSpec) -> Beginning:
+    async def _checked(self, principal: Principal, spec: JobSpec, *, reads_rows: bool) -> Beginning:
         """The spec with its model, its rows and what it starts from found."""
         check_reach(principal.account_id, spec)
         await asyncio.to_thread(check_base, principal.account_id, spec.model, self._is_base)
@@ -389,10 +389,14 @@ class Jobs:
         spec = dataclasses.replace(spec, agent=agent)
         await self._data.check_output(principal.account_id, spec)
         files = await self._data.files(principal.account_id, spec)
-        rows, _ = await asyncio.to_thread(load_job_rows, spec, files)
-        # From now on it is this column, whatever the data may have later.
-        spec = dataclasses.replace(spec, prompt_column=prompt_column_of(rows, spec.prompt_column))
+        num_rows = 0
+        if reads_rows:
+            rows, _ = await asyncio.to_thread(load_job_rows, spec, files)
+            num_rows = len(rows)
+            # From now on it is this column, whatever the data may have later.
+            column = prompt_column_of(rows, spec.prompt_column)
+            spec = dataclasses.replace(spec, prompt_column=column)
         await check_groups(self._store, principal.account_id, spec)
         if spec.kind is JobKind.EVALUATION:
             spec = await with_models(self._store, principal.account_id, spec)
-        return await self._lineage.beginning(principal.account_id, spec, files, len(rows))
+        return await self._lineage.beginning(principal.account_id, spec, files, num_rows)

@@ -16,13 +16,20 @@ from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse, HTMLResponse, RedirectResponse
 
 from turnwise import errors
+from turnwise.dashboard.compare import compare_routes
+from turnwise.dashboard.export import export_routes
+from turnwise.dashboard.faults import status_of
 from turnwise.dashboard.job_actions import ACTIONS, job_action_routes
 from turnwise.dashboard.job_pages import job_page_routes
 from turnwise.dashboard.jobs import job_list_routes
 from turnwise.dashboard.live import Hub
+from turnwise.dashboard.logs import log_routes
+from turnwise.dashboard.models import model_routes
+from turnwise.dashboard.new_job import new_job_routes
 from turnwise.dashboard.pages import STATIC, Pages
 from turnwise.dashboard.rooms import Dashboard, DashboardRooms
 from turnwise.dashboard.session import Sessions, SignInNeeded, safe_next, to_sign_in
+from turnwise.dashboard.uploads import upload_routes
 from turnwise.domain.access import Principal
 
 log = logging.getLogger(__name__)
@@ -38,7 +45,17 @@ POLICY = (
 #: Each module of pages has one of these.
 Routes = Callable[[Dashboard], APIRouter]
 
-PAGES: tuple[Routes, ...] = (job_list_routes, job_action_routes, job_page_routes)
+PAGES: tuple[Routes, ...] = (
+    job_list_routes,
+    new_job_routes,
+    job_action_routes,
+    log_routes,
+    export_routes,
+    compare_routes,
+    model_routes,
+    upload_routes,
+    job_page_routes,
+)
 
 
 def is_page(path: str) -> bool:
@@ -116,23 +133,6 @@ def _session_routes(pages: Pages, sessions: Sessions) -> APIRouter:
         return response
 
     return routes
-
-
-#: The nearest class in an error's family decides.
-_STATUS: dict[type[Exception], int] = {
-    errors.InvalidInput: 400,
-    errors.AccessError: 403,
-    errors.NotFound: 404,
-    errors.Conflict: 409,
-    errors.LimitExceeded: 429,
-    errors.Unavailable: 503,
-    Exception: 500,
-}
-
-
-def status_of(error: Exception) -> int:
-    """The status of the page that tells of an error."""
-    return next(_STATUS[kind] for kind in type(error).__mro__ if kind in _STATUS)
 
 
 def _add_faults(app: FastAPI, pages: Pages, sessions: Sessions) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
+import time
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -37,6 +39,9 @@ STEPS_PAGE = 200
 CHECKPOINTS = 20
 #: A stream looks for news so long before it renders anyway, for what no event tells.
 LOOK_S = 10.0
+#: Of one core, what rendering a job's charts may take: those of a thousand steps, which take most
+#: of a second, are drawn again after most of a minute.
+SHARE = 0.015
 #: Jobs whose rendered parts are kept.
 _RENDERED = 64
 
@@ -195,10 +200,18 @@ async def _results(dashboard: Dashboard, who: Principal, view: JobView) -> Seque
 
 @dataclass(slots=True)
 class _Kept:
-    """A job's parts as rendered, and what they were rendered from."""
+    """A job's parts as rendered, and what those that are long were rendered from."""
 
-    version: Any = None
+    version: tuple[int, ...] = ()
     parts: dict[str, str] = field(default_factory=dict)
+    slow_at: float = -math.inf  # when those were rendered, on the monotonic clock
+    slow_took_s: float = 0.0  # and for how long a thread computed
+
+    def is_due(self, version: tuple[int, ...], is_final: bool) -> bool:
+        """Whether to render the long parts again: they are old, and it is not their time yet."""
+        if version == self.version:
+            return False
+        return is_final or time.monotonic() - self.slow_at >= self.slow_took_s / SHARE
 
 
 class Overview:
@@ -218,15 +231,21 @@ class Overview:
         while len(self._kept) > _RENDERED:
             self._kept.popitem(last=False)
         version = (view.watch.curves.seq, len(view.watch.timeline), view.asked.step)
-        names = [name for name in PARTS if name not in _SLOW or kept.version != version]
+        is_due = kept.is_due(version, view.job.status.is_final)
+        names = [name for name in PARTS if is_due or name not in _SLOW]
         # Tables of numbers are long for an event loop that answers agents meanwhile.
-        made = await asyncio.to_thread(self._render, view, names)
-        kept.version, kept.parts = version, {**kept.parts, **made}
+        made, took_s = await asyncio.to_thread(self._render, view, names)
+        kept.parts = {**kept.parts, **made}
+        if is_due:
+            kept.version, kept.slow_at, kept.slow_took_s = version, time.monotonic(), took_s
         return {name: kept.parts[name] for name in PARTS}
 
-    def _render(self, view: JobView, names: Sequence[str]) -> dict[str, str]:
+    def _render(self, view: JobView, names: Sequence[str]) -> tuple[dict[str, str], float]:
+        """The parts of these names, and the seconds that this thread computed."""
+        began = time.thread_time()
         values = self._values(view, names)
-        return {name: Markup(self._pages.text(PARTS[name], **values)) for name in names}
+        made = {name: Markup(self._pages.text(PARTS[name], **values)) for name in names}
+        return made, time.thread_time() - began
 
     def _values(self, view: JobView, names: Sequence[str]) -> dict[str, Any]:
         address = job_address(view.job.name, view.job.job_id)

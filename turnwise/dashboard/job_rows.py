@@ -266,7 +266,7 @@ class JobRows:
                 record = await self._rooms.resources.resource(job.account_id, door.kind, job.name)
             except errors.NotFound:
                 continue
-            if record.body.get("job_id") == job.job_id:
+            if record.body.get("job_id", job.job_id) == job.job_id:
                 return door.name
         return None
 

@@ -12,9 +12,11 @@ from turnwise.access.keys import Keyring
 from turnwise.access.links import Links
 from turnwise.control.agents import Agents
 from turnwise.control.browse import Browse
+from turnwise.control.evaluators import Evaluators
 from turnwise.control.jobs import Jobs
 from turnwise.control.models.catalogue import Catalogue
 from turnwise.control.models.registry import Registry
+from turnwise.control.named_datasets import NamedDatasets
 from turnwise.control.results import StoredResults
 from turnwise.dashboard.live import Hub
 from turnwise.dashboard.pages import Pages
@@ -32,7 +34,8 @@ Caller = Callable[[Request], Awaitable[Principal]]
 class OtherDoor:
     """A door that keeps a record of each job that came by it, and has its own words for states.
 
-    The records' `kind`; each has the job's name, and in its body the `job_id`.
+    The records' `kind`; each has the job's name, and in its body its `job_id` if the record may
+    outlive the job.
     """
 
     name: str
@@ -57,6 +60,8 @@ class DashboardRooms:
     resources: Resources
     agents: Agents
     archives: Archives
+    evaluators: Evaluators
+    datasets: NamedDatasets
     other_doors: tuple[OtherDoor, ...] = ()
     prices: Prices = field(default_factory=Prices)
 

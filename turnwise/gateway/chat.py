@@ -35,6 +35,7 @@ class ChatRequest:
     stream: bool = False
     include_usage: bool = False
     logprobs: bool = False
+    raw_output: bool = False  # the reply is to hold its tokens too
 
     def params(self, defaults: SamplingParams, *, room: int) -> SamplingParams:
         """The request's values over the rollout's; `max_tokens` is the smaller of both.
@@ -58,6 +59,17 @@ class TokenLogprob:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RawOutput:
+    """A turn before it was read, as `raw_output: true` shows it."""
+
+    turn_id: str
+    prompt: str
+    prompt_tokens: tuple[int, ...]
+    completion: str
+    completion_tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
     """A committed turn, as its agent gets it."""
 
@@ -70,6 +82,7 @@ class Reply:
     completion_tokens: int
     cached_tokens: int = 0
     logprobs: tuple[TokenLogprob, ...] | None = None
+    raw_output: RawOutput | None = None
 
 
 def joined(deltas: Sequence[Delta]) -> Message:

@@ -16,7 +16,7 @@ from turnwise.domain.rollout import (
     Turn,
 )
 from turnwise.gateway.budget import Budget
-from turnwise.gateway.chat import Reply, TokenLogprob
+from turnwise.gateway.chat import RawOutput, Reply, TokenLogprob
 from turnwise.gateway.exchange import Exchange
 from turnwise.gateway.graph import Graph, path_sha256
 from turnwise.gateway.turns import Call, Completion, Prompt
@@ -195,6 +195,7 @@ def reply_to(
     *,
     model: str = "default",
     logprobs: tuple[TokenLogprob, ...] | None = None,
+    raw_output: RawOutput | None = None,
 ) -> Reply:
     """A committed turn as its agent gets it."""
     return Reply(
@@ -207,4 +208,5 @@ def reply_to(
         completion_tokens=turn.completion_tokens,
         cached_tokens=turn.cached_tokens,
         logprobs=logprobs,
+        raw_output=raw_output,
     )

@@ -164,6 +164,7 @@ class TurnRunner:
             message,
             model=call.request.model,
             logprobs=said.token_logprobs() if call.request.logprobs else None,
+            raw_output=said.raw_output() if call.request.raw_output else None,
         )
         exchange.succeed(reply)
         if not await exchange.taken():

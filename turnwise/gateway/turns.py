@@ -18,7 +18,7 @@ from turnwise.domain.rollout import (
     SamplingParams,
     Tokens,
 )
-from turnwise.gateway.chat import ChatRequest, Delta, TokenLogprob, joined
+from turnwise.gateway.chat import ChatRequest, Delta, RawOutput, TokenLogprob, joined
 from turnwise.gateway.graph import Graph, tools_sha256
 from turnwise.ports import Chunk, Renderer
 
@@ -185,6 +185,17 @@ class Completion:
         return tuple(
             TokenLogprob(text=self._renderer.decode(tokens[i : i + 1]), logprob=float(value))
             for i, value in enumerate(self.logprobs)
+        )
+
+    def raw_output(self) -> RawOutput:
+        """The turn's tokens, and their text with all that reading takes out."""
+        prompt, completion = self._call.prompt.tokens, self.tokens
+        return RawOutput(
+            turn_id=self._call.turn_id,
+            prompt=self._renderer.decode(prompt),
+            prompt_tokens=tuple(prompt.tolist()),
+            completion=self._renderer.decode(completion),
+            completion_tokens=tuple(completion.tolist()),
         )
 
     def _read(self, readable: Tokens) -> Sequence[Delta]:

@@ -230,6 +230,10 @@ class SqlStore:
         """All METRICS events with seq > after, in order."""
         return await self._read(logs.metrics_since, account_id, job_id, after)
 
+    async def last_event(self, account_id: str, job_id: str) -> int:
+        """The newest event's seq, 0 if there is none. Raises `NotFound`."""
+        return await self._read(jobs.last_event, account_id, job_id)
+
     async def wait_for(self, account_id: str, job_id: str, *, after: int) -> None:
         """Return once the job has an event with seq > after. Sees what this store appends."""
         while True:

@@ -8,6 +8,9 @@ A rollout is addressed in one of two ways:
     base URL  {server}/r/{rollout id}.{rollout secret}/... for frameworks that cannot set headers;
               a key that the framework insists on sending is ignored
 
+or not at all: a run of an uploaded evaluator has the base URL {server}/e/{run id}.{run secret}/...
+for all of its rollouts, and `wire.runs` says which of them is meant.
+
 A chat completion that addresses no rollout is answered by the registered model that it names: as
 "group/version", "group" for the newest version, a package id, or a model package's ARN.
 """
@@ -36,12 +39,15 @@ from turnwise.wire.aws.arns import JobArn, ModelPackageArn
 from turnwise.wire.aws.signed import signed_request
 from turnwise.wire.data_events import NAMES, DataEvents
 from turnwise.wire.openai import routes as openai
+from turnwise.wire.runs import PREFIX, RunDoor
 
 log = logging.getLogger(__name__)
 
 # The names of today, and those of the first SDK (which also numbered calls, in X-Span-Id).
 JOB_ARN = ("x-amzn-sagemaker-job-arn", "x-rft-job-arn")
 TRAJECTORY_ID = ("x-amzn-sagemaker-trajectory-id", "x-trajectory-id")
+
+CHAT = "/v1/chat/completions"
 
 _HOW_TO_ADDRESS = (
     "send X-Amzn-SageMaker-Job-Arn and X-Amzn-SageMaker-Trajectory-Id, "
@@ -103,10 +109,12 @@ class DataPlane:
         callers: Verifying,
         account_number: Callable[[str], Awaitable[str]],
         events: DataEvents | None = None,
+        runs: RunDoor | None = None,
     ) -> None:
         """`callers` verifies who calls; `account_number` gives an account's 12 digits.
 
-        `events`, where given, tells the audit trail of calls that a trail selects.
+        `events`, where given, tells the audit trail of calls that a trail selects; `runs` answers
+        evaluators' runs.
         """
         self._gateway = gateway
         self._serving = serving
@@ -114,8 +122,9 @@ class DataPlane:
         self._callers = callers
         self._account_number = account_number
         self._events = events
+        self._runs = runs
         self._routes: Mapping[str, tuple[str, Handler, Fail]] = {
-            "/v1/chat/completions": ("POST", self._chat, openai.fail),
+            CHAT: ("POST", self._chat, openai.fail),
             "/v1/models": ("GET", self._list_models, openai.fail),
             "/sample": ("POST", self._sample, aws.fail),
             "/sample-with-response-stream": ("POST", self._sample_streamed, aws.fail),
@@ -127,13 +136,13 @@ class DataPlane:
 
     def owns(self, path: str) -> bool:
         """Whether requests to this path are answered here."""
-        return path in self._routes or path.startswith("/r/")
+        return path in self._routes or path.startswith(("/r/", PREFIX))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one HTTP request."""
         http = HttpCall(scope, receive, send)
         address = Address.of(scope["path"])
-        method, handler, fail = self._routes.get(address.path, ("", _no_route, openai.fail))
+        method, handler, fail = self._routes.get(address.path) or self._route_of_run(address)
         if method and http.method != method:
             await http.answer(405, b'{"message":"method not allowed"}', more=[("allow", method)])
             return
@@ -153,17 +162,23 @@ class DataPlane:
         if self._events is not None and self._events.is_on:
             await self._record(self._events, http, address, ended)
 
+    def _route_of_run(self, address: Address) -> tuple[str, Handler, Fail]:
+        if self._runs is None or not address.path.startswith(PREFIX):
+            return "", _no_route, openai.fail
+        return "POST", self._chat_of_run, openai.fail
+
     async def _record(
         self, events: DataEvents, http: HttpCall, address: Address, ended: Exception | None
     ) -> None:
         """Tell the audit trail of a call that is answered, if it is one about a rollout."""
         named_arn, rollout_id = _named(http, address)
         is_about_one = http.rollout is not None or rollout_id or named_arn
-        if http.caller is None or not is_about_one or address.path not in NAMES:
+        path = CHAT if address.path.startswith(PREFIX) else address.path
+        if http.caller is None or not is_about_one or path not in NAMES:
             return
         try:
             await events.saw(
-                NAMES[address.path],
+                NAMES[path],
                 http.caller,
                 http.rollout,
                 ended,
@@ -199,6 +214,10 @@ class DataPlane:
             )
 
         await openai.chat(ask, http, stream=stream)
+
+    async def _chat_of_run(self, http: HttpCall, address: Address) -> None:
+        assert self._runs is not None  # else it has no such route
+        await self._runs.chat(http, address.path)
 
     async def _list_models(self, http: HttpCall, address: Address) -> None:
         names: Sequence[str]

@@ -21,6 +21,7 @@
   }
 
   const LOCAL = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "medium" });
+  const SHORT = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "short" });
   const TIME = new Intl.DateTimeFormat(undefined, { timeStyle: "medium" });
 
   // As formats.duration: the two largest units.
@@ -49,7 +50,7 @@
   function showTimes(root) {
     for (const time of root.querySelectorAll("time[datetime]:not([data-shown], [data-format=elapsed], [data-format=left])")) {
       const at = new Date(time.dateTime);
-      const format = time.dataset.format === "time" ? TIME : LOCAL;
+      const format = { time: TIME, short: SHORT }[time.dataset.format] ?? LOCAL;
       if (!Number.isNaN(at.valueOf())) time.textContent = format.format(at);
       time.dataset.shown = "";
     }
@@ -90,6 +91,20 @@
     if (!confirm(question)) event.preventDefault();
     else if (event.target.elements.confirmed) event.target.elements.confirmed.value = "yes";
   });
+
+  // A log that is followed stays at its end, unless the reader has scrolled up.
+  function follow() {
+    const list = document.querySelector("[data-tail]");
+    const wanted = document.querySelector("input[data-follow]");
+    if (list && wanted?.checked) list.scrollTop = list.scrollHeight;
+  }
+
+  document.addEventListener("DOMContentLoaded", () => {
+    const wanted = document.querySelector("input[data-follow]");
+    if (wanted) wanted.hidden = false;
+    follow();
+  });
+  document.addEventListener("htmx:after:swap", follow);
 
   // A form that takes so many of the boxes chosen for it waits for them.
   function countChosen() {

@@ -15,7 +15,7 @@ import msgspec
 
 from turnwise import errors
 from turnwise.domain.rollout import Message
-from turnwise.gateway.chat import ChatRequest, Delta, Reply
+from turnwise.gateway.chat import ChatRequest, Delta, RawOutput, Reply
 
 _decode = msgspec.json.Decoder().decode
 _encode = msgspec.json.Encoder().encode
@@ -69,6 +69,7 @@ _READ = frozenset(
         "stream",
         "stream_options",
         "logprobs",
+        "raw_output",
     }
 )
 
@@ -98,6 +99,7 @@ def decode_chat(body: bytes) -> ChatRequest:
         stream=bool(_typed(given, "stream", bool, "true or false")),
         include_usage=bool(_typed(options, "include_usage", bool, "true or false")),
         logprobs=bool(_typed(given, "logprobs", bool, "true or false")),
+        raw_output=bool(_typed(given, "raw_output", bool, "true or false")),
     )
 
 
@@ -108,12 +110,14 @@ def encode_reply(reply: Reply) -> bytes:
 
 def reply_body(reply: Reply) -> dict[str, Any]:
     """The whole reply, as `chat.completion`."""
-    choice = {
+    choice: dict[str, Any] = {
         "index": 0,
         "message": {**reply.message, "refusal": None},
         "logprobs": _logprobs(reply),
         "finish_reason": reply.finish_reason.value,
     }
+    if reply.raw_output is not None:
+        choice["raw_output"] = _raw_output(reply.raw_output)
     return _head(reply, "chat.completion") | {"choices": [choice], "usage": _usage(reply)}
 
 
@@ -181,6 +185,17 @@ def _usage(reply: Reply) -> dict[str, Any]:
         "completion_tokens": reply.completion_tokens,
         "total_tokens": reply.prompt_tokens + reply.completion_tokens,
         "prompt_tokens_details": {"cached_tokens": reply.cached_tokens},
+    }
+
+
+def _raw_output(raw: RawOutput) -> dict[str, Any]:
+    """As Fireworks has it, and whose it is: eval-protocol keeps it with the scored row."""
+    return {
+        "turn_id": raw.turn_id,
+        "prompt_fragments": [raw.prompt],
+        "prompt_token_ids": raw.prompt_tokens,
+        "completion": raw.completion,
+        "completion_token_ids": raw.completion_tokens,
     }
 
 

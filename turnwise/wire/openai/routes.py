@@ -15,9 +15,17 @@ from turnwise.wire.openai import codec, faults
 #: Starts the call that a request with this body asks for.
 Ask = Callable[[ChatRequest, bytes], Awaitable[Exchange]]
 
+#: Is told of a reply.
+Seen = Callable[[Reply], None]
 
-async def chat(ask: Ask, http: HttpCall, *, stream: bool | None = None) -> None:
-    """POST /v1/chat/completions; `stream`, where given, overrides the body's."""
+
+async def chat(
+    ask: Ask, http: HttpCall, *, stream: bool | None = None, seen: Seen | None = None
+) -> None:
+    """POST /v1/chat/completions; `stream`, where given, overrides the body's.
+
+    `seen`, where given, is told of the reply before its client can be.
+    """
     body = await http.body()
     request = codec.decode_chat(body)
     if stream is not None:
@@ -25,9 +33,12 @@ async def chat(ask: Ask, http: HttpCall, *, stream: bool | None = None) -> None:
     async with http.while_connected():
         exchange = await ask(request, body)
         if request.stream:
-            await _stream(http, exchange, request)
+            await _stream(http, exchange, request, seen)
         else:
-            await http.answer(200, codec.encode_reply(await exchange.reply()))
+            reply = await exchange.reply()
+            if seen is not None:
+                seen(reply)
+            await http.answer(200, codec.encode_reply(reply))
 
 
 def retry_count(http: HttpCall) -> int:
@@ -52,7 +63,9 @@ async def fail(http: HttpCall, error: Exception) -> None:
     await http.answer(faults.fault_of(error).status, body, more=faults.headers_of(error))
 
 
-async def _stream(http: HttpCall, exchange: Exchange, request: ChatRequest) -> None:
+async def _stream(
+    http: HttpCall, exchange: Exchange, request: ChatRequest, seen: Seen | None
+) -> None:
     encoder = codec.ChunkEncoder(exchange.turn_id, request.model, exchange.created_at)
     async with contextlib.aclosing(exchange.events()) as events:
         async for event in events:
@@ -60,6 +73,8 @@ async def _stream(http: HttpCall, exchange: Exchange, request: ChatRequest) -> N
             if not http.has_started:
                 await http.begin_stream("text/event-stream")
             if isinstance(event, Reply):
+                if seen is not None:
+                    seen(event)
                 end = encoder.end(event, include_usage=request.include_usage)
                 await http.piece(end, last=True)
             else:

@@ -1,0 +1,1 @@
+"""Uploaded evaluators: unpacked, built and run in a sandbox, their rows joined to rollouts."""

@@ -1,0 +1,1 @@
+"""What the evaluators' own interpreter runs: standard library only, never imported here."""
