@@ -60,7 +60,7 @@ PARTS = {
 #: Those that change with a step alone, and are long.
 _SLOW = frozenset({"job-charts", "job-steps", "job-checkpoints"})
 
-Parts = Mapping[str, str]
+Parts = Mapping[str, Markup]
 
 
 def job_page_routes(dashboard: Dashboard) -> APIRouter:
@@ -203,7 +203,7 @@ class _Kept:
     """A job's parts as rendered, and what those that are long were rendered from."""
 
     version: tuple[int, ...] = ()
-    parts: dict[str, str] = field(default_factory=dict)
+    parts: dict[str, Markup] = field(default_factory=dict)
     slow_at: float = -math.inf  # when those were rendered, on the monotonic clock
     slow_took_s: float = 0.0  # and for how long a thread computed
 
@@ -240,7 +240,7 @@ class Overview:
             kept.version, kept.slow_at, kept.slow_took_s = version, time.monotonic(), took_s
         return {name: kept.parts[name] for name in PARTS}
 
-    def _render(self, view: JobView, names: Sequence[str]) -> tuple[dict[str, str], float]:
+    def _render(self, view: JobView, names: Sequence[str]) -> tuple[dict[str, Markup], float]:
         """The parts of these names, and the seconds that this thread computed."""
         began = time.thread_time()
         values = self._values(view, names)

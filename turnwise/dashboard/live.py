@@ -44,7 +44,11 @@ class _Part:
 
 
 def _part(text: str, number: int) -> _Part:
-    return _Part(text, number, "".join(f"data: {line}\n" for line in text.splitlines()).encode())
+    return _Part(text, number, _lines(text))
+
+
+def _lines(text: str) -> bytes:
+    return "".join(f"data: {line}\n" for line in text.splitlines()).encode()
 
 
 @dataclass(eq=False, slots=True)
@@ -72,7 +76,7 @@ class _View:
     def since(self, seen: int) -> bytes:
         """The event for a viewer who has seen renderings up to that one."""
         changed = b"".join(part.sent for part in self.parts if part.number > seen)
-        return b"id: %d\n%b\n" % (self.number, changed)
+        return _event(changed, self.number)
 
 
 class Hub:
@@ -140,3 +144,16 @@ class Hub:
         view.is_over = True
         async with view.changed:
             view.changed.notify_all()
+
+
+def server_sent(text: str, number: int) -> bytes:
+    r"""One unnamed event.
+
+    >>> server_sent("a\nb", 3)
+    b'id: 3\ndata: a\ndata: b\n\n'
+    """
+    return _event(_lines(text), number)
+
+
+def _event(lines: bytes, number: int) -> bytes:
+    return b"id: %d\n%b\n" % (number, lines)
