@@ -30,7 +30,6 @@ from turnwise.domain.rollout import RolloutStatus
 from turnwise.ports import Built
 from turnwise.system import new_id
 
-
 #: A door that keeps records of jobs, and says their states aloud.
 OTHER_DOORS = (
     OtherDoor(

@@ -66,8 +66,8 @@ class ModelRow:
 
     @property
     def success(self) -> float | None:
-        """The share of its validation's rollouts that succeeded."""
-        return _number(self.validation, "val/reward/success_rate")
+        """The share of its validation's prompts that one attempt solves."""
+        return _number(self.validation, "val/reward/pass_at_1")
 
     @property
     def is_output(self) -> bool:

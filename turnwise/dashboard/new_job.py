@@ -30,8 +30,8 @@ from turnwise.ports import JobQuery, ModelPackage
 
 Json = dict[str, Any]
 
-#: Longer than any job file that a person wrote.
-MAX_CHARACTERS = 256 * 1024
+#: Longer than any job file that a person wrote, and read in a fraction of a second.
+MAX_CHARACTERS = 64 * 1024
 #: The newest so many registered models are offered.
 _OFFERED = 200
 
@@ -112,7 +112,7 @@ def new_job_routes(dashboard: Dashboard) -> APIRouter:
         wanted, text = given.get("do", "start"), given.get("job_file")
         draft = Draft()
         try:
-            draft = _draft(given)
+            draft = await asyncio.to_thread(_draft, given)
             if wanted == "yaml":
                 return await page(request, who, draft, text=as_yaml(draft.job_file()))
             if wanted == "form":
@@ -129,7 +129,7 @@ def new_job_routes(dashboard: Dashboard) -> APIRouter:
     @routes.post("/preview")
     async def preview(request: Request, who: Principal = caller) -> HTMLResponse:
         _require(who)
-        draft = _draft(await _given(request))
+        draft = await asyncio.to_thread(_draft, await _given(request))
         return dashboard.pages.page(
             request, "job_preview.html", principal=who, preview=as_yaml(draft.job_file())
         )

@@ -76,12 +76,15 @@ def to_sign_in(request: Request) -> Response:
 def safe_next(wanted: str) -> str:
     """Where to go after the sign-in: a page of the dashboard, never another site.
 
-    >>> safe_next("/dashboard/jobs/walk?tab=1"), safe_next("//evil.example/x"), safe_next("")
-    ('/dashboard/jobs/walk?tab=1', '/dashboard', '/dashboard')
+    >>> safe_next("/dashboard/jobs/walk?tab=1"), safe_next("/dashboard?state=FAILED")
+    ('/dashboard/jobs/walk?tab=1', '/dashboard?state=FAILED')
+    >>> safe_next("//evil.example/x"), safe_next("/dashboards"), safe_next("")
+    ('/dashboard', '/dashboard', '/dashboard')
     """
     parts = urlsplit(wanted)
     is_ours = not parts.scheme and not parts.netloc and "\\" not in wanted
-    return wanted if is_ours and wanted.startswith("/dashboard/") else "/dashboard"
+    is_page = parts.path == "/dashboard" or parts.path.startswith("/dashboard/")
+    return wanted if is_ours and is_page else "/dashboard"
 
 
 def _require_same_site(request: Request) -> None:
