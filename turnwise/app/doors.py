@@ -17,8 +17,10 @@ from turnwise.control.logs import Logs
 from turnwise.control.models.hubs import Hubs
 from turnwise.control.models.served import ServedModels, verified_base, verified_folder
 from turnwise.control.results import StoredResults
-from turnwise.dashboard import DashboardRooms, OtherDoor, dashboard_app, is_page
+from turnwise.dashboard import DashboardRooms, OtherDoor, Prices, dashboard_app, is_page
+from turnwise.diagnostics import Inspector
 from turnwise.exporting.archives import Archives
+from turnwise.settings import Settings
 from turnwise.system import SYSTEM_CLOCK, new_id
 from turnwise.wire.asgi import Receive, Scope, Send
 from turnwise.wire.aws import faults
@@ -41,6 +43,7 @@ from turnwise.wire.native.agents import AgentRooms
 from turnwise.wire.native.audit import audit_routes
 from turnwise.wire.native.codec import trajectory_body
 from turnwise.wire.native.exports import export_routes
+from turnwise.wire.native.findings import finding_routes
 from turnwise.wire.native.observed import Observed
 from turnwise.wire.native.routes import native_app
 from turnwise.wire.runs import RunDoor
@@ -184,6 +187,7 @@ def _native_door(house: House) -> Observed:
         more=[
             audit_routes(audit, house.records.trails, base.store.account),
             export_routes(Exports(Browse(base.store))),
+            finding_routes(Inspector(house.jobs, Browse(base.store))),
         ],
     )
     return Observed(
@@ -222,7 +226,17 @@ def _dashboard(house: House) -> Asgi:
             ),
             token_bytes=TokenBytes(),
             trajectory_body=trajectory_body,
+            prices=_prices(base.settings),
         )
+    )
+
+
+def _prices(settings: Settings) -> Prices:
+    return Prices(
+        train=settings.price_train_per_million,
+        prefill=settings.price_prefill_per_million,
+        cached=settings.price_cached_per_million,
+        sample=settings.price_sample_per_million,
     )
 
 

@@ -170,6 +170,28 @@ def jobs_ledger(name: Name, as_json: AsJson = False) -> None:
     show(steps, as_json, lambda: table(rows, ("step", *bins)))
 
 
+@app.command("findings")
+def jobs_findings(name: Name, as_json: AsJson = False) -> None:
+    """What is wrong with a job, from what it has recorded, and what to do about it."""
+    with server.client() as client:
+        found = client.findings(name)
+    show(found, as_json, lambda: _findings_text(found))
+
+
+def _findings_text(found: list[Json]) -> str:
+    if not found:
+        return "no findings"
+    return "\n\n".join(
+        f"{each['severity']}: {each['title']} ({each['code']})\n"
+        + "".join(
+            f"  step {point['step']}: {point['metric']} = {cell(point['value'])}\n"
+            for point in each["evidence"]
+        )
+        + f"  {each['remedy']}"
+        for each in found
+    )
+
+
 @app.command("results")
 def jobs_results(
     name: Name,

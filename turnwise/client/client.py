@@ -220,6 +220,13 @@ class Client:
         found: list[Json] = self._call("GET", _job(name, "/ledger"))["steps"]
         return found
 
+    def findings(self, name: str) -> list[Json]:
+        """What is wrong with a job, errors first: code, severity, title, evidence, remedy and the
+        filters that show `rollouts` of it.
+        """
+        found: list[Json] = self._call("GET", _job(name, "/findings"))["findings"]
+        return found
+
     def results(self, name: str) -> Json:
         """What an evaluation found: figures by model, comparisons, a table of its rows."""
         return self._call("GET", _job(name, "/results"))

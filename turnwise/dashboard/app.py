@@ -21,6 +21,7 @@ from turnwise.dashboard.export import export_routes
 from turnwise.dashboard.faults import status_of
 from turnwise.dashboard.group_page import group_routes
 from turnwise.dashboard.job_actions import ACTIONS, job_action_routes
+from turnwise.dashboard.job_pages import job_page_routes
 from turnwise.dashboard.jobs import job_list_routes
 from turnwise.dashboard.live import Hub
 from turnwise.dashboard.logs import log_routes
@@ -61,6 +62,7 @@ PAGES: tuple[Routes, ...] = (
     trajectory_routes,
     turn_routes,
     group_routes,
+    job_page_routes,
 )
 
 

@@ -93,7 +93,6 @@ _SECTIONS: tuple[tuple[str, str, str, tuple[_Plot, ...]], ...] = (
                 curves=_gap,
                 is_validation=True,
             ),
-            _plot("reward-std", "Spread of training reward", std="rollout/reward/std"),
         ),
     ),
     (

@@ -2,14 +2,16 @@
 
 A view is rendered when its job has new events, at most every `EVERY_S`, and the same text goes to
 everyone who looks at it. A viewer who is slow skips to the newest; one who comes back after a break
-gets the newest too, because a view shows what is, not what happened.
+gets the newest too, because a view shows what is, not what happened. A view may be of parts: then
+only those that have changed since a viewer's last look are sent.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 from starlette.responses import StreamingResponse
@@ -21,20 +23,60 @@ EVERY_S = 1.0
 #: A comment is sent after so long without news, so that a closed connection is noticed.
 BEAT_S = 15.0
 
-#: Renders a view: the text, and the event that it has seen everything up to.
-Render = Callable[[], Awaitable[tuple[str, int]]]
+#: Renders a view: the text, or the texts of its parts, always as many; and the event that it has
+#: seen everything up to.
+Render = Callable[[], Awaitable[tuple[str | Sequence[str], int]]]
 #: Returns once there is an event after this one; raises what ends the view.
 News = Callable[[int], Awaitable[None]]
+#: Raises what ends one viewer's stream, as that their key was revoked; asked with every beat.
+MayLook = Callable[[], Awaitable[object]]
+
+
+async def _anybody() -> None:
+    return None
+
+
+@dataclass(eq=False, slots=True)
+class _Part:
+    text: str
+    number: int  # of the rendering that changed it last
+    sent: bytes  # the lines of an event that say it
+
+
+def _part(text: str, number: int) -> _Part:
+    return _Part(text, number, _lines(text))
+
+
+def _lines(text: str) -> bytes:
+    return "".join(f"data: {line}\n" for line in text.splitlines()).encode()
 
 
 @dataclass(eq=False, slots=True)
 class _View:
-    text: str = ""
+    parts: list[_Part] = field(default_factory=list)
     number: int = 0  # of renderings that differed
     is_over: bool = False
     viewers: int = 0
     changed: asyncio.Condition = field(default_factory=asyncio.Condition)
     task: asyncio.Task[None] | None = None
+
+    def take(self, rendered: str | Sequence[str]) -> bool:
+        """Keep a rendering; whether anything in it is new."""
+        texts = (rendered,) if isinstance(rendered, str) else tuple(rendered)
+        if [part.text for part in self.parts] == list(texts):
+            return False
+        self.number += 1
+        before = self.parts or [_part("", 0) for _ in texts]
+        self.parts = [
+            part if part.text == text else _part(text, self.number)
+            for part, text in zip(before, texts, strict=True)
+        ]
+        return True
+
+    def since(self, seen: int) -> bytes:
+        """The event for a viewer who has seen renderings up to that one."""
+        changed = b"".join(part.sent for part in self.parts if part.number > seen)
+        return _event(changed, self.number)
 
 
 class Hub:
@@ -45,20 +87,24 @@ class Hub:
         self._every_s = every_s
         self._beat_s = beat_s
 
-    def stream(self, key: str, render: Render, news: News) -> StreamingResponse:
-        """A server-sent event with the whole view, now and whenever it changes."""
+    def stream(
+        self, key: str, render: Render, news: News, may_look: MayLook = _anybody
+    ) -> StreamingResponse:
+        """A server-sent event with the whole view now, and with what changed whenever it does."""
         return StreamingResponse(
-            self._events(key, render, news),
+            self._events(key, render, news, may_look),
             media_type="text/event-stream",
             headers={"cache-control": "no-store", "x-accel-buffering": "no"},
         )
 
-    async def _events(self, key: str, render: Render, news: News) -> AsyncIterator[bytes]:
+    async def _events(
+        self, key: str, render: Render, news: News, may_look: MayLook
+    ) -> AsyncIterator[bytes]:
         view = self._views.setdefault(key, _View())
         view.viewers += 1
         if view.task is None:
             view.task = asyncio.create_task(self._keep(view, render, news), name=f"view {key}")
-        seen = 0
+        seen, asked_at = 0, time.monotonic()
         try:
             while True:
                 with contextlib.suppress(TimeoutError):
@@ -66,13 +112,18 @@ class Hub:
                         await view.changed.wait_for(
                             lambda: view.number > seen or view.is_over  # noqa: B023
                         )
+                if time.monotonic() - asked_at >= self._beat_s:
+                    await may_look()
+                    asked_at = time.monotonic()
                 if view.number > seen:
-                    seen = view.number
-                    yield server_sent(view.text, seen)
+                    event, seen = view.since(seen), view.number
+                    yield event
                 elif view.is_over:
                     return
                 else:
                     yield b": still here\n\n"
+        except errors.TurnwiseError:
+            return
         finally:
             view.viewers -= 1
             if not view.viewers:
@@ -84,10 +135,8 @@ class Hub:
         """Render whenever there is news, until the view ends."""
         with contextlib.suppress(errors.TurnwiseError):
             while True:
-                text, seen = await render()
-                if text != view.text:
-                    view.text = text
-                    view.number += 1
+                rendered, seen = await render()
+                if view.take(rendered):
                     async with view.changed:
                         view.changed.notify_all()
                 await news(seen)
@@ -103,5 +152,8 @@ def server_sent(text: str, number: int) -> bytes:
     >>> server_sent("a\nb", 3)
     b'id: 3\ndata: a\ndata: b\n\n'
     """
-    lines = "".join(f"data: {line}\n" for line in text.splitlines())
-    return f"id: {number}\n{lines}\n".encode()
+    return _event(_lines(text), number)
+
+
+def _event(lines: bytes, number: int) -> bytes:
+    return b"id: %d\n%b\n" % (number, lines)

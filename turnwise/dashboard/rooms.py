@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi import Request
@@ -22,6 +22,7 @@ from turnwise.control.named_datasets import NamedDatasets
 from turnwise.control.results import StoredResults
 from turnwise.dashboard.live import Hub
 from turnwise.dashboard.pages import Pages
+from turnwise.dashboard.prices import Prices
 from turnwise.domain.access import Principal
 from turnwise.domain.job import Job, JobKind, JobStatus, Secondary
 from turnwise.domain.rollout import Trajectory
@@ -75,6 +76,7 @@ class DashboardRooms:
     other_doors: tuple[OtherDoor, ...] = ()
     token_bytes: TokenBytes
     trajectory_body: TrajectoryBody
+    prices: Prices = field(default_factory=Prices)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
