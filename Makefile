@@ -5,6 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 CLIENTS := .venv-clients
 WIRE := tests/wire/aws/clients
+FIREWORKS := .venv-fireworks
+FIREWORKS_WIRE := tests/wire/fireworks/clients
 SEED ?= 0
 # Processes of `make test`. Files are dealt in order, so that the long ones start early.
 WORKERS ?= 2
@@ -13,7 +15,7 @@ DATA ?=
 # first and call `make setup TORCH=` (README, "On a GPU").
 TORCH ?= torch==2.13.0
 
-.PHONY: help setup fmt check test wire wire-long wire-demo gpu bench docs serve demo clean
+.PHONY: help setup fmt check test wire wire-long wire-demo wire-fireworks browser gpu bench docs serve demo clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -23,7 +25,7 @@ setup: $(VENV)/.ready  ## create the environment
 $(VENV)/.ready: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(if $(TORCH),$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt $(TORCH))
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[torch,mlflow,s3,parquet,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[torch,mlflow,s3,parquet,wandb,dev]'
 	touch $@
 
 fmt: setup  ## format the code and mend what ruff can
@@ -53,6 +55,24 @@ wire-long: setup $(CLIENTS)/.ready  ## the rest of them: docs/sagemaker.md, bloc
 wire-demo: setup $(CLIENTS)/.ready  ## the demo by the sagemaker SDK: train, then base against tuned, paired
 	PYTHONPATH=. $(CLIENTS)/bin/python -W ignore -m examples.aircraft_inspection.sagemaker_demo
 
+$(FIREWORKS)/.ready: $(FIREWORKS_WIRE)/requirements.txt $(FIREWORKS_WIRE)/constraints.txt
+	test -x $(FIREWORKS)/bin/python || $(PYTHON) -m venv $(FIREWORKS)
+	$(FIREWORKS)/bin/pip install --quiet --disable-pip-version-check -r $(FIREWORKS_WIRE)/requirements.txt
+	touch $@
+
+# Without the variable, litellm looks for a newer price list on the internet when it is imported.
+wire-fireworks: setup $(FIREWORKS)/.ready  ## eval-protocol and fireworks-ai against a real server
+	LITELLM_LOCAL_MODEL_COST_MAP=True PYTHONPATH=. \
+	  $(FIREWORKS)/bin/pytest -c $(FIREWORKS_WIRE)/pytest.ini $(FIREWORKS_WIRE)
+
+$(VENV)/.browser: $(VENV)/.ready tests/browser/requirements.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -r tests/browser/requirements.txt
+	command -v chromium || (apt-get update --quiet && apt-get install --quiet --yes --no-install-recommends chromium)
+	touch $@
+
+browser: setup $(VENV)/.browser  ## the pages in Chromium, over a server with a job that runs
+	$(BIN)/pytest -c tests/browser/pytest.ini tests/browser
+
 gpu: setup  ## GPU tests; skipped with a reason where there is none
 	$(BIN)/pytest tests/gpu
 
@@ -72,4 +92,4 @@ demo: setup  ## train the demo agent from nothing; SEED=7 takes another seed, DA
 	$(BIN)/python -m examples.aircraft_inspection.demo --seed $(SEED) $(if $(DATA),--data $(DATA))
 
 clean:  ## remove the environment and the demo's output
-	rm -rf $(VENV) $(CLIENTS) demo
+	rm -rf $(VENV) $(CLIENTS) $(FIREWORKS) demo
