@@ -256,7 +256,7 @@ def _summary(demo: Demo, loaded: data.Task, base: Measured, tuned: Measured, ada
         )
     console.print(f"adapter: {adapter}", soft_wrap=True)
     console.print(
-        f"look at the job: start `{_turnwise(demo)} serve` and open the pages that it names, or call "
+        f"look at the job: start `{_turnwise(demo)} serve` and open the pages that it names; or "
         f"`{_turnwise(demo)} jobs logs aircraft`, `... jobs metrics aircraft`, `... rollouts list "
         f"aircraft`",
         soft_wrap=True,
