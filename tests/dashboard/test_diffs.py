@@ -18,7 +18,9 @@ def after(pieces: list[Piece]) -> list[str]:
 
 
 @given(items, items)
-def test_what_is_not_new_is_what_was_and_what_is_not_gone_is_what_is(old: list[str], new: list[str]):
+def test_what_is_not_new_is_what_was_and_what_is_not_gone_is_what_is(
+    old: list[str], new: list[str]
+):
     found = changes(old, new)
 
     assert (before(found), after(found)) == (old, new)

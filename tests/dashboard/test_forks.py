@@ -35,9 +35,7 @@ def shape(its: Trajectory) -> list[tuple[str, Sequence[int], int | None]]:
 
 
 def test_turns_that_continue_each_other_are_one_branch():
-    its = trajectory(
-        Step(START, said("Shut.")), Step([asked("And 3?")], said("Open."), parent=1)
-    )
+    its = trajectory(Step(START, said("Shut.")), Step([asked("And 3?")], said("Open."), parent=1))
 
     assert shape(its) == [("A", (0, 1), None)]
     assert [fork(its, turn) for turn in its.turns] == [None, None]

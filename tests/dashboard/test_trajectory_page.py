@@ -96,8 +96,10 @@ async def test_a_turn_is_told_with_reasoning_calls_results_and_numbers(
     assert "system You inspect. user Look at valve 2." in text
     assert 'It must be shut. call open_valve call_1 { "valve": 2 }' in text
     assert "tool call_1 stuck" in text
-    assert "reward 0.500" in text and "0.250 + 0.500" in text
-    assert "3 → 2 tokens" in text and "policy 4" in text
+    assert "reward 0.500" in text
+    assert "0.250 + 0.500" in text
+    assert "3 → 2 tokens" in text
+    assert "policy 4" in text
     assert "exact_match 1" in text
     assert "Its group still has open rollouts." in text
 
@@ -113,10 +115,13 @@ async def test_a_trained_rollout_is_shown_with_the_advantage_that_its_step_compu
     siblings = await text_of(client, "/dashboard/groups/grp_a")
 
     # (1 - 0.5) / (sqrt(0.5) + 1e-6): two rewards, 1 and 0, by group_based
-    assert "advantage +0.707" in text and "1 +0.7071 2 trained" in text
-    assert "Next sibling" in text and "Previous sibling" not in text
+    assert "advantage +0.707" in text
+    assert "1 +0.7071 2 trained" in text
+    assert "Next sibling" in text
+    assert "Previous sibling" not in text
     assert "Advantage +0.707 -0.707" in siblings
-    assert "Shut." in siblings and "Open." in siblings
+    assert "Shut." in siblings
+    assert "Open." in siblings
 
 
 @pytest.mark.parametrize("cause", list(ForkCause))
@@ -132,7 +137,8 @@ async def test_a_fork_is_shown_with_its_cause_and_its_difference(
     text = await text_of(client)
 
     assert f"Branch B begins here: {cause.value} ." in text
-    assert "− removed: It is shut." in text and "+ added: It is open." in text
+    assert "− removed: It is shut." in text
+    assert "+ added: It is open." in text
     assert "branch A: 1 turn" in text
 
 
@@ -147,7 +153,9 @@ async def test_turns_that_nobody_got_and_turns_that_were_cut_off_are_marked(
 
     text = await text_of(client)
 
-    assert "⊘ not delivered" in text and "✂ cut off" in text and "1 not delivered" in text
+    assert "⊘ not delivered" in text
+    assert "✂ cut off" in text
+    assert "1 not delivered" in text
 
 
 async def test_a_failed_rollout_says_whose_fault_it_was(
@@ -176,7 +184,8 @@ async def test_a_validation_rollout_is_not_made_for_training(
 
     text = await text_of(client)
 
-    assert "not made for training" in text and "before training" in text
+    assert "not made for training" in text
+    assert "before training" in text
     assert "What was learned from it" not in text
 
 
@@ -221,7 +230,8 @@ async def test_hostile_output_is_shown_as_text(site: Site, job: Job, client: htt
     for page in pages:
         answer = await client.get(page)
         assert answer.status_code == 200, page
-        assert "<script>alert" not in answer.text and "<img" not in answer.text
+        assert "<script>alert" not in answer.text
+        assert "<img" not in answer.text
         assert "<b>metric" not in answer.text
         assert not set(answer.text) & set("\x00\x1b\u202e")
         assert "'unsafe" not in answer.headers["content-security-policy"]
@@ -238,7 +248,8 @@ async def test_a_long_message_is_cut_and_can_be_had_whole(
 
     assert len(page.text) < 60_000
     assert "Show 1,194,000 more characters" in unescape(page.text)
-    assert long in whole.text and "<html" not in whole.text
+    assert long in whole.text
+    assert "<html" not in whole.text
 
 
 async def test_a_hundred_turns_and_as_many_thousand_tokens_make_a_page_of_moderate_size(
@@ -279,8 +290,10 @@ async def test_tokens_come_with_their_text_their_tint_and_what_became_of_them(
         ("1", "2 · p 0.607 · -0.500", "b"),
         ("4", "300 · p 0.000123 · -9.000", "\\xe2"),
     ]
-    assert "3 trained" in part.text and "advantage +0.7071" in part.text
-    assert "<html" not in part.text and "<html" in whole.text
+    assert "3 trained" in part.text
+    assert "advantage +0.7071" in part.text
+    assert "<html" not in part.text
+    assert "<html" in whole.text
 
 
 async def test_tokens_of_a_model_that_is_gone_are_shown_by_their_ids(
@@ -291,7 +304,9 @@ async def test_tokens_of_a_model_that_is_gone_are_shown_by_their_ids(
 
     text = await text_of(client, f"{AT}/turns/0/tokens")
 
-    assert "Ids only:" in text and "/models/gone" in text and "[1] [2]" in text
+    assert "Ids only:" in text
+    assert "/models/gone" in text
+    assert "[1] [2]" in text
     assert "1 2 3" in await text_of(client, f"{AT}/turns/0/prompt")
 
 
@@ -319,7 +334,9 @@ async def test_the_command_that_asks_again_holds_the_whole_request(
 
     assert f"curl -sS {URL}/v1/chat/completions" in text
     assert "Authorization: Bearer $TURNWISE_KEY" in text
-    assert '"model": "walk"' in text and "It'\"'\"'s shut." in text and "And 3?" in text
+    assert '"model": "walk"' in text
+    assert "It'\"'\"'s shut." in text
+    assert "And 3?" in text
     assert "sampled from the base model" in text
 
 
@@ -357,9 +374,9 @@ async def test_attempts_side_by_side_show_what_differs(
     assert (await client.get("/dashboard/groups/grp_a?beside=rol_c")).status_code == 404
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
+async def test_what_is_not_there_is_not_found(site: Site, job: Job, client: httpx.AsyncClient):
+    await play(site, Step(START, said("Shut.")))
+    missing = [
         f"{AT}x",
         f"{AT}/turns/1/tokens",
         f"{AT}/turns/-1/tokens",
@@ -369,14 +386,9 @@ async def test_attempts_side_by_side_show_what_differs(
         f"{AT}/messages/-1/0",
         "/dashboard/groups/grp_none",
         "/dashboard/jobs/none/rollouts",
-    ],
-)
-async def test_what_is_not_there_is_not_found(
-    site: Site, job: Job, client: httpx.AsyncClient, path: str
-):
-    await play(site, Step(START, said("Shut.")))
+    ]
 
-    assert (await client.get(path)).status_code == 404
+    assert [(await client.get(path)).status_code for path in missing] == [404] * len(missing)
 
 
 PATHS = [
@@ -392,8 +404,7 @@ PATHS = [
 ]
 
 
-@pytest.mark.parametrize("path", PATHS)
-async def test_a_rollout_is_shown_only_to_who_may_read_its_job(site: Site, job: Job, path: str):
+async def test_a_rollout_is_shown_only_to_who_may_read_its_job(site: Site, job: Job):
     await play(site, Step(START, said("Shut.")))
     other = Account(account_id="acc_other", slug="other", number="000000000002")
     await site.store.create_account(other)
@@ -404,20 +415,22 @@ async def test_a_rollout_is_shown_only_to_who_may_read_its_job(site: Site, job: 
         site.client(job_ids=["job_walk"]) as its,
         httpx.AsyncClient(transport=httpx.ASGITransport(site.app), base_url=URL) as nobody,
     ):
-        refused = [await each.get(path) for each in (stranger, narrow)]
-        assert [each.status_code for each in refused] == [404, 403]
-        assert not any("Shut." in each.text for each in refused)
-        assert (await its.get(path)).status_code == 200
-        assert (await nobody.get(path)).headers["location"].startswith("/dashboard/sign-in?")
+        for path in PATHS:
+            refused = [await each.get(path) for each in (stranger, narrow)]
+            assert [each.status_code for each in refused] == [404, 403], path
+            assert not any("Shut." in each.text for each in refused)
+            assert (await its.get(path)).status_code == 200
+            assert (await nobody.get(path)).headers["location"].startswith("/dashboard/sign-in?")
 
 
-@pytest.mark.parametrize("path", PATHS)
-async def test_pages_are_whole_without_script(
-    site: Site, job: Job, client: httpx.AsyncClient, path: str
-):
+async def test_pages_are_whole_without_script(site: Site, job: Job, client: httpx.AsyncClient):
     await play(site, Step(START, said("Shut.")))
-    page = (await client.get(path)).text
+    for path in PATHS:
+        page = (await client.get(path)).text
 
-    assert not re.search(r"\son\w+=|\sstyle=|javascript:", page)
-    for link in set(re.findall(r'hx-get="([^"]+)"', page)):
-        assert (await client.get(unescape(link))).status_code == 200
+        assert not re.search(r"\son\w+=|\sstyle=|javascript:", page)
+        for link in set(re.findall(r'hx-get="([^"]+)"', page)):
+            whole = await client.get(unescape(link))
+            assert whole.status_code == 200
+            is_news = link.startswith(f"{AT}/news")  # which stands on the page already
+            assert is_news or "<html" in whole.text

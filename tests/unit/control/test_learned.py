@@ -16,7 +16,7 @@ from turnwise.domain.access import Principal
 from turnwise.domain.algorithm import AlgorithmSpec
 from turnwise.domain.job import Job, JobSpec, RolloutSpec, TruncatedTurns
 from turnwise.domain.ledger import Bin
-from turnwise.domain.rollout import Fault, Blame, FinishReason, GroupStatus, SamplingParams
+from turnwise.domain.rollout import Blame, Fault, FinishReason, GroupStatus, SamplingParams
 from turnwise.domain.training import AdvantageMethod
 from turnwise.loop.assemble import Assembly, ClosedGroup, assemble
 from turnwise.storage.sql import SqlStore
@@ -81,7 +81,9 @@ async def test_the_advantages_told_are_those_that_the_step_trains_with(
     step = await laid_out(store, job)
     await take(store, 0, REWARDS)
 
-    credits = {id: its for group in (await told(store, job)).values() for id, its in group.of.items()}
+    credits = {
+        id: its for group in (await told(store, job)).values() for id, its in group.of.items()
+    }
 
     assert step.request is not None
     trained = {
@@ -99,7 +101,8 @@ async def test_the_advantages_told_are_those_that_the_step_trains_with(
     }
     assert said == trained
     assert {
-        id: dict(sum((Counter(turn) for turn in its.bins), Counter())) for id, its in credits.items()
+        id: dict(sum((Counter(turn) for turn in its.bins), Counter()))
+        for id, its in credits.items()
     } == {id: dict(bins) for id, bins in step.bins.items()}
 
 
@@ -112,7 +115,8 @@ async def test_a_group_that_no_step_took_has_a_status_and_no_advantages(store: S
         status=GroupStatus.OPEN, method=AdvantageMethod.RLOO
     )
     closed = await learned.of_group(ADMIN, job, "grp_b")
-    assert closed is not None and (closed.status, closed.of) == (GroupStatus.CLOSED, {})
+    assert closed is not None
+    assert (closed.status, closed.of) == (GroupStatus.CLOSED, {})
     assert await learned.of_group(ADMIN, job, "grp_of_validation") is None
 
 
