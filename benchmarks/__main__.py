@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import asynchrony, engine, gateway, jobs, training
+from benchmarks import asynchrony, engine, gateway, jobs, pages, training
 from benchmarks.trl import compare as trl
 
 BENCHMARKS = {
@@ -23,6 +23,7 @@ BENCHMARKS = {
     "gateway": gateway.run,
     "asynchrony": asynchrony.run,
     "jobs": jobs.run,
+    "pages": pages.run,
     "trl": trl.run,
 }
 LATEST = Path(__file__).parent / "latest.json"

@@ -589,10 +589,11 @@ class Tally:
 class JobQuery:
     """A page of an account's jobs, newest first: those before `after` (a job's `seq`).
 
-    `name` is a part of the name, in any case; no `statuses` means all, `job_ids` None any.
+    `name` is a part of the name, in any case; no `statuses` means all, `job_ids` None any. Account
+    None: all accounts (for the queue, which is one for all).
     """
 
-    account_id: str
+    account_id: str | None
     statuses: tuple[JobStatus, ...] = ()
     name: str = ""
     kind: JobKind | None = None
@@ -637,8 +638,9 @@ class JobSummary:
 class LogQuery:
     """A page of a job's events: of these levels and kinds (none given: all), with these values.
 
-    `text` is a part of what the event says, in any case; `rollout_id` and `step` are those in the
-    body. Events with `after` < seq < `before`, oldest first unless `newest_first`.
+    `text` is a part of what the event says, in any case; of rollouts' ends, unless `rollout_id` or
+    `step` is given, only the failed say something. `rollout_id` and `step` are those in the body.
+    Events with `after` < seq < `before`, oldest first unless `newest_first`.
     """
 
     job_id: str

@@ -3,7 +3,6 @@
 import asyncio
 import subprocess
 import sys
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,23 +37,6 @@ from turnwise.ports import FinishedStep, ModelPackage, Pruned, RolloutQuery
 from turnwise.storage.sql import SqlStore
 
 OTHER = "acc_other"
-
-
-@pytest.fixture
-def clock() -> SetClock:
-    return SetClock(5000.0)
-
-
-@pytest.fixture(params=["memory", "sqlite"])
-async def store(
-    request: pytest.FixtureRequest, tmp_path: Path, clock: SetClock
-) -> AsyncIterator[SqlStore]:
-    if request.param == "memory":
-        opened = SqlStore.in_memory(clock=clock)
-    else:
-        opened = SqlStore.open(tmp_path / "turnwise.db", clock=clock)
-    yield opened
-    await opened.close()
 
 
 def status_event(status: JobStatus, **body: object) -> EventDraft:

@@ -31,7 +31,7 @@ from turnwise.domain.access import Action, Principal
 from turnwise.domain.event import EventDraft, EventKind, Level
 from turnwise.domain.job import Job, JobKind, JobSpec, JobStatus, Secondary
 from turnwise.domain.resource import Resource
-from turnwise.ports import Clock, NewId, Store
+from turnwise.ports import Clock, JobQuery, NewId, Store
 
 log = logging.getLogger(__name__)
 
@@ -268,13 +268,13 @@ class Jobs:
         return True
 
     async def _require_room(self, principal: Principal, kind: JobKind) -> None:
-        unfinished = [
-            job
-            for status in JobStatus
-            if not status.is_final
-            for job in await self._store.jobs(principal.account_id, status=status, limit=MAX_JOBS)
-        ]
-        check_quota(unfinished, kind, self._limits)
+        unfinished = JobQuery(
+            account_id=principal.account_id,
+            statuses=tuple(status for status in JobStatus if not status.is_final),
+            kind=kind,
+            limit=MAX_JOBS,
+        )
+        check_quota(await self._store.job_page(unfinished), kind, self._limits)
 
     async def _all(self, status: JobStatus) -> Sequence[Job]:
         """All accounts' jobs of that status, oldest first."""
@@ -349,7 +349,9 @@ class Jobs:
         """The jobs, waiting ones with a message that says what they wait for."""
         if all(job.status is not JobStatus.PENDING for job in jobs):
             return jobs
-        waiting = in_order(await self._all(JobStatus.PENDING), self._held())
+        query = JobQuery(account_id=None, statuses=(JobStatus.PENDING,), limit=MAX_JOBS)
+        oldest_first = (await self._store.job_page(query))[::-1]
+        waiting = in_order(oldest_first, self._held())
         ahead = {job.job_id: number for number, job in enumerate(waiting)}
         return [
             self._waiting(job, ahead[job.job_id]) if job.job_id in ahead else job for job in jobs

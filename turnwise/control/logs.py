@@ -28,7 +28,7 @@ from turnwise.domain.access import Action, Principal
 from turnwise.domain.agent import AgentLogEntry, AgentLogKind
 from turnwise.domain.job import Job, JobKind
 from turnwise.domain.resource import Resource
-from turnwise.ports import Clock, Resources
+from turnwise.ports import Clock, JobQuery, JobSummary, Resources
 
 JOB_GROUPS = {
     JobKind.TRAIN: "/aws/sagemaker/Job/AgentRFT",
@@ -124,7 +124,7 @@ class JobStream:
 
     browse: Browse
     principal: Principal
-    job: Job
+    job: Job | JobSummary
 
     @property
     def name(self) -> str:
@@ -275,10 +275,11 @@ class Logs:
         principal.require(Action.READ)
         found: list[Stream]
         if group in JOB_GROUPS.values():
+            (kind,) = (kind for kind, name in JOB_GROUPS.items() if name == group)
+            query = JobQuery(account_id=principal.account_id, kind=kind, limit=MAX_JOBS)
             found = [
                 JobStream(browse=self._browse, principal=principal, job=job)
-                for job in await self._jobs.list(principal, limit=MAX_JOBS)
-                if JOB_GROUPS[job.spec.kind] == group
+                for job in await self._browse.job_page(principal, query)
             ]
         else:
             agent = await self._agent(principal, group)
@@ -303,7 +304,7 @@ class Logs:
             job = await self._jobs.describe(principal, job_name)
         except errors.NotFound:
             raise errors.NotFound("log stream", name) from None
-        if job_name == name or job.name != job_name or JOB_GROUPS[job.spec.kind] != group:
+        if job_name == name or job.name != job_name or JOB_GROUPS[job.kind] != group:
             raise errors.NotFound("log stream", name)
         return JobStream(browse=self._browse, principal=principal, job=job)
 

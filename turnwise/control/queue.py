@@ -12,9 +12,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from turnwise import errors
 from turnwise.domain.job import Job, JobKind
+from turnwise.ports import JobSummary
+
+J = TypeVar("J", Job, JobSummary)
 
 _SETTING = {
     JobKind.TRAIN: "quota_training_jobs",
@@ -48,7 +52,7 @@ class Limits:
         return given or self.running
 
 
-def in_order(waiting: Iterable[Job], running: Mapping[str, int]) -> list[Job]:
+def in_order(waiting: Iterable[J], running: Mapping[str, int]) -> list[J]:
     """Waiting jobs (oldest first) in the order in which they get places.
 
     `running` counts the places held, by account id. Each job a place is given to counts at once,
@@ -63,10 +67,10 @@ def in_order(waiting: Iterable[Job], running: Mapping[str, int]) -> list[Job]:
     ['a3', 'b1', 'a1', 'a2']
     """
     taken = Counter(running)
-    keyed: list[tuple[int, int, int, Job]] = []
-    by_priority = sorted(enumerate(waiting), key=lambda at: (-at[1].spec.priority, at[0]))
+    keyed: list[tuple[int, int, int, J]] = []
+    by_priority = sorted(enumerate(waiting), key=lambda at: (-at[1].priority, at[0]))
     for created, job in by_priority:
-        keyed.append((-job.spec.priority, taken[job.account_id], created, job))
+        keyed.append((-job.priority, taken[job.account_id], created, job))
         taken[job.account_id] += 1
     return [job for *_, job in sorted(keyed, key=lambda key: key[:3])]
 
@@ -82,12 +86,12 @@ def startable(waiting: Iterable[Job], running: Mapping[str, int], limits: Limits
             yield job
 
 
-def check_quota(unfinished: Sequence[Job], kind: JobKind, limits: Limits) -> None:
+def check_quota(unfinished: Sequence[J], kind: JobKind, limits: Limits) -> None:
     """Raise `LimitExceeded` if the account's unfinished jobs leave no room for one more of `kind`.
 
     The text names the quota, its value and the jobs that use it.
     """
-    using = [job for job in unfinished if job.spec.kind is kind]
+    using = [job for job in unfinished if job.kind is kind]
     quota = limits.quota(kind)
     if len(using) < quota:
         return

@@ -362,3 +362,13 @@ class Job:
     output: str = ""  # its newest adapter when it last ended, "group/version"
     #: Of a job that waits: how many get a place before it. Known to the queue, not stored.
     ahead: int | None = field(default=None, metadata={"stored": False})
+
+    @property
+    def kind(self) -> JobKind:
+        """What it does."""
+        return self.spec.kind
+
+    @property
+    def priority(self) -> int:
+        """Its place in the queue; the higher, the sooner."""
+        return self.spec.priority

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Select, Text, func, text, type_coerce
+from sqlalchemy import ColumnElement, Connection, Select, Text, text, type_coerce
 
-from turnwise.domain.event import Event, EventKind
+from turnwise.domain.event import Event, EventKind, Level
 from turnwise.ports import LogQuery
 from turnwise.storage.jobs import last_event
 from turnwise.storage.rows import from_rows, select_nouns
@@ -50,6 +50,8 @@ def _parts(query: LogQuery) -> list[Select[Any]]:
     if query.step is not None:
         its = wanted.where(text("step IS NOT NULL"), columns.step == query.step)
         return [_using(_also(its, query, "levels", "kinds"), "ix_events_step")]
+    if query.text and not (query.levels and _LOUD.issuperset(query.levels)):
+        return list(_saying(query, wanted))
     if query.levels:
         its = _also(wanted, query, "kinds")
         return [
@@ -64,6 +66,21 @@ def _parts(query: LogQuery) -> list[Select[Any]]:
     return [wanted]
 
 
+_LOUD = frozenset({Level.WARNING, Level.ERROR})
+
+
+def _saying(query: LogQuery, wanted: Select[Any]) -> Iterator[Select[Any]]:
+    """Statements over what may say the text: most of a log are rollouts that have gone well."""
+    columns = events.c
+    kinds, levels = set(query.kinds or EventKind), set(query.levels or Level)
+    for kind in sorted(kinds - {EventKind.ROLLOUT}):
+        of_kind = _also(wanted.where(columns.kind == kind), query, "levels")
+        yield _using(of_kind, "ix_events_kind")
+    for level in sorted(levels & _LOUD if EventKind.ROLLOUT in kinds else ()):
+        of_level = wanted.where(columns.level == level, columns.kind == EventKind.ROLLOUT)
+        yield _using(of_level, "ix_events_level")
+
+
 def _wanted(query: LogQuery) -> Select[Any]:
     columns = events.c
     found: list[ColumnElement[bool]] = [
@@ -74,9 +91,7 @@ def _wanted(query: LogQuery) -> Select[Any]:
         found.append(columns.seq < query.before)
     if query.text:
         said = to_json(query.text)[1:-1]  # as it stands in the body
-        found.append(
-            func.lower(type_coerce(columns.body, Text)).contains(said.lower(), autoescape=True)
-        )
+        found.append(type_coerce(columns.body, Text).icontains(said, autoescape=True))
     order = columns.seq.desc() if query.newest_first else columns.seq
     return select_nouns(Event, *found).order_by(order)
 

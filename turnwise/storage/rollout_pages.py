@@ -41,6 +41,9 @@ from turnwise.storage.tables import jobs, rollouts
 
 S = TypeVar("S", bound=Select[Any])
 
+# So many rollouts that say a text are looked at before all of the job's are.
+_NEAR = 1000
+
 _FINAL = (RolloutStatus.REWARDED, RolloutStatus.FAILED)
 
 _HAS_REWARD = rollouts.c.reward.is_not(None)
@@ -53,13 +56,31 @@ def page(connection: Connection, account_id: str, query: RolloutQuery) -> list[R
     """One page, by keyset."""
     if not _has(connection, account_id, query.job_id):
         return []
-    filters = [*_filters(query, connection.dialect), *_in_range(query)]
-    found: list[int] = []
-    for part in _parts(query, filters):
-        rest = query.limit - len(found)
-        if rest > 0:
-            found += connection.execute(part.limit(rest)).scalars()
+    filters = [*_filters(query), *_in_range(query)]
+    found = _near(connection, query, filters)
+    if len(found) < query.limit:
+        found = []
+        for part in _parts(query, [*filters, *_says(query, connection.dialect)]):
+            rest = query.limit - len(found)
+            if rest > 0:
+                found += connection.execute(part.limit(rest)).scalars()
     return _summaries(connection, found)
+
+
+def _near(
+    connection: Connection, query: RolloutQuery, filters: Sequence[ColumnElement[bool]]
+) -> list[int]:
+    """What the next few rollouts that say the text have for the page: often all of it.
+
+    Without a bound, all rollouts of the job that have a common word would be gathered first.
+    """
+    if not query.text or query.sort is not RolloutSort.SEQ:
+        return []
+    said = transcripts_of.matching(query.job_id, query.text, connection.dialect)
+    (seq,) = said.selected_columns
+    nearest = _ordered(_past(said, query, seq, query.after), query, seq).limit(_NEAR)
+    wanted = _by_seq(query, [*filters, rollouts.c.seq.in_(nearest)], query.after)
+    return list(connection.execute(wanted.limit(query.limit)).scalars())
 
 
 def _parts(query: RolloutQuery, filters: Sequence[ColumnElement[bool]]) -> Iterator[Select[Any]]:
@@ -92,9 +113,15 @@ def _by_seq(
 ) -> Select[Any]:
     seq = rollouts.c.seq
     wanted = _seqs(query, "ix_rollouts_seq").where(*filters)
-    if after is not None:
-        wanted = wanted.where(seq < after.seq if query.descending else seq > after.seq)
-    return _ordered(wanted, query, seq)
+    return _ordered(_past(wanted, query, seq, after), query, seq)
+
+
+def _past(
+    wanted: Select[Any], query: RolloutQuery, seq: Any, after: RolloutCursor | None
+) -> Select[Any]:
+    if after is None:
+        return wanted
+    return wanted.where(seq < after.seq if query.descending else seq > after.seq)
 
 
 def _ordered(wanted: Select[Any], query: RolloutQuery, *keys: Any) -> Select[Any]:
@@ -117,8 +144,14 @@ def _using(wanted: S, index: str) -> S:
     return wanted.with_hint(rollouts, f"INDEXED BY {index}", "sqlite")
 
 
-def _filters(query: RolloutQuery, dialect: Dialect) -> list[ColumnElement[bool]]:
-    """All of a query's conditions but the range of rewards."""
+def _says(query: RolloutQuery, dialect: Dialect) -> list[ColumnElement[bool]]:
+    if not query.text:
+        return []
+    return [rollouts.c.seq.in_(transcripts_of.matching(query.job_id, query.text, dialect))]
+
+
+def _filters(query: RolloutQuery) -> list[ColumnElement[bool]]:
+    """All of a query's conditions but the range of rewards and the text."""
     columns = rollouts.c
     equal = {
         columns.step: query.step,
@@ -130,8 +163,6 @@ def _filters(query: RolloutQuery, dialect: Dialect) -> list[ColumnElement[bool]]
     found = [column == value for column, value in equal.items() if value is not None]
     if query.is_valid is not None:
         found.append(_valid() if query.is_valid else _invalid())
-    if query.text:
-        found.append(columns.seq.in_(transcripts_of.matching(query.job_id, query.text, dialect)))
     return found
 
 
@@ -181,15 +212,16 @@ def histogram(connection: Connection, account_id: str, query: RolloutQuery, bins
     """Rewards of what the query's filters let through, and how many have none."""
     if not _has(connection, account_id, query.job_id):
         return Histogram(edges=(), counts=(), unscored=0)
-    filters = _filters(query, connection.dialect)
-    reward = rollouts.c.reward
+    filters = [*_filters(query), *_says(query, connection.dialect)]
     scored = [_HAS_REWARD, *filters]
-    ends = _of_job(select(func.min(reward), func.max(reward)), query, "ix_rollouts_reward")
-    lowest, highest = connection.execute(ends.where(*scored)).one()
-    without = _of_job(select(func.count()).select_from(rollouts), query, "ix_rollouts_seq")
-    unscored = connection.execute(without.where(_HAS_NO_REWARD, *filters)).scalar_one()
+    everything = _of_job(select(func.count()).select_from(rollouts), query, "ix_rollouts_seq")
+    total = connection.execute(everything.where(*filters)).scalar_one()
+    reward = rollouts.c.reward
+    its = _of_job(select(reward), query, "ix_rollouts_reward").where(*scored).limit(1)
+    lowest = connection.execute(its.order_by(reward)).scalar()
     if lowest is None:
-        return Histogram(edges=(), counts=(), unscored=unscored)
+        return Histogram(edges=(), counts=(), unscored=total)
+    highest = connection.execute(its.order_by(reward.desc())).scalar_one()
     edges = edges_for(lowest, highest, bins)
     in_bin = (reward >= bindparam("low"), reward < bindparam("high"))
     counted = _of_job(select(func.count()).select_from(rollouts), query, "ix_rollouts_reward")
@@ -198,7 +230,7 @@ def histogram(connection: Connection, account_id: str, query: RolloutQuery, bins
         connection.execute(counted, {"low": low, "high": high}).scalar_one()
         for low, high in pairwise(edges)
     ]
-    return Histogram(edges=edges, counts=tuple(counts), unscored=unscored)
+    return Histogram(edges=edges, counts=tuple(counts), unscored=total - sum(counts))
 
 
 def tally(connection: Connection, account_id: str, job_id: str) -> list[Tally]:

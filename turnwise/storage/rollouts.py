@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import cache
 from typing import Any
 
-from sqlalchemy import Connection, Update, and_, bindparam, select, update
+from sqlalchemy import Connection, Dialect, and_, bindparam, select, update
 
 from turnwise import errors
 from turnwise.domain.ledger import Bin
@@ -22,7 +21,7 @@ from turnwise.domain.rollout import (
 )
 from turnwise.storage import jobs as jobs_of
 from turnwise.storage.rows import from_row, from_rows, select_nouns, to_row
-from turnwise.storage.tables import groups, rollouts
+from turnwise.storage.tables import groups, rollouts, to_json
 
 OPEN = (RolloutStatus.PENDING, RolloutStatus.READY)
 UNTRAINED = (GroupStatus.OPEN, GroupStatus.CLOSED)
@@ -89,34 +88,56 @@ def find(connection: Connection, rollout_id: str, account_id: str | None) -> Rol
     return _find(connection, rollout_id, account_id, lock=False)
 
 
-def move(
-    connection: Connection,
-    account_id: str,
-    rollout_id: str,
-    expected: Sequence[RolloutStatus],
-    given: Mapping[str, Any],
-) -> Rollout:
-    """Compare-and-set. Metrics are added to those that are there."""
-    rollout = _find(connection, rollout_id, account_id, lock=True)
-    if rollout.status not in expected:
-        wanted = " or ".join(status.value for status in expected)
-        raise errors.Conflict(f"rollout {rollout_id!r} is {rollout.status.value}, not {wanted}")
-    changes = {name: value for name, value in given.items() if value is not None}
-    if "metrics" in changes:
-        changes["metrics"] = {**rollout.metrics, **changes["metrics"]}
-    moved = replace(rollout, **changes)
-    shown, before = _shown(moved), _shown(rollout)
-    columns = changes | {name: value for name, value in shown.items() if value != before[name]}
-    values = {f"new_{name}": value for name, value in columns.items()}
-    connection.execute(_changing(*sorted(columns)), {"its_id": rollout_id, **values})
-    return moved
+#: How the values of a move are stored; numbers are as they are.
+_STORED: Mapping[str, Callable[[Any], Any]] = {
+    "status": lambda status: status.value,
+    "rewards": to_json,
+    "metrics": to_json,
+    "fault": to_json,
+}
 
 
-@cache
-def _changing(*names: str) -> Update:
-    """The statement that gives a rollout new values in these columns."""
-    changed = update(rollouts).where(rollouts.c.rollout_id == bindparam("its_id"))
-    return changed.values({name: bindparam(f"new_{name}") for name in names})
+class MoveRollout:
+    """Compare-and-set of a rollout. Values go to the driver as they are, as in `CommitTurn`."""
+
+    def __init__(self, dialect: Dialect) -> None:
+        self._dialect = dialect
+        self._changing: dict[tuple[str, ...], str] = {}
+
+    def __call__(
+        self,
+        connection: Connection,
+        account_id: str,
+        rollout_id: str,
+        expected: Sequence[RolloutStatus],
+        given: Mapping[str, Any],
+    ) -> Rollout:
+        """Keep the given values; metrics are added to those that are there. `Conflict`."""
+        rollout = _find(connection, rollout_id, account_id, lock=True)
+        if rollout.status not in expected:
+            wanted = " or ".join(status.value for status in expected)
+            raise errors.Conflict(f"rollout {rollout_id!r} is {rollout.status.value}, not {wanted}")
+        changes = {name: value for name, value in given.items() if value is not None}
+        if "metrics" in changes:
+            changes["metrics"] = {**rollout.metrics, **changes["metrics"]}
+        moved = replace(rollout, **changes)
+        values = {name: _STORED.get(name, _as_it_is)(value) for name, value in changes.items()}
+        if changes.keys() & {"rewards", "fault", "ended_at"}:
+            values |= _shown(moved)
+        connection.exec_driver_sql(self._statement(*values), {"its_id": rollout_id} | values)
+        return moved
+
+    def _statement(self, *names: str) -> str:
+        """The statement that gives a rollout new values in these columns."""
+        if names not in self._changing:
+            changed = update(rollouts).where(rollouts.c.rollout_id == bindparam("its_id"))
+            changed = changed.values({name: bindparam(name) for name in names})
+            self._changing[names] = str(changed.compile(dialect=self._dialect))
+        return self._changing[names]
+
+
+def _as_it_is(value: Any) -> Any:
+    return value
 
 
 def supersede(

@@ -87,6 +87,10 @@ _READERS = 4
 _SEARCHABLE_AT_ONCE = 4
 
 
+def _make_searchable(connection: Connection) -> bool:
+    return transcripts.work(connection, _SEARCHABLE_AT_ONCE)
+
+
 class SqlStore:
     """The database, used from one event loop.
 
@@ -99,8 +103,10 @@ class SqlStore:
         self._engine = engine
         self._clock = clock
         self._commit_turn = turns.CommitTurn(engine.dialect)
+        self._move_rollout = rollouts.MoveRollout(engine.dialect)
         self._wal = WalKeeper(engine) if is_sqlite_file(engine) else None
-        self._writer = Writer(engine, None if self._wal is None else self._wal.count)
+        committed = None if self._wal is None else self._wal.count
+        self._writer = Writer(engine, committed, _make_searchable)
         self._readers = ThreadPoolExecutor(readers, "store-reader") if readers else None
         self._watchers: set[tuple[str, asyncio.Future[None]]] = set()
         self._closed = False
@@ -139,6 +145,18 @@ class SqlStore:
         **kwargs: P.kwargs,
     ) -> T:
         written: T = await self._writer.submit(lambda c: function(c, *args, **kwargs))
+        return written
+
+    async def _write_ends(
+        self,
+        function: Callable[Concatenate[Connection, P], T],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        """A write that ends rollouts, or removes them: what can be searched is to change."""
+        written: T = await self._writer.submit(
+            lambda c: function(c, *args, **kwargs), after_commit=self._writer.work_later
+        )
         return written
 
     async def _write_events(
@@ -200,7 +218,7 @@ class SqlStore:
         self, account_id: str, job_id: str, records: Collection[tuple[str, str]] = ()
     ) -> None:
         """Remove a final job and these records, with all but its packages; else `Conflict`."""
-        await self._write(jobs.remove, account_id, job_id, records)
+        await self._write_ends(jobs.remove, account_id, job_id, records)
 
     async def append(
         self, account_id: str, job_id: str, drafts: Sequence[EventDraft]
@@ -285,7 +303,7 @@ class SqlStore:
 
         The tokens of superseded groups go to the bin `dropped_superseded` of the next step.
         """
-        return await self._write(
+        return await self._write_ends(
             rollouts.supersede, account_id, job_id, incarnation, keep, self._clock.now()
         )
 
@@ -327,7 +345,8 @@ class SqlStore:
             "fault": fault,
             "ended_at": ended_at,
         }
-        return await self._write(rollouts.move, account_id, rollout_id, expected, given)
+        write = self._write if ended_at is None else self._write_ends
+        return await write(self._move_rollout, account_id, rollout_id, expected, given)
 
     async def trajectory(self, account_id: str, rollout_id: str) -> Trajectory:
         """A rollout with all nodes and turns."""
@@ -372,8 +391,8 @@ class SqlStore:
         )
 
     async def make_searchable(self) -> None:
-        """Do now what is otherwise done while nothing else is: all that ended can be searched."""
-        while await self._write(transcripts.work, _SEARCHABLE_AT_ONCE):
+        """Do now what is otherwise done while nobody writes: then all that ended is found."""
+        while await self._write(_make_searchable):
             pass
 
     async def ledger(self, account_id: str, job_id: str) -> dict[int, dict[str, int]]:

@@ -256,6 +256,7 @@ jobs = Table(
     _int("max_steps"),
     Column("latest_reward", Double),
     UniqueConstraint("account_id", "name"),
+    Index("ix_jobs_status", "status", "seq"),
     # A list is filtered in it: a row of this table is as long as the job's spec.
     Index("ix_jobs_page", "account_id", "seq", "status", "kind", "name", "job_id"),
     sqlite_autoincrement=True,

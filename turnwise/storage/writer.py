@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,6 +15,13 @@ from sqlalchemy import Connection, Engine
 
 from turnwise import errors
 from turnwise.storage.database import WRITES, translated_errors
+
+log = logging.getLogger(__name__)
+
+# Work that can wait is done once no call has come for so long, or has been due for so long; then
+# in between two calls, never in the place of one.
+_IDLE_S = 0.05
+_OVERDUE_S = 1.0
 
 # Measured: beyond 64 rows per commit the gain ends, while the first one's wait goes on growing.
 _MAX_CALLS_PER_COMMIT = 64
@@ -58,12 +67,23 @@ class Writer:
     Each call runs in its own savepoint, so that one that fails leaves its neighbours in the same
     transaction alone. Where the transaction as a whole fails, each call is tried by itself.
     `committed` is told, on this thread, how many calls each transaction held.
+
+    `work` is what can wait: a small piece of it, run while there are no calls; it says whether
+    there may be more. It is run when the writer starts, and after each `work_later`.
     """
 
-    def __init__(self, engine: Engine, committed: Callable[[int], None] | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        committed: Callable[[int], None] | None = None,
+        work: Callable[[Connection], bool] | None = None,
+    ) -> None:
         with translated_errors():
             self._connection = engine.connect().execution_options(**{WRITES: True})
         self._committed = committed
+        self._work = work
+        self._due_at = time.monotonic() if work is not None else None  # of work, if there is any
+        self._is_at_work = False
         self._waiting: deque[Call] = deque()
         self._changed = threading.Condition()
         self._closing = False
@@ -87,15 +107,26 @@ class Writer:
             self._changed.notify()
         return call.future
 
+    def work_later(self) -> None:
+        """There is something to do that can wait."""
+        with self._changed:
+            if self._due_at is None and self._work is not None:
+                self._due_at = time.monotonic()
+                self._changed.notify()
+
     def close(self) -> None:
-        """Commit what waits, then end the thread; blocks until it has."""
+        """Commit what waits, then end the thread; blocks until it has. Work is left where it is."""
         with self._changed:
             self._closing = True
             self._changed.notify()
         self._thread.join()
 
     def _run(self) -> None:
-        while batch := self._next_batch():
+        while (batch := self._next_batch()) is not None:
+            self._is_at_work = not batch
+            if not batch:
+                self._do_work()
+                continue
             _commit(self._connection, batch)
             # The loop may have gone without closing the store: then nobody waits.
             with contextlib.suppress(RuntimeError):
@@ -104,13 +135,37 @@ class Writer:
                 self._committed(len(batch))
         self._connection.close()
 
-    def _next_batch(self) -> list[Call]:
-        """What waits by now; empty at the end."""
+    def _next_batch(self) -> list[Call] | None:
+        """The calls that wait by now; none of them when it is time to work, None at the end."""
         with self._changed:
             while not self._waiting and not self._closing:
-                self._changed.wait()
+                patience = self._patience()
+                if patience == 0 or not self._changed.wait(patience):
+                    return []
+            if not self._waiting:
+                return None
             count = min(len(self._waiting), _MAX_CALLS_PER_COMMIT)
             return [self._waiting.popleft() for _ in range(count)]
+
+    def _patience(self) -> float | None:
+        """Seconds to wait for calls before work; None: there is none."""
+        if self._due_at is None:
+            return None
+        is_overdue = time.monotonic() - self._due_at >= _OVERDUE_S
+        return 0 if self._is_at_work or is_overdue else _IDLE_S
+
+    def _do_work(self) -> None:
+        """One piece. What fails is tried again at the next `work_later`."""
+        assert self._work is not None
+        due_at, self._due_at = self._due_at, None
+        try:
+            with translated_errors(), self._connection.begin():
+                is_more = self._work(self._connection)
+        except Exception as error:  # supervised: no call of anybody depends on it
+            log.warning("what can wait was put off: %s", error)
+            is_more = False
+        if is_more:
+            self._due_at = due_at
 
 
 def _deliver(batch: Sequence[Call]) -> None:

@@ -1,4 +1,5 @@
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,8 +13,17 @@ from turnwise.domain.access import Principal
 from turnwise.domain.event import EventDraft, EventKind
 from turnwise.domain.job import Job
 from turnwise.domain.ledger import TokenUsage
-from turnwise.domain.rollout import Policy
-from turnwise.ports import FinishedStep, ModelPackage, RolloutQuery
+from turnwise.domain.rollout import Policy, Purpose, RolloutStatus
+from turnwise.ports import (
+    Excerpt,
+    FinishedStep,
+    JobQuery,
+    LogQuery,
+    ModelPackage,
+    RolloutCursor,
+    RolloutQuery,
+    RolloutSort,
+)
 from turnwise.storage.sql import SqlStore
 
 STRANGER = Principal(account_id="acc_other")
@@ -156,3 +166,95 @@ async def test_nothing_is_shown_to_another_account_or_to_a_key_of_another_job(
             with pytest.raises(error):
                 await read
         assert await browse.packages(principal) == []
+
+
+# ── lists ─────────────────────────────────────────────────────────────────────────────────────
+
+
+async def with_rollouts(store: SqlStore, *names: str) -> None:
+    for slot, name in enumerate(names):
+        await store.open_rollouts([builders.rollout(f"rol_{name}", slot=slot)])
+        await store.commit_turn(ACCOUNT, f"rol_{name}", *builders.turn_with_nodes())
+        await store.move_rollout(
+            ACCOUNT,
+            f"rol_{name}",
+            [RolloutStatus.PENDING],
+            status=RolloutStatus.REWARDED,
+            rewards=(float(slot),),
+            ended_at=1010.0,
+        )
+
+
+async def test_a_page_of_rollouts_has_excerpts_and_says_where_to_go_on(store: SqlStore, job: Job):
+    await with_rollouts(store, "a", "b", "c")
+    browse = Browse(store)
+    query = RolloutQuery(job_id="walk", sort=RolloutSort.REWARD, descending=True, limit=2)
+
+    first = await browse.rollout_page(ADMIN, query)
+    rest = await browse.rollout_page(ADMIN, replace(query, after=first.next))
+
+    ids = [[row.summary.rollout.rollout_id for row in page.rows] for page in (first, rest)]
+    assert ids == [["rol_c", "rol_b"], ["rol_a"]]
+    assert first.rows[0].excerpt == Excerpt(prompt="question 0", reply="answer 0")
+    assert (first.next, rest.next) == (RolloutCursor(1.0, 2), None)
+    assert (await browse.rollout_page(ADMIN, replace(query, limit=3))).next is None
+
+
+async def test_counts_samples_and_groups_are_read_by_the_jobs_name(store: SqlStore, job: Job):
+    await with_rollouts(store, "a", "b")
+    browse = Browse(store)
+
+    histogram = await browse.histogram(ADMIN, RolloutQuery(job_id="walk"), bins=2)
+    (tally,) = await browse.tally(ADMIN, "walk")
+    drawn = await browse.random_rollouts(ADMIN, "walk", 0, Purpose.TRAIN)
+    siblings = await browse.group(ADMIN, "grp_a")
+
+    assert (histogram.edges, histogram.counts) == ((0.0, 1.0, 2.0), (1, 1))
+    assert tally.count == 2
+    assert {row.summary.rollout.rollout_id for row in drawn} == {"rol_a", "rol_b"}
+    assert {row.excerpt.reply for row in drawn} == {"answer 0"}
+    assert [each.rollout.rollout_id for each in siblings] == ["rol_a", "rol_b"]
+    with pytest.raises(errors.NotFound, match="group 'grp_z'"):
+        await browse.group(ADMIN, "grp_z")
+
+
+async def test_the_log_and_new_metrics_are_read_by_the_jobs_name(store: SqlStore, job: Job):
+    await append(store, EventKind.LOG, message="one")
+    await append(store, EventKind.METRICS, step=0, values={"training/loss": 1.0})
+    browse = Browse(store)
+    log = await browse.log_events(ADMIN, LogQuery(job_id="walk", text="ONE"))
+    assert [event.seq for event in log] == [1]
+    assert [event.seq for event in await browse.metrics_since(ADMIN, "walk")] == [2]
+
+
+async def test_who_may_see_certain_jobs_lists_these_alone(store: SqlStore, job: Job):
+    await store.create_job(builders.job("run"))
+    await store.create_job(builders.job("far", account_id="acc_other"))
+    browse = Browse(store)
+
+    async def listed(principal: Principal, **query: Any) -> list[str]:
+        asked = JobQuery(**({"account_id": "acc_other"} | query))
+        return [each.name for each in await browse.job_page(principal, asked)]
+
+    assert await listed(ADMIN) == ["run", "walk"]  # of its own account, whatever is asked for
+    assert await listed(OF_OTHER_JOB) == ["run"]
+    assert await listed(OF_OTHER_JOB, job_ids=frozenset({"job_walk"})) == []
+    with pytest.raises(errors.Denied):
+        await listed(Principal(account_id=ACCOUNT, actions=frozenset()))
+
+
+async def test_lists_of_a_job_are_refused_like_the_job(store: SqlStore, job: Job):
+    await with_rollouts(store, "a")
+    browse = Browse(store)
+    for principal, refusal in ((STRANGER, errors.NotFound), (OF_OTHER_JOB, errors.Denied)):
+        for asked in (
+            browse.rollout_page(principal, RolloutQuery(job_id="walk")),
+            browse.histogram(principal, RolloutQuery(job_id="walk")),
+            browse.tally(principal, "walk"),
+            browse.random_rollouts(principal, "walk", 0, Purpose.TRAIN),
+            browse.log_events(principal, LogQuery(job_id="walk")),
+            browse.metrics_since(principal, "walk"),
+            browse.group(principal, "grp_a"),
+        ):
+            with pytest.raises(refusal):
+                await asked

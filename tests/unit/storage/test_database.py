@@ -3,6 +3,9 @@
 import asyncio
 import sqlite3
 import stat
+import threading
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,17 +14,18 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from sqlalchemy import Connection, create_engine, event
-from sqlalchemy.dialects import postgresql
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.schema import CreateIndex, CreateTable
 
 from tests.builders import ACCOUNT, group, job, rollout, turn_with_nodes
 from turnwise import errors
-from turnwise.domain.event import EventDraft, EventKind
-from turnwise.domain.job import CheckpointSpec
-from turnwise.domain.rollout import Turn
-from turnwise.storage import database
+from turnwise.domain.event import Event, EventDraft, EventKind
+from turnwise.domain.job import CheckpointSpec, Job, JobKind, JobStatus
+from turnwise.domain.rollout import Blame, Fault, Node, Rollout, RolloutStatus, Turn
+from turnwise.ports import JobQuery, LogQuery, RolloutQuery, RolloutSort
+from turnwise.storage import database, jobs, rollouts
 from turnwise.storage.database import memory_engine, migrate, open_engine
-from turnwise.storage.rows import from_rows, select_nouns, to_row
+from turnwise.storage.rows import TABLES, from_rows, select_nouns, to_row
 from turnwise.storage.sql import SqlStore
 from turnwise.storage.tables import metadata, turns
 from turnwise.storage.turns import CommitTurn
@@ -220,3 +224,187 @@ async def test_a_value_that_is_not_json_is_refused_and_nothing_kept() -> None:
         await store.append(ACCOUNT, "job_walk", [draft])
     assert await store.events(ACCOUNT, "job_walk") == []
     await store.close()
+
+
+# ── what can be searched ──────────────────────────────────────────────────────────────────────
+
+
+def _indexed(path: Path) -> tuple[int, int, int]:
+    """Transcripts, terms of the search index, jobs whose transcripts are still to be removed."""
+    with closing(sqlite3.connect(path)) as read:
+        read.execute("CREATE VIRTUAL TABLE temp.terms USING fts5vocab(main, search_index, row)")
+        counts = [
+            read.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
+            for table in ("transcripts", "temp.terms", "deleted_jobs")
+        ]
+    return counts[0], counts[1], counts[2]
+
+
+async def _ended(store: SqlStore, rollout_id: str = "rol_a") -> None:
+    """job_walk, and in it a rollout of one turn that failed late."""
+    await store.create_job(job())
+    await store.open_rollouts([rollout(rollout_id)])
+    await store.commit_turn(ACCOUNT, rollout_id, *turn_with_nodes())
+    await store.move_rollout(
+        ACCOUNT,
+        rollout_id,
+        [RolloutStatus.PENDING],
+        status=RolloutStatus.FAILED,
+        fault=Fault(blame=Blame.AGENT, code="deadline"),
+        rewards=(0.1,) * 10,
+        ended_at=1060.0,
+    )
+    metrics = {"step": 4, "values": {"rollout/reward/mean": 0.5}}
+    await store.append(ACCOUNT, "job_walk", [EventDraft(kind=EventKind.METRICS, body=metrics)])
+
+
+async def _found(store: SqlStore, query: RolloutQuery) -> list[str]:
+    found = await store.rollouts(ACCOUNT, query)
+    return [each.rollout.rollout_id for each in found]
+
+
+async def test_a_database_from_before_pages_is_listed_and_searched_like_a_new_one(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "turnwise.db"
+    migrate(old := create_engine(f"sqlite:///{path}"), "audit")
+    old.dispose()
+    new = SqlStore.in_memory()
+    await _ended(new)
+    kept = {
+        kind: await new._read(lambda c, kind=kind: [to_row(n) for n in _all_of(c, kind)])
+        for kind in (Job, Rollout, Node, Event)
+    }
+    await new.close()
+    with closing(sqlite3.connect(path)) as write, write:
+        for kind, rows in kept.items():
+            _insert_as_before(write, kind, rows)
+
+    store = SqlStore.open(path)
+    query = RolloutQuery(job_id="job_walk", text="question", fault_code="deadline", reward_ge=1.0)
+    async with asyncio.timeout(30):
+        while await _found(store, query) != ["rol_a"]:
+            await asyncio.sleep(0.01)
+    longest = replace(query, sort=RolloutSort.DURATION, descending=True)
+    (summary,) = await store.rollouts(ACCOUNT, longest)
+    (listed,) = await store.job_page(JobQuery(account_id=ACCOUNT, kind=JobKind.TRAIN))
+    (event,) = await store.log_events(ACCOUNT, LogQuery(job_id="job_walk", step=4))
+    await store.close()
+
+    assert summary.cursor(RolloutSort.DURATION).value == 60.0
+    assert (listed.model, listed.output_group, listed.max_steps) == ("/models/tiny", "walk", 50)
+    assert (listed.latest_reward, event.kind) == (0.5, EventKind.METRICS)
+
+
+def _all_of(connection: Connection, kind: type) -> list[object]:
+    return from_rows(kind, connection.execute(select_nouns(kind)).all())
+
+
+def _insert_as_before(write: sqlite3.Connection, kind: type, rows: list[dict]) -> None:
+    """Rows as the version before wrote them: the noun's own columns, and counters."""
+    table = TABLES[kind]
+    counters = {Rollout: {"turns": 1, "tokens": 2}, Node: {"rollout_id": "rol_a"}}
+    accounts = {Event: {"account_id": ACCOUNT}, Node: {"account_id": ACCOUNT}}
+    more = {**counters.get(kind, {}), **accounts.get(kind, {})}
+    dialect = sqlite.dialect()
+    for row in rows:
+        values = row | more | ({"last_event": 1} if kind is Job else {})
+        stored = {
+            name: process(value)
+            if (process := table.c[name].type.dialect_impl(dialect).bind_processor(dialect))
+            else value
+            for name, value in values.items()
+        }
+        columns = ", ".join(f'"{name}"' for name in stored)
+        marks = ", ".join("?" * len(stored))
+        statement = f"INSERT INTO {table.name} ({columns}) VALUES ({marks})"
+        write.execute(statement, tuple(stored.values()))
+
+
+async def test_nothing_of_a_deleted_job_stays_to_be_searched(tmp_path: Path) -> None:
+    path = tmp_path / "turnwise.db"
+    store = SqlStore.open(path)
+    await _ended(store)
+    await store.make_searchable()
+    assert _indexed(path)[0] == 1
+    stopped = EventDraft(kind=EventKind.STATUS, body={"status": JobStatus.STOPPED})
+    await store.append(ACCOUNT, "job_walk", [stopped])
+    await store.delete_job(ACCOUNT, "job_walk")
+    await _ended(store, "rol_b")  # of a job of the same id
+    await store.make_searchable()
+    query = RolloutQuery(job_id="job_walk", text="question")
+    assert await _found(store, query) == ["rol_b"]
+    await store.append(ACCOUNT, "job_walk", [stopped])
+    await store.delete_job(ACCOUNT, "job_walk")
+    await store.make_searchable()
+    await store.close()
+    assert _indexed(path) == (0, 0, 0)
+
+
+async def test_what_ended_before_a_kill_is_searched_after_the_next_start(tmp_path: Path) -> None:
+    path = tmp_path / "turnwise.db"
+    engine = open_engine(path)
+    writer = Writer(engine)  # without the work: as if the process had ended before it
+    opened = rollout(status=RolloutStatus.FAILED, ended_at=1060.0)
+    await writer.submit(lambda c: jobs.create(c, job(), ()))
+    await writer.submit(lambda c: rollouts.open_all(c, [opened]))
+    nodes, _ = turn_with_nodes()
+    rows = [to_row(node, rollout_id="rol_a", account_id=ACCOUNT) for node in nodes]
+    await writer.submit(lambda c: c.execute(TABLES[Node].insert(), rows))
+    writer.close()
+    engine.dispose()
+    assert _indexed(path) == (0, 0, 0)
+
+    store = SqlStore.open(path)
+    query = RolloutQuery(job_id="job_walk", text="answer")
+    async with asyncio.timeout(30):
+        while await _found(store, query) != ["rol_a"]:
+            await asyncio.sleep(0.01)
+    await store.close()
+
+
+# ── work that can wait ────────────────────────────────────────────────────────────────────────
+
+
+async def test_work_waits_for_calls_and_is_done_piece_by_piece(tmp_path: Path) -> None:
+    done: list[str] = []
+    finished = threading.Event()
+
+    def work(connection: Connection) -> bool:
+        done.append("work")
+        if done.count("work") == 3:
+            finished.set()
+        return done.count("work") < 3
+
+    writer = Writer(open_engine(tmp_path / "turnwise.db"), work=work)
+    calls = [writer.submit(lambda c: done.append("call")) for _ in range(100)]
+    await asyncio.gather(*calls)
+    assert await asyncio.to_thread(finished.wait, 30)
+    writer.close()
+    assert done == ["call"] * 100 + ["work"] * 3
+
+
+async def test_work_that_fails_is_put_off_and_harms_no_call(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tried: list[int] = []
+
+    def work(connection: Connection) -> bool:
+        connection.exec_driver_sql("CREATE TABLE half_done (a)")
+        tried.append(1)
+        raise errors.StorageFull("no room")
+
+    engine = open_engine(tmp_path / "turnwise.db")
+    writer = Writer(engine, work=work)
+    for count in (1, 2):
+        async with asyncio.timeout(30):
+            while len(tried) < count:
+                await asyncio.sleep(0.01)
+        assert await writer.submit(lambda c: "kept") == "kept"
+        writer.work_later()
+    writer.close()
+    assert "what can wait was put off: no room" in caplog.text
+    with engine.connect() as connection:
+        tables = connection.exec_driver_sql("SELECT name FROM sqlite_master").scalars().all()
+    engine.dispose()
+    assert "half_done" not in tables

@@ -64,6 +64,7 @@ def _jobs() -> None:
         bind.execute(
             sa.text(f"UPDATE jobs SET {values} WHERE job_id = :job_id"), shown | {"job_id": job_id}
         )
+    op.create_index("ix_jobs_status", "jobs", ["status", "seq"])
     op.create_index(
         "ix_jobs_page", "jobs", ["account_id", "seq", "status", "kind", "name", "job_id"]
     )

@@ -19,6 +19,7 @@ from typing import Any
 
 from turnwise.domain.event import Event, EventKind
 from turnwise.domain.job import Job, JobKind, JobStatus, Secondary
+from turnwise.ports import JobSummary
 
 Json = dict[str, Any]
 
@@ -124,9 +125,9 @@ def _shown(kind: JobKind, secondary: Secondary) -> str:
     return secondary.value
 
 
-def secondary_of(job: Job) -> str:
+def secondary_of(job: Job | JobSummary) -> str:
     """`SecondaryStatus`."""
-    return _shown(job.spec.kind, job.secondary)
+    return _shown(job.kind, job.secondary)
 
 
 def failure_of(job: Job) -> str | None:
@@ -136,7 +137,7 @@ def failure_of(job: Job) -> str | None:
     return job.message if len(job.message) <= MAX_REASON else job.message[: MAX_REASON - 3] + "..."
 
 
-def modified_at(job: Job) -> float:
+def modified_at(job: Job | JobSummary) -> float:
     """`LastModifiedTime`: when the job was created, first started, or ended."""
     return max(job.created_at, job.started_at or 0.0, job.ended_at or 0.0)
 

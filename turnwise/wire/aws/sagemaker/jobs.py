@@ -28,7 +28,7 @@ from turnwise.domain.event import EventKind
 from turnwise.domain.job import AgentSpec, Job, JobKind
 from turnwise.domain.ledger import TokenUsage
 from turnwise.domain.resource import Resource
-from turnwise.ports import Clock, ModelPackage, Resources
+from turnwise.ports import Clock, JobQuery, JobSummary, ModelPackage, Resources
 from turnwise.tracking.details import KIND as RUN
 from turnwise.tracking.details import mlflow_details
 from turnwise.wire.aws.arns import JobArn, ModelPackageArn, ModelPackageGroupArn
@@ -274,9 +274,15 @@ class _JobHandlers:
 
     async def list_jobs(self, call: Call, given: Json) -> Json:
         """Jobs of one category, of whatever door they came by."""
+        query = JobQuery(
+            account_id=call.account.account_id,
+            kind=documents.KIND.get(given["JobCategory"]),
+            name=given.get("NameContains", ""),
+            limit=MAX_JOBS,
+        )
         found = {
             job.name: job
-            for job in await self._rooms.jobs.list(call.principal, limit=MAX_JOBS)
+            for job in await self._rooms.browse.job_page(call.principal, query)
             if _matches(job, given)
         }
         is_descending = given.get("SortOrder", "Descending") == "Descending"
@@ -371,8 +377,8 @@ def _kind(given: Json) -> JobKind:
     return kind
 
 
-def _arn(call: Call, job: Job) -> str:
-    category = documents.CATEGORY[job.spec.kind]
+def _arn(call: Call, job: Job | JobSummary) -> str:
+    category = documents.CATEGORY[job.kind]
     return str(
         JobArn(region=call.region, number=call.account.number, name=job.name, category=category)
     )
@@ -392,31 +398,31 @@ def _base_of(catalogue: Catalogue, model: str) -> BaseModel:
     return BaseModel(name=name or "model", folder=Path(model))
 
 
-def _matches(job: Job, given: Json) -> bool:
+def _matches(job: JobSummary, given: Json) -> bool:
     """Whether ListJobs's filters let a job through."""
     wanted = given.get("StatusEquals", STATUS[job.status])
     shown = {"CreationTime": job.created_at, "LastModifiedTime": modified_at(job)}
     times = [(name, round(at, 3)) for name, at in shown.items()]  # as a client was told them
     return (
-        documents.CATEGORY[job.spec.kind] == given["JobCategory"]
+        documents.CATEGORY[job.kind] == given["JobCategory"]
         and STATUS[job.status] == wanted
         and given.get("NameContains", "").lower() in job.name.lower()
         and all(in_time(given, at, name) for name, at in times)
     )
 
 
-_SORT_KEYS: Mapping[str, Callable[[Job], tuple[float | str, str]]] = {
+_SORT_KEYS: Mapping[str, Callable[[JobSummary], tuple[float | str, str]]] = {
     "Name": lambda job: (job.name, job.name),
     "CreationTime": lambda job: (job.created_at, job.name),
     "Status": lambda job: (STATUS[job.status], job.name),
 }
 
 
-def _summary(call: Call, job: Job) -> Json:
+def _summary(call: Call, job: JobSummary) -> Json:
     return {
         "JobArn": _arn(call, job),
         "JobName": job.name,
-        "JobCategory": documents.CATEGORY[job.spec.kind],
+        "JobCategory": documents.CATEGORY[job.kind],
         "JobStatus": STATUS[job.status],
         "JobSecondaryStatus": secondary_of(job),
         "CreationTime": job.created_at,
