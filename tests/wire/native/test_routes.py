@@ -389,6 +389,7 @@ async def test_a_rollout_is_shown_with_its_messages_tokens_and_turns(
                 "tokens": [1, 2],
                 "logprobs": None,
                 "fork_cause": None,
+                "tools": [],
             },
             {
                 "node_id": 1,
@@ -398,6 +399,7 @@ async def test_a_rollout_is_shown_with_its_messages_tokens_and_turns(
                 "tokens": [7, 8],
                 "logprobs": [-0.5, -0.5],
                 "fork_cause": None,
+                "tools": [],
             },
         ],
     )
