@@ -340,6 +340,28 @@ async def test_the_command_that_asks_again_holds_the_whole_request(
     assert "sampled from the base model" in text
 
 
+async def test_the_tools_offered_are_shown_and_asked_with_again(
+    site: Site, job: Job, client: httpx.AsyncClient
+):
+    tool = {"type": "function", "function": {"name": "gauge", "description": "Reads <it>."}}
+    await play(site, Step(START, said("Shut."), tools=[tool]))
+
+    text = await text_of(client)
+    command = await text_of(client, f"{AT}/turns/0/request")
+
+    assert "Tools offered · 1: gauge gauge Reads <it>." in text
+    assert '"tools": [{"type": "function"' in command
+    assert "Add" not in command
+
+
+async def test_of_tools_that_were_not_kept_the_command_says_so(
+    site: Site, job: Job, client: httpx.AsyncClient
+):
+    await play(site, Step(START, said("Shut.")))  # whose root has an identity of tools alone
+
+    assert 'Add "tools" to ask the very same' in await text_of(client, f"{AT}/turns/0/request")
+
+
 async def test_the_json_is_what_the_native_api_gives(
     site: Site, job: Job, client: httpx.AsyncClient
 ):

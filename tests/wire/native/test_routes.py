@@ -392,6 +392,7 @@ async def test_a_rollout_is_shown_with_its_messages_tokens_and_turns(
                 "tokens": [1, 2],
                 "logprobs": None,
                 "fork_cause": None,
+                "tools": [],
             },
             {
                 "node_id": 1,
@@ -401,6 +402,7 @@ async def test_a_rollout_is_shown_with_its_messages_tokens_and_turns(
                 "tokens": [7, 8],
                 "logprobs": [-0.5, -0.5],
                 "fork_cause": None,
+                "tools": [],
             },
         ],
     )
