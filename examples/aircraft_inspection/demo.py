@@ -256,8 +256,9 @@ def _summary(demo: Demo, loaded: data.Task, base: Measured, tuned: Measured, ada
         )
     console.print(f"adapter: {adapter}", soft_wrap=True)
     console.print(
-        f"look at the job: start `{_turnwise(demo)} serve`, then `{_turnwise(demo)} jobs logs "
-        f"aircraft`, `... jobs metrics aircraft`, `... rollouts list aircraft`",
+        f"look at the job: start `{_turnwise(demo)} serve` and open the pages that it names; or "
+        f"`{_turnwise(demo)} jobs logs aircraft`, `... jobs metrics aircraft`, `... rollouts list "
+        f"aircraft`",
         soft_wrap=True,
     )
     return summary

@@ -91,6 +91,7 @@ class Step:
     completion: Sequence[int] = (7, 8)
     prompt: Sequence[int] = (1, 2, 3)
     turn: Mapping[str, Any] | None = None
+    tools: Sequence[Mapping[str, Any]] = ()
 
 
 def conversation(*steps: Step) -> list[tuple[list[Node], Turn]]:
@@ -108,7 +109,12 @@ def conversation(*steps: Step) -> list[tuple[list[Node], Turn]]:
         made.append(
             (
                 [
-                    _node(prompt, messages=tuple(step.sent), fork_cause=step.cause),
+                    _node(
+                        prompt,
+                        messages=tuple(step.sent),
+                        fork_cause=step.cause,
+                        tools=tuple(step.tools),
+                    ),
                     _node(completion, messages=(step.reply,)),
                 ],
                 turn,

@@ -64,7 +64,8 @@ async def test_an_evaluation_is_started_from_its_form(site: Site, browser: httpx
         ("batch.group_size", "1", "use at least 2"),
         ("batch.group_size", "many", "is not a whole number"),
         ("name", "not a name", "use 1 to 63 letters"),
-        ("name", "", "is empty"),
+        ("name", "", "is needed"),
+        ("dataset", "", "is needed"),
         ("model", "relative", "give its absolute path"),
         ("agent.url", "nowhere", "use http://host:port"),
         ("sampling_params.temperature", "0", "use 1 for training"),
@@ -84,10 +85,10 @@ async def test_an_error_stands_beside_the_field_that_it_names_and_nothing_is_los
         form["agent.kind"] = "http"
     page = whole(await browser.post("/dashboard/jobs/new", data=form), 400)
     id = field.replace(".", "-")
-    if field != "name" or text:
-        assert f'id="{id}-problem">' in page
-        beside = page.split(f'id="{id}-problem">')[1].split("</span>")[0]
-        assert told in html.unescape(beside)
+    assert f'href="#{id}"' in page
+    beside = page.split(f'id="{id}-problem">')[1].split("</span>")[0]
+    assert told in html.unescape(beside)
+    assert "MISSING" not in page
     assert value_of(page, "dataset") == form["dataset"]
     assert value_of(page, field) == text
     assert value_of(page, "description") == HOSTILE

@@ -113,6 +113,6 @@ def test_a_bar_leads_to_its_rollouts_and_the_chosen_one_back_to_all():
     low, high = bars(histogram, Filters(min=0.5, below=1.0))
 
     assert (low.href, low.is_chosen) == ("?min=0&below=0.5", False)
-    assert (high.href, high.is_chosen) == ("?", True)
+    assert (high.href, high.is_chosen) == ("", True)
     assert (low.height, high.height) == (3.0, HEIGHT)
     assert bars(Histogram(edges=(), counts=(), unscored=3), Filters()) == []

@@ -340,6 +340,28 @@ async def test_the_command_that_asks_again_holds_the_whole_request(
     assert "sampled from the base model" in text
 
 
+async def test_the_tools_offered_are_shown_and_asked_with_again(
+    site: Site, job: Job, client: httpx.AsyncClient
+):
+    tool = {"type": "function", "function": {"name": "gauge", "description": "Reads <it>."}}
+    await play(site, Step(START, said("Shut."), tools=[tool]))
+
+    text = await text_of(client)
+    command = await text_of(client, f"{AT}/turns/0/request")
+
+    assert "Tools offered · 1: gauge gauge Reads <it>." in text
+    assert '"tools": [{"type": "function"' in command
+    assert "Add" not in command
+
+
+async def test_of_tools_that_were_not_kept_the_command_says_so(
+    site: Site, job: Job, client: httpx.AsyncClient
+):
+    await play(site, Step(START, said("Shut.")))  # whose root has an identity of tools alone
+
+    assert 'Add "tools" to ask the very same' in await text_of(client, f"{AT}/turns/0/request")
+
+
 async def test_the_json_is_what_the_native_api_gives(
     site: Site, job: Job, client: httpx.AsyncClient
 ):
@@ -374,9 +396,9 @@ async def test_attempts_side_by_side_show_what_differs(
     assert (await client.get("/dashboard/groups/grp_a?beside=rol_c")).status_code == 404
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
+async def test_what_is_not_there_is_not_found(site: Site, job: Job, client: httpx.AsyncClient):
+    await play(site, Step(START, said("Shut.")))
+    missing = [
         f"{AT}x",
         f"{AT}/turns/1/tokens",
         f"{AT}/turns/-1/tokens",
@@ -386,14 +408,9 @@ async def test_attempts_side_by_side_show_what_differs(
         f"{AT}/messages/-1/0",
         "/dashboard/groups/grp_none",
         "/dashboard/jobs/none/rollouts",
-    ],
-)
-async def test_what_is_not_there_is_not_found(
-    site: Site, job: Job, client: httpx.AsyncClient, path: str
-):
-    await play(site, Step(START, said("Shut.")))
+    ]
 
-    assert (await client.get(path)).status_code == 404
+    assert [(await client.get(path)).status_code for path in missing] == [404] * len(missing)
 
 
 PATHS = [
@@ -409,8 +426,7 @@ PATHS = [
 ]
 
 
-@pytest.mark.parametrize("path", PATHS)
-async def test_a_rollout_is_shown_only_to_who_may_read_its_job(site: Site, job: Job, path: str):
+async def test_a_rollout_is_shown_only_to_who_may_read_its_job(site: Site, job: Job):
     await play(site, Step(START, said("Shut.")))
     other = Account(account_id="acc_other", slug="other", number="000000000002")
     await site.store.create_account(other)
@@ -421,20 +437,22 @@ async def test_a_rollout_is_shown_only_to_who_may_read_its_job(site: Site, job: 
         site.client(job_ids=["job_walk"]) as its,
         httpx.AsyncClient(transport=httpx.ASGITransport(site.app), base_url=URL) as nobody,
     ):
-        refused = [await each.get(path) for each in (stranger, narrow)]
-        assert [each.status_code for each in refused] == [404, 403]
-        assert not any("Shut." in each.text for each in refused)
-        assert (await its.get(path)).status_code == 200
-        assert (await nobody.get(path)).headers["location"].startswith("/dashboard/sign-in?")
+        for path in PATHS:
+            refused = [await each.get(path) for each in (stranger, narrow)]
+            assert [each.status_code for each in refused] == [404, 403], path
+            assert not any("Shut." in each.text for each in refused)
+            assert (await its.get(path)).status_code == 200
+            assert (await nobody.get(path)).headers["location"].startswith("/dashboard/sign-in?")
 
 
-@pytest.mark.parametrize("path", PATHS)
-async def test_pages_are_whole_without_script(
-    site: Site, job: Job, client: httpx.AsyncClient, path: str
-):
+async def test_pages_are_whole_without_script(site: Site, job: Job, client: httpx.AsyncClient):
     await play(site, Step(START, said("Shut.")))
-    page = (await client.get(path)).text
+    for path in PATHS:
+        page = (await client.get(path)).text
 
-    assert not re.search(r"\son\w+=|\sstyle=|javascript:", page)
-    for link in set(re.findall(r'hx-get="([^"]+)"', page)):
-        assert (await client.get(unescape(link))).status_code == 200
+        assert not re.search(r"\son\w+=|\sstyle=|javascript:", page)
+        for link in set(re.findall(r'hx-get="([^"]+)"', page)):
+            whole = await client.get(unescape(link))
+            assert whole.status_code == 200
+            is_news = link.startswith(f"{AT}/news")  # which stands on the page already
+            assert is_news or "<html" in whole.text

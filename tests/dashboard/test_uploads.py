@@ -50,6 +50,7 @@ async def test_an_evaluators_page_has_its_build_log(site: Site, browser: httpx.A
     await an_evaluator(site)
     page = whole(await browser.get("/dashboard/evaluators/judge"))
     assert "Nothing was printed yet" in page
+    assert "jobs/new" not in page
     assert "<script>alert" not in page
     await site.evaluators.put_archive(ADMIN, "judge", pieces(), 7)
     await site.evaluators.build(ADMIN, "judge")
@@ -57,6 +58,7 @@ async def test_an_evaluators_page_has_its_build_log(site: Site, browser: httpx.A
     page = whole(await browser.get("/dashboard/evaluators/judge"))
     assert "building judge" in page
     assert "ACTIVE" in page
+    assert 'href="/dashboard/jobs/new?evaluator=judge"' in page
     assert "test_math.py::test_math" in page
     form = whole(await browser.get("/dashboard/jobs/new?evaluator=judge"))
     assert 'value="judge"' in form

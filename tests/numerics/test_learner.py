@@ -339,6 +339,11 @@ def test_a_step_reports_what_it_did(learner: TorchLearner) -> None:
         "training/padded_tokens",
         "training/ratio_max",
         "training/ratio_mean",
+        "training/ratio_p25",
+        "training/ratio_p5",
+        "training/ratio_p50",
+        "training/ratio_p75",
+        "training/ratio_p95",
     ]
     assert metrics["training/learning_rate"] == 1e-2
     assert metrics["training/loss"] == pytest.approx(-1, abs=0.3)
@@ -346,6 +351,9 @@ def test_a_step_reports_what_it_did(learner: TorchLearner) -> None:
     # The second mini-batch was sampled before the first update moved the policy.
     assert metrics["training/kl_k3"] > 0
     assert metrics["training/ratio_max"] > 1.0001
+    spread = [metrics[f"training/ratio_p{p}"] for p in (5, 25, 50, 75, 95)]
+    assert spread == sorted(spread)
+    assert spread[-1] <= metrics["training/ratio_max"]
 
 
 def test_a_step_without_a_trained_token_changes_nothing(learner: TorchLearner) -> None:

@@ -22,6 +22,7 @@ from turnwise.access.keys import sha256_hex
 from turnwise.client import connect
 from turnwise.domain.access import Key
 from turnwise.domain.evaluation import results_key, table_key
+from turnwise.domain.event import EventDraft, EventKind
 from turnwise.domain.job import JobStatus
 from turnwise.domain.rollout import Blame, Fault, ForkCause, RolloutStatus
 
@@ -268,6 +269,23 @@ def test_a_job_is_described_with_what_it_cost(turnwise: Run, serving: Serving, j
     said = turnwise("jobs", "describe", "walk").lines
     at = said.index("usage:")
     assert said[at + 1 : at + 5] == [f"  {name}: {tokens}" for name, tokens in usage.items()]
+
+
+def test_findings_are_told_with_evidence_and_remedy(turnwise: Run, serving: Serving, job_yaml: str):
+    turnwise("train", job_yaml)
+    assert turnwise("jobs", "findings", "walk").lines == ["no findings"]
+    body = {"step": 1, "values": {"training/num_groups": 2}}
+    draft = EventDraft(kind=EventKind.METRICS, body=body)
+    serving.call(serving.world.store.append(ACCOUNT, "job_a", [draft]))
+
+    said = turnwise("jobs", "findings", "walk").lines
+    assert said[:2] == [
+        "info: A step learns from 2 groups (few_groups)",
+        "  step 1: training/num_groups = 2",
+    ]
+    assert said[2].startswith("  raise batch.global_batch_size")
+    [found] = turnwise("jobs", "findings", "walk", "--json").json
+    assert (found["code"], found["severity"]) == ("few_groups", "info")
 
 
 def test_the_ledger_is_shown_per_step(turnwise: Run, serving: Serving, job_yaml: str):

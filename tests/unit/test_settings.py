@@ -49,6 +49,11 @@ def test_the_server_listens_on_loopback_unless_told_otherwise():
             "TURNWISE_MAX_RUNNING_JOBS: '0' is not allowed; must be a whole number, 1 or more",
         ),
         (
+            "TURNWISE_PRICE_TRAIN_PER_MILLION",
+            "-1",
+            "TURNWISE_PRICE_TRAIN_PER_MILLION: '-1' is not allowed; must be a number, 0 or more",
+        ),
+        (
             "turnwise_device",
             "gpu",
             "turnwise_device: 'gpu' is not allowed; must be cpu, cuda or cuda:N",

@@ -75,8 +75,11 @@ def serve(
 
     def ready(url: str) -> None:
         facts = {"url": url, "data_dir": str(settings.data_dir.resolve())}
-        text = f"Turnwise {__version__} at {url}, data in {facts['data_dir']}; Ctrl-C ends it"
-        show(facts, as_json, lambda: text)
+        lines = [
+            f"Turnwise {__version__} at {url}, data in {facts['data_dir']}; Ctrl-C ends it",
+            f"Pages at {url}/dashboard; sign in with the key in {settings.data_dir / 'admin.key'}",
+        ]
+        show(facts, as_json, lambda: "\n".join(lines))
         sys.stdout.flush()
 
     try:

@@ -7,6 +7,7 @@ along as `rest`, so that going from one to the other and back loses nothing.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -39,7 +40,9 @@ class FormField:
     @property
     def default(self) -> str:
         """What holds where the input is left empty."""
-        value = _DEFAULTS.get(self.path)
+        value = _DEFAULTS[self.path]
+        if value is dataclasses.MISSING:
+            return ""
         return f"{value:g}" if isinstance(value, float) else str(value or "")
 
 

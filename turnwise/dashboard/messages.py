@@ -54,6 +54,15 @@ class CallView:
 
 
 @dataclass(frozen=True, slots=True)
+class ToolView:
+    """A tool as a request offers it; `definition` is all of it, JSON."""
+
+    name: str
+    description: str
+    definition: str
+
+
+@dataclass(frozen=True, slots=True)
 class MessageView:
     """A message in parts; `rest` is what else it holds, as JSON, "" for nothing.
 
@@ -93,6 +102,17 @@ def view(message: Message) -> MessageView:
         reasoning=_text(reasoning).strip("\n"),
         calls=tuple(map(_call, calls)) if isinstance(calls, Sequence) else (),
         rest=pretty(rest) if any(value is not None for value in rest.values()) else "",
+    )
+
+
+def tool_view(tool: Mapping[str, Any]) -> ToolView:
+    """A tool in OpenAI's shape, or in any other."""
+    function = tool.get("function")
+    named = function if isinstance(function, Mapping) else tool
+    return ToolView(
+        name=_text(named.get("name")) or "unnamed",
+        description=_text(named.get("description")),
+        definition=pretty(tool),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from turnwise.dashboard.faults import status_of
 from turnwise.dashboard.job_form import (
     FIELDS,
     Draft,
+    FormField,
     as_yaml,
     draft_of,
     fields_of,
@@ -38,26 +39,33 @@ _OFFERED = 200
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """What is wrong, and with which setting; `field` is empty where it is with none of the form."""
+    """What is wrong, and with which input; None where it is with none of the form."""
 
-    field: str
     text: str
     status: int
+    field: FormField | None = None
 
     @classmethod
-    def of(cls, error: errors.TurnwiseError, paths: list[str]) -> Problem:
+    def of(cls, error: errors.TurnwiseError, fields: Sequence[FormField]) -> Problem:
         """An error of a check, beside the input that it names."""
-        if isinstance(error, errors.InvalidInput):
-            named = error.field.partition("[")[0]
-            if named in paths:
-                remedy = f"; {error.remedy}" if error.remedy else ""
-                return cls(field=named, text=f"{error.reason}{remedy}", status=400)
-        field = ""
-        if isinstance(error, errors.NotFound) and error.kind == "agent":
-            field = "agent.name"
-        elif isinstance(error, errors.Conflict) and "exists already" in str(error):
-            field = "name"
-        return cls(field=field if field in paths else "", text=str(error), status=status_of(error))
+        inputs = {each.path: each for each in fields}
+        found, text = inputs.get(_named(error)), str(error)
+        if found is not None and isinstance(error, errors.InvalidInput):
+            reason = "is needed" if error.value is None else error.reason
+            text = reason + (
+                f"; {error.remedy}" if error.remedy and error.value is not None else ""
+            )
+        return cls(field=found, text=text, status=status_of(error))
+
+
+def _named(error: errors.TurnwiseError) -> str:
+    """The setting that an error is about; empty where it names none."""
+    if isinstance(error, errors.InvalidInput):
+        return error.field.partition("[")[0]
+    if isinstance(error, errors.NotFound) and error.kind == "agent":
+        return "agent.name"
+    is_taken = isinstance(error, errors.Conflict) and "exists already" in str(error)
+    return "name" if is_taken else ""
 
 
 def new_job_routes(dashboard: Dashboard) -> APIRouter:
@@ -122,8 +130,8 @@ def new_job_routes(dashboard: Dashboard) -> APIRouter:
                 return await page(request, who, draft, text=text, is_fine=True)
             job = await rooms.jobs.create(who, spec)
         except errors.TurnwiseError as error:
-            paths = [] if text is not None else [each.path for each in fields_of(draft.kind)]
-            return await page(request, who, draft, text=text, problem=Problem.of(error, paths))
+            inputs = [] if text is not None else fields_of(draft.kind)
+            return await page(request, who, draft, text=text, problem=Problem.of(error, inputs))
         return RedirectResponse(job_address(job.name, job.job_id), status_code=303)
 
     @routes.post("/preview")
@@ -186,7 +194,7 @@ def _named_in(query: Mapping[str, str]) -> dict[str, str]:
 async def _from_job(rooms: DashboardRooms, who: Principal, name: str) -> Draft:
     """Another job's configuration, under a name of its own."""
     job = await rooms.jobs.describe(who, name)
-    return await _named(rooms, who, draft_of(short_job_file(job.spec)), job.name)
+    return await _with_name(rooms, who, draft_of(short_job_file(job.spec)), job.name)
 
 
 async def _from_model(rooms: DashboardRooms, who: Principal, name: str, kind: JobKind) -> Draft:
@@ -201,10 +209,12 @@ async def _from_model(rooms: DashboardRooms, who: Principal, name: str, kind: Jo
         rows = job_file.get("validation_dataset") or job_file.get("dataset")
         its |= {"dataset": rows} if rows else {}
         evaluated = {"kind": kind.value, "evaluation": {"models": [BASE, package.name]}}
-        return await _named(rooms, who, draft_of(its | evaluated), f"{package.group}-evaluation")
+        return await _with_name(
+            rooms, who, draft_of(its | evaluated), f"{package.group}-evaluation"
+        )
     start = "resume_from" if package.kind == "checkpoint" else "input_adapter"
     made = package.metadata.get("job", {}).get("name", package.group)
-    return await _named(rooms, who, draft_of(job_file | {start: package.name}), made)
+    return await _with_name(rooms, who, draft_of(job_file | {start: package.name}), made)
 
 
 def _recorded(package: ModelPackage) -> Json:
@@ -218,7 +228,7 @@ def _recorded(package: ModelPackage) -> Json:
         return {key: config[key] for key in ("dataset", "agent") if key in config}
 
 
-async def _named(rooms: DashboardRooms, who: Principal, draft: Draft, like: str) -> Draft:
+async def _with_name(rooms: DashboardRooms, who: Principal, draft: Draft, like: str) -> Draft:
     stem = like.rstrip("0123456789").rstrip("-") or like
     alike = JobQuery(account_id=who.account_id, name=stem, limit=1000)
     taken = {job.name for job in await rooms.browse.job_page(who, alike)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -36,8 +37,9 @@ class Pages:
     templates: jinja2.Environment
 
     @classmethod
+    @cache
     def load(cls) -> Pages:
-        """With the templates of this package."""
+        """With the templates of this package, each compiled once in a process."""
         environment = jinja2.Environment(
             loader=jinja2.FileSystemLoader(HERE / "templates"),
             autoescape=True,

@@ -10,7 +10,12 @@ from typing import Any
 from turnwise.domain.rollout import Message, Turn
 
 
-def request_body(model: str, messages: Sequence[Message], turn: Turn) -> dict[str, Any]:
+def request_body(
+    model: str,
+    messages: Sequence[Message],
+    turn: Turn,
+    tools: Sequence[Mapping[str, Any]] = (),
+) -> dict[str, Any]:
     """The request, with the sampling that the turn had; its randomness is not repeated."""
     sampling = turn.sampling
     body: dict[str, Any] = {
@@ -20,7 +25,9 @@ def request_body(model: str, messages: Sequence[Message], turn: Turn) -> dict[st
         "top_p": sampling.top_p,
         "max_tokens": sampling.max_tokens,
     }
-    return body | ({"top_k": sampling.top_k} if sampling.top_k else {})
+    if sampling.top_k:
+        body["top_k"] = sampling.top_k
+    return body | ({"tools": [dict(tool) for tool in tools]} if tools else {})
 
 
 def curl(url: str, body: Mapping[str, Any]) -> str:

@@ -109,9 +109,10 @@ class Filters:
         )
 
     def to(self, **changes: Any) -> str:
-        """The address of this list with changes, from its first page: "?step=3&..." or "?"."""
+        """The address of this list with changes, from its first page: "?step=3&...", "" for all."""
         changed = replace(self, **({"after": "", "back": ""} | changes))
-        return "?" + urlencode(dict(changed.parameters()))
+        parameters = urlencode(dict(changed.parameters()))
+        return f"?{parameters}" if parameters else ""
 
     def next_page(self, after: str) -> str:
         """The address of the page behind this one."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from turnwise.control.learned import RolloutCredit
 from turnwise.dashboard.forks import Branch, Fork, branches, fork
-from turnwise.dashboard.messages import MessageView, view
+from turnwise.dashboard.messages import MessageView, ToolView, tool_view, view
 from turnwise.domain.ledger import Bin
 from turnwise.domain.rollout import Node, Trajectory, Turn
 
@@ -72,6 +72,7 @@ class TrajectoryView:
     turns: tuple[TurnView, ...]
     branches: tuple[Branch, ...]
     tools_sha256: str  # of the first request
+    tools: tuple[ToolView, ...]  # it offered these; rollouts of long ago have only the identity
 
 
 def lay_out(trajectory: Trajectory, credit: RolloutCredit | None) -> TrajectoryView:
@@ -105,7 +106,10 @@ def lay_out(trajectory: Trajectory, credit: RolloutCredit | None) -> TrajectoryV
         )
     roots = [node for node in trajectory.nodes if node.parent is None]
     return TrajectoryView(
-        turns=tuple(turns), branches=found, tools_sha256=roots[0].tools_sha256 if roots else ""
+        turns=tuple(turns),
+        branches=found,
+        tools_sha256=roots[0].tools_sha256 if roots else "",
+        tools=tuple(map(tool_view, roots[0].tools)) if roots else (),
     )
 
 

@@ -106,7 +106,8 @@ def turn_routes(dashboard: Dashboard) -> APIRouter:
         model = await _model(dashboard, who, turn)
         parent = trajectory.nodes[turn.leaf].parent
         messages = [] if parent is None else messages_to(trajectory, parent)
-        body = request_body(model or job.spec.adapters_in, messages, turn)
+        root = trajectory.path(turn.leaf)[0]
+        body = request_body(model or job.spec.adapters_in, messages, turn, root.tools)
         return part(
             request,
             "request.html",
@@ -116,7 +117,7 @@ def turn_routes(dashboard: Dashboard) -> APIRouter:
             model=model,
             group=job.spec.adapters_in,
             command=readable(curl(rooms.url, body)),
-            offered_tools=_offered_tools(trajectory, turn),
+            lacks_tools=bool(root.tools_sha256) and not root.tools,
         )
 
     return routes
@@ -161,7 +162,3 @@ async def _model(dashboard: Dashboard, who: Principal, turn: Turn) -> str:
         if package.sha256 == turn.policy.adapter_id and package.pruned_at is None
     ]
     return its[-1] if its else ""
-
-
-def _offered_tools(trajectory: Trajectory, turn: Turn) -> bool:
-    return bool(trajectory.path(turn.leaf)[0].tools_sha256)

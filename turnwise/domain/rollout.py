@@ -172,6 +172,7 @@ class Node:
     tokens: Tokens  # [n]
     logprobs: Floats | None = None  # [n] for completions
     tools_sha256: str = ""  # of the request's tools, on roots
+    tools: tuple[Mapping[str, Any], ...] = ()  # these, on roots, in OpenAI's shape
     fork_cause: ForkCause | None = None
 
 

@@ -184,6 +184,7 @@ class Record:
             messages=prompt.messages,
             tokens=prompt.added,
             tools_sha256=prompt.tools_sha256,
+            tools=prompt.tools,
             fork_cause=prompt.cause,
         )
         return [node]

@@ -18,7 +18,7 @@ from turnwise.domain.rollout import (
     SamplingParams,
     Tokens,
 )
-from turnwise.gateway.chat import ChatRequest, Delta, RawOutput, TokenLogprob, joined
+from turnwise.gateway.chat import ChatRequest, Delta, RawOutput, TokenLogprob, Tool, joined
 from turnwise.gateway.graph import Graph, tools_sha256
 from turnwise.ports import Chunk, Renderer
 
@@ -36,6 +36,7 @@ class Prompt:
     added: Tokens
     tokens: Tokens
     tools_sha256: str = ""  # on roots
+    tools: tuple[Tool, ...] = ()  # on roots
     cause: ForkCause | None = None
 
 
@@ -65,6 +66,7 @@ def build_prompt(graph: Graph, renderer: Renderer, request: ChatRequest) -> Prom
             added=node.tokens,
             tokens=graph.path_tokens(match.prompt),
             tools_sha256=node.tools_sha256,
+            tools=node.tools,
             cause=node.fork_cause,
         )
     if match.completion is not None:
@@ -87,6 +89,7 @@ def build_prompt(graph: Graph, renderer: Renderer, request: ChatRequest) -> Prom
         added=tokens,
         tokens=tokens,
         tools_sha256=tools_id,
+        tools=request.tools,
         cause=match.cause or refused,
     )
 

@@ -390,6 +390,7 @@ nodes = Table(
     Column("tokens", Array(INT32), nullable=False),
     Column("logprobs", Array(FLOAT32)),
     Column("tools_sha256", String(64), nullable=False),
+    Column("tools", Json(tuple[Mapping[str, Any], ...]), nullable=False, server_default="[]"),
     _word("fork_cause", ForkCause, nullable=True),
 )
 

@@ -134,6 +134,7 @@ def _node_row(account_id: str, rollout_id: str, node: Node) -> dict[str, Any]:
         "tokens": to_bytes(node.tokens, INT32),
         "logprobs": None if node.logprobs is None else to_bytes(node.logprobs, FLOAT32),
         "tools_sha256": node.tools_sha256,
+        "tools": to_json(node.tools),
         "fork_cause": None if node.fork_cause is None else node.fork_cause.value,
     }
 

@@ -17,9 +17,11 @@ from turnwise.access.keys import Keyring
 from turnwise.access.vault import Vault
 from turnwise.control.browse import Browse
 from turnwise.control.results import StoredResults
+from turnwise.diagnostics import Inspector
 from turnwise.domain.event import EventDraft, EventKind
 from turnwise.domain.job import Job, JobStatus
 from turnwise.storage.sql import SqlStore
+from turnwise.wire.native.findings import finding_routes
 from turnwise.wire.native.routes import native_app
 
 T = TypeVar("T")
@@ -76,6 +78,7 @@ class Serving:
             Accounts(self._store, keyring, find_job=self._store.job, region="us-west-2"),
             a_registry(self._store, folder),
             agents=self._agents,
+            more=[finding_routes(Inspector(self.world.jobs, Browse(self._store)))],
         )
         self.url = await self._open_doors.enter_async_context(listening(app))
         (self.data / "server.url").write_text(self.url + "\n")

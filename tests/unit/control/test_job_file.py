@@ -7,7 +7,7 @@ import yaml
 
 from tests import builders
 from turnwise import errors
-from turnwise.control.job_file import as_mapping, parse_job, read_job
+from turnwise.control.job_file import as_mapping, parse_job, read_job, read_text
 from turnwise.domain.job import AgentKind, AgentSpec, JobSpec, ScheduleSpec, ScorerSpec
 from turnwise.domain.rollout import SamplingParams
 from turnwise.domain.training import AdvantageMethod, LoraSpec
@@ -460,3 +460,26 @@ def test_a_beginning_that_cannot_be_meant_is_refused(changes: dict[str, Any], me
     with pytest.raises(errors.InvalidInput) as refused:
         parse_job(SMALLEST | changes)
     assert str(refused.value) == message
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("a: &x [1]\nb: *x\n", "aliases are not taken here"),
+        ("a: 1\na: 2\n", "set twice"),
+        ("[" * 1500, "is not YAML"),
+        ('a: "\\udc00"', "half a character"),
+    ],
+)
+def test_a_job_file_that_was_sent_is_refused_for_what_a_file_of_the_disk_might_hold(
+    text: str, reason: str
+):
+    with pytest.raises(errors.InvalidInput, match=reason):
+        read_text(text)
+
+
+def test_a_job_file_that_was_sent_is_read_like_one_of_the_disk():
+    assert read_text("name: walk\nbatch: {group_size: 4}\n") == {
+        "name": "walk",
+        "batch": {"group_size": 4},
+    }

@@ -471,3 +471,14 @@ async def test_a_job_that_is_deleted_takes_the_records_of_every_door_along(world
     await world.jobs.delete(ADMIN, "walk")
     for kind in ("one-door", "another"):
         assert await world.store.resources(ACCOUNT, kind) == []
+
+
+async def test_a_key_is_told_the_places_of_the_waiting_jobs_that_it_may_see(world: World):
+    await world.create("first", "second", "third")
+    await world.running("first")
+    jobs = {job.name: job.job_id for job in await world.jobs.list(ADMIN)}
+    assert await world.jobs.ahead(ADMIN) == {jobs["second"]: 0, jobs["third"]: 1}
+    narrow = dataclasses.replace(ADMIN, job_ids=frozenset({jobs["third"]}))
+    assert await world.jobs.ahead(narrow) == {jobs["third"]: 1}
+    stranger = dataclasses.replace(ADMIN, account_id="acc_other")
+    assert await world.jobs.ahead(stranger) == {}

@@ -118,6 +118,7 @@ async def test_the_next_turn_gets_the_exact_tokens_of_the_last_one():
         'look@{"name": "find", "arguments": {"id":  1}}¶<tool>found¶<assistant>'
     )
     assert [node.parent for node in trajectory.nodes] == [None, 0, 1, 2]
+    assert [node.tools for node in trajectory.nodes] == [({"type": "function"},), (), (), ()]
     assert trajectory.turns[1].prompt_tokens == len(world.script.asked[1].prompt)
 
 

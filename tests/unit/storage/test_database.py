@@ -307,8 +307,10 @@ def _insert_as_before(write: sqlite3.Connection, kind: type, rows: list[dict]) -
     accounts = {Event: {"account_id": ACCOUNT}, Node: {"account_id": ACCOUNT}}
     more = {**counters.get(kind, {}), **accounts.get(kind, {})}
     dialect = sqlite.dialect()
+    had = {name for _, name, *_ in write.execute(f"PRAGMA table_info({table.name})")}
     for row in rows:
         values = row | more | ({"last_event": 1} if kind is Job else {})
+        values = {name: value for name, value in values.items() if name in had}
         stored = {
             name: process(value)
             if (process := table.c[name].type.dialect_impl(dialect).bind_processor(dialect))

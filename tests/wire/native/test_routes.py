@@ -19,6 +19,7 @@ from turnwise.access.vault import Vault
 from turnwise.control.browse import Browse
 from turnwise.control.jobs import status_event
 from turnwise.control.results import StoredResults
+from turnwise.diagnostics import Inspector
 from turnwise.domain.access import ALL_ACTIONS, Action
 from turnwise.domain.evaluation import results_key, table_key
 from turnwise.domain.event import EventDraft, EventKind
@@ -26,6 +27,7 @@ from turnwise.domain.job import JobStatus, Secondary
 from turnwise.domain.rollout import Blame, Fault, Policy, RolloutStatus
 from turnwise.modeling.fingerprint import fingerprint
 from turnwise.ports import FinishedStep
+from turnwise.wire.native.findings import finding_routes
 from turnwise.wire.native.routes import native_app
 
 OTHER = "acc_other"
@@ -45,6 +47,7 @@ class Door:
             Accounts(world.store, self._keyring, find_job=world.store.job, region="us-west-2"),
             a_registry(world.store, world.folder),
             agents=agent_rooms(world),
+            more=[finding_routes(Inspector(world.jobs, Browse(world.store)))],
         )
 
     async def key(
@@ -389,6 +392,7 @@ async def test_a_rollout_is_shown_with_its_messages_tokens_and_turns(
                 "tokens": [1, 2],
                 "logprobs": None,
                 "fork_cause": None,
+                "tools": [],
             },
             {
                 "node_id": 1,
@@ -398,6 +402,7 @@ async def test_a_rollout_is_shown_with_its_messages_tokens_and_turns(
                 "tokens": [7, 8],
                 "logprobs": [-0.5, -0.5],
                 "fork_cause": None,
+                "tools": [],
             },
         ],
     )
@@ -550,3 +555,26 @@ async def test_an_evaluations_results_are_read_as_json_and_as_csv(
     async with door.client(await door.key(OTHER)) as stranger:
         for name in ("results", "results.csv"):
             assert (await stranger.get(f"/api/v1/jobs/judged/{name}")).status_code == 404
+
+
+async def test_findings_come_with_evidence_remedy_and_the_rollouts_to_look_at(
+    door: Door, api: httpx.AsyncClient, world: World
+):
+    await create(api, world)
+    assert (await api.get("/api/v1/jobs/walk/findings")).json() == {"findings": []}
+
+    body = {"step": 3, "values": {"rollout/turns/at_cap_frac": 0.5}}
+    await world.store.append(ACCOUNT, "job_a", [EventDraft(kind=EventKind.METRICS, body=body)])
+    [found] = (await api.get("/api/v1/jobs/walk/findings")).json()["findings"]
+
+    assert found.pop("remedy").startswith("raise sampling_params.max_tokens")
+    assert found == {
+        "code": "truncation",
+        "severity": "warning",
+        "title": "50 % of turns are cut off by a token limit",
+        "evidence": [{"step": 3, "metric": "rollout/turns/at_cap_frac", "value": 0.5}],
+        "rollouts": {"step": "3"},
+    }
+    assert (await api.get("/api/v1/jobs/none/findings")).status_code == 404
+    async with door.client(await door.key(job_ids=["job_other"])) as stranger:
+        assert (await stranger.get("/api/v1/jobs/walk/findings")).status_code == 403

@@ -151,6 +151,7 @@ def _node_body(node: Node) -> Json:
         "tokens": node.tokens.tolist(),
         "logprobs": None if node.logprobs is None else node.logprobs.tolist(),
         "fork_cause": node.fork_cause.value if node.fork_cause else None,
+        "tools": [dict(tool) for tool in node.tools],
     }
 
 
