@@ -23,6 +23,7 @@ from turnwise.ports import ModelPackage, ServedModel
 from turnwise.sampling.shared import SharedSampler
 from turnwise.system import new_id
 from turnwise.wire.dataplane import DataPlane, Verifying
+from turnwise.wire.fireworks.deployments import find_deployed
 
 NUMBER = "000000000001"
 SLUG = "walkers"
@@ -65,6 +66,7 @@ def data_plane(
         number,
         account,
         Traces(world.store, world.clock, retention_days=30),
+        deployed=find_deployed(world.store),
     )
 
 

@@ -33,6 +33,7 @@ from turnwise.wire.aws.services import Rooms, open_services
 from turnwise.wire.data_events import DataEvents
 from turnwise.wire.dataplane import DataPlane
 from turnwise.wire.fireworks.calls import FireworksRooms
+from turnwise.wire.fireworks.deployments import find_deployed
 from turnwise.wire.fireworks.door import FireworksDoor
 from turnwise.wire.fireworks.job_body import state_words
 from turnwise.wire.fireworks.jobs import KIND as FIREWORKS_JOB
@@ -124,6 +125,7 @@ def _data_plane(house: House) -> DataPlane:
         house.records.traces,
         events,
         RunDoor(gateway, house.evaluator_side.room.runs),
+        find_deployed(store),
     )
 
 
