@@ -13,7 +13,8 @@ for all of its rollouts, and `wire.runs` says which of them is meant.
 
 A chat completion that addresses no rollout is answered by the model that it names: a registered
 one as "group/version", "group" for the newest version, a package id, a model package's ARN or
-"accounts/{account}/models/{group}"; a base model by its name or "accounts/fireworks/models/{name}".
+"accounts/{account}/models/{group}"; a base model by its name or "accounts/fireworks/models/{name}";
+each by "accounts/{account}/deployments/{id}" where it was deployed so.
 One at a path with tags (`fireworks.tracing_codec`) is recorded with them.
 """
 

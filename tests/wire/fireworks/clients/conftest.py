@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
 
@@ -141,13 +142,11 @@ class Created:
     evaluator: str = "test-math-test-math"
 
 
-def calls_since(server: Server, seq: int) -> list[tuple[int, str, str]]:
-    """Fireworks' calls after that place in the audit trail: place, name, the error's code."""
-    path = f"/audit/records?source=fireworks&oldest_first=true&after={seq}"
-    return [
-        (each["seq"], each["record"]["eventName"], each["record"].get("errorCode", ""))
-        for each in server.call("GET", path)["records"]
-    ]
+def calls_in_trail(server: Server, **query: str) -> list[str]:
+    """The first hundred calls of Fireworks' clients in the audit trail, with their errors."""
+    asked = urlencode({"source": "fireworks", "oldest_first": "true", **query})
+    found = [each["record"] for each in server.call("GET", f"/audit/records?{asked}")["records"]]
+    return [f"{each['eventName']} {each.get('errorCode', '')}".strip() for each in found]
 
 
 @pytest.fixture(scope="session")
@@ -167,8 +166,7 @@ def created(env: dict[str, str], project: Path, server: Server, sdk: Any) -> Cre
     )
     watched = Watched(sdk, "my-job")
     assert done.returncode == 0, done.stdout + done.stderr
-    calls = [name + (code and f" {code}") for _, name, code in calls_since(server, 0)]
-    return Created(done.stdout, calls, watched)
+    return Created(done.stdout, calls_in_trail(server), watched)
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ from tests.wire.fireworks.clients.conftest import (
     BASE,
     Created,
     Watched,
-    calls_since,
+    calls_in_trail,
     eval_protocol,
 )
 
@@ -102,7 +102,7 @@ def test_what_is_wrong_is_what_the_command_prints(
     server: Server, env: dict[str, str], project: Path, created: Created
 ):
     """Contract check 8: the second time, secrets are there and are changed."""
-    before = max(seq for seq, _, _ in calls_since(server, 0))
+    assert calls_in_trail(server, name="UpdateSecret") == []
     done = eval_protocol(
         env,
         project,
@@ -112,6 +112,5 @@ def test_what_is_wrong_is_what_the_command_prints(
     assert done.returncode == 1
     said = "Learning rate 1e-2 outside valid range [1e-5, 5e-4]"
     assert said in done.stdout + done.stderr
-    calls = [name for _, name, code in calls_since(server, before) if not code]
-    assert calls.count("UpdateSecret") == 3
-    assert "CreateSecret" not in calls
+    assert calls_in_trail(server, name="UpdateSecret") == ["UpdateSecret"] * 3
+    assert calls_in_trail(server, name="CreateSecret") == ["CreateSecret"] * 3
