@@ -53,13 +53,21 @@ def jsonl(rows: list[dict[str, Any]]) -> str:
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of base models, with the one of them."""
+    folder = tmp_path_factory.mktemp("models")
+    save_model(folder / "tiny")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def server(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A running server with a tiny model, whose evaluators run in the clients' environment."""
-    folder = tmp_path_factory.mktemp("server") / "data"
-    started = Server(folder, TURNWISE_EVALUATOR_PYTHON=sys.executable)
-    model = folder / "models" / "tiny"
-    model.parent.mkdir()
-    save_model(model)
+    started = Server(
+        tmp_path_factory.mktemp("server") / "data",
+        TURNWISE_MODELS_DIR=str(models),
+        TURNWISE_EVALUATOR_PYTHON=sys.executable,
+    )
     yield started
     started.stop()
     print(started.log.read_text())

@@ -14,7 +14,6 @@ from tests.wire.fireworks.clients.conftest import (
     BASE,
     Created,
     Watched,
-    calls_in_trail,
     eval_protocol,
 )
 
@@ -96,21 +95,3 @@ def test_the_links_that_the_command_prints_open(server: Server, created: Created
             assert page.status_code == 200, link
             assert "/sign-in" not in page.url.path
             assert link.rpartition("/")[2] in page.text
-
-
-def test_what_is_wrong_is_what_the_command_prints(
-    server: Server, env: dict[str, str], project: Path, created: Created
-):
-    """Contract check 8: the second time, secrets are there and are changed."""
-    assert calls_in_trail(server, name="UpdateSecret") == []
-    done = eval_protocol(
-        env,
-        project,
-        *("create", "rft", "--yes", "--skip-validation", "--base-model", BASE),
-        *("--dataset", "nothing", "--evaluator", created.evaluator, "--learning-rate", "0.01"),
-    )
-    assert done.returncode == 1
-    said = "Learning rate 1e-2 outside valid range [1e-5, 5e-4]"
-    assert said in done.stdout + done.stderr
-    assert calls_in_trail(server, name="UpdateSecret") == ["UpdateSecret"] * 3
-    assert calls_in_trail(server, name="CreateSecret") == ["CreateSecret"] * 3

@@ -13,24 +13,23 @@ import pytest
 from fireworks import Fireworks
 from fireworks.lib.dataset_upload import count_dataset_examples, upload_dataset_shards
 
-from tests.wire.aws.clients.service import Server, save_model
+from tests.wire.aws.clients.service import Server
 from tests.wire.fireworks.clients.conftest import BASE, ROWS, jsonl
 from tests.wire.fireworks.clients.front import Front
 
 
 @pytest.fixture(scope="module")
-def secure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def secure(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """The SDK's client of a server whose public address is that of an https front."""
     folder = tmp_path_factory.mktemp("secure")
     front = Front(folder)
     server = Server(
         folder / "data",
+        TURNWISE_MODELS_DIR=str(models),
         TURNWISE_PUBLIC_URL=front.url,
         TURNWISE_ENGINE_SLOTS="1",
         TURNWISE_ENGINE_QUEUE="1",
     )
-    (folder / "data/models").mkdir()
-    save_model(folder / "data/models/tiny")
     with pytest.MonkeyPatch.context() as patch, front.serve(server.url):
         patch.setenv("SSL_CERT_FILE", str(front.certificate))
         with Fireworks(

@@ -261,6 +261,7 @@ def test_litellm_finds_the_model_at_the_root_and_openai_below_inference(
     assert reply.usage.completion_tokens > 0
 
 
+@pytest.mark.long
 def test_the_page_about_remote_rollouts_runs_as_it_is_written(server: Server, tmp_path: Path):
     port = free_port()
     evaluator, agent = (

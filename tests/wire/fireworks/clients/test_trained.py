@@ -9,11 +9,13 @@ import fireworks
 import pytest
 from fireworks.types.reinforcement_fine_tuning_job import ReinforcementFineTuningJob
 
-from tests.wire.aws.clients.service import Server, until
+from tests.wire.aws.clients.service import Server
 from tests.wire.fireworks.clients.conftest import (
+    BASE,
     ROWS,
     Created,
     Watched,
+    calls_in_trail,
     eval_protocol,
     upload,
 )
@@ -81,16 +83,23 @@ def test_states_are_the_sdks_from_validating_to_an_early_end(
         assert seen[:2] == ["JOB_STATE_VALIDATING", "JOB_STATE_RUNNING"]
 
 
-def test_an_evaluator_of_that_id_is_made_anew_with_force(
-    env: dict[str, str], project: Path, created: Created, warm: Watched, sdk: Any
+def test_with_force_the_evaluator_is_made_anew_and_what_is_wrong_of_the_job_is_printed(
+    server: Server, env: dict[str, str], project: Path, created: Created, warm: Watched, sdk: Any
 ):
-    """Contract check 12."""
+    """Contract checks 8, 12: secrets are there the second time, and are changed."""
     warm.ended()
     former = sdk.evaluators.get(created.evaluator).create_time
     done = eval_protocol(
-        env, project, "upload", "--yes", "--force", "--entry", "test_math.py::test_math"
+        env,
+        project,
+        *("create", "rft", "--yes", "--force", "--skip-validation", "--base-model", BASE),
+        *("--dataset", "nothing", "--learning-rate", "0.01"),
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    built = until(lambda: (e := sdk.evaluators.get(created.evaluator)).state != "BUILDING" and e)
+    assert done.returncode == 1
+    said = "Learning rate 1e-2 outside valid range [1e-5, 5e-4]"
+    assert said in done.stdout + done.stderr
+    built = sdk.evaluators.get(created.evaluator)
     assert built.create_time > former
     assert built.state == "ACTIVE", built.status
+    assert calls_in_trail(server, name="UpdateSecret") == ["UpdateSecret"] * 3
+    assert calls_in_trail(server, name="CreateSecret") == ["CreateSecret"] * 3
