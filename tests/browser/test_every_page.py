@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from importlib import resources
 from typing import Any
 
@@ -39,14 +38,15 @@ _WATCH_FOCUS = """
 """
 _UNREACHED = "() => [...unreached].filter((each) => each.isConnected).map(told)"
 
+
 @pytest.fixture(scope="module")
 def addresses(world: World) -> dict[str, str]:
     return {name: address(world) for name, address in PAGES.items()}
 
 
 @pytest.fixture(params=list(PAGES))
-def address(request: pytest.FixtureRequest, addresses: dict[str, str]) -> Iterator[str]:
-    yield addresses[request.param]
+def address(request: pytest.FixtureRequest, addresses: dict[str, str]) -> str:
+    return addresses[request.param]
 
 
 def test_a_page_has_no_accessibility_violation_in_either_theme(address: str, page: Page) -> None:
@@ -79,9 +79,7 @@ def test_a_page_fits_a_phone(address: str, new_page: NewPage) -> None:
     )
 
 
-def test_everything_on_a_page_is_reached_by_keyboard_and_shows_it(
-    address: str, page: Page
-) -> None:
+def test_everything_on_a_page_is_reached_by_keyboard_and_shows_it(address: str, page: Page) -> None:
     page.goto(address)
     page.evaluate("document.activeElement.blur()")  # some pages focus a field by themselves
     for _ in range(page.evaluate(_WATCH_FOCUS) + 2):
