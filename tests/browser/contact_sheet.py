@@ -57,10 +57,13 @@ def main() -> None:
     path = shutil.which("chromium")
     if path is None:
         raise SystemExit("chromium is not installed")
-    with tempfile.TemporaryDirectory() as folder, world(Path(folder)) as made:
-        with sync_playwright() as playwright:
-            chromium = playwright.chromium.launch(executable_path=path, args=[*ARGUMENTS])
-            shots = list(_shots(made, chromium, list(PAGES) if wanted.all else list(MAIN)))
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        world(Path(folder)) as made,
+        sync_playwright() as playwright,
+    ):
+        chromium = playwright.chromium.launch(executable_path=path, args=[*ARGUMENTS])
+        shots = list(_shots(made, chromium, list(PAGES) if wanted.all else list(MAIN)))
     if wanted.all:
         wanted.all.mkdir(parents=True, exist_ok=True)
         for shot in shots:
