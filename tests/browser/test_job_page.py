@@ -46,8 +46,8 @@ def test_a_click_on_a_chart_leads_to_that_steps_rollouts(page: Page) -> None:
     plot.scroll_into_view_if_needed()
     box = plot.bounding_box()
     assert box is not None
-    right = box["x"] + box["width"] - 24
-    page.mouse.move(right - 40, box["y"] + 60)
+    right = box["x"] + box["width"] - 40
+    page.mouse.move(right - 60, box["y"] + 60)
     page.mouse.move(right, box["y"] + 60, steps=4)
     expect(plot).to_contain_text(f"step{STEPS - 1}")  # the cursor is there
     page.mouse.down()
@@ -67,7 +67,7 @@ def test_the_timeline_leads_to_a_steps_rollouts_to_ten_at_random_and_to_its_logs
     expect(page.get_by_role("region", name="Rollouts").get_by_role("rowheader")).to_have_count(10)
     first = _ids(page)
     page.get_by_role("link", name="Another ten").click()
-    expect(page).to_have_url(re.compile("seed=2"))
+    expect(page).to_have_url(re.compile("seed="))
     assert _ids(page) != first
     page.goto(f"/dashboard/jobs/{TRAINED}")
     page.get_by_role("link", name="Logs of step 1", exact=True).click()

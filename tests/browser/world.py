@@ -133,7 +133,9 @@ def _endless(made: Json) -> Json:
     return _training(RUNNING, made) | {
         "agent": {"kind": "python", "target": "tests.browser.agents:patient"},
         "batch": {"global_batch_size": 2, "group_size": 4},
-        "schedule": {"max_steps": 1000, "max_epochs": 9999, "val_every": 0},
+        "async_config": {"max_steps_off_policy": 3},
+        "schedule": {"max_steps": 1000, "max_epochs": 9999, "val_every": 0, "stop_early": False},
+        "optimizer": {"learning_rate": 0.0005},
     }
 
 
