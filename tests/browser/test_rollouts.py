@@ -87,7 +87,7 @@ def test_a_rollout_shows_turns_tool_calls_and_a_fork(page: Page, world: World) -
 def test_tokens_come_when_they_are_asked_for_with_logprobs(page: Page, world: World) -> None:
     page.goto(PAGES["rollout"](world))
     expect(page.get_by_text("sampled tokens at temperature")).to_have_count(0)
-    page.get_by_role("link", name="Exact tokens").first.click()
+    page.get_by_text("Exact tokens", exact=True).first.click()
     said = page.get_by_text("sampled tokens at temperature 1")
     expect(said).to_be_visible()
     page.get_by_text("Numbers", exact=True).click()

@@ -93,17 +93,7 @@
     for (const button of root.querySelectorAll("[data-theme-toggle]")) showTheme(button);
   }
 
-  // What has a page of its own opens in place; a click that asks for a new tab gets that page.
-  function openInPlace(event) {
-    const link = event.target.closest("details.part > summary a");
-    if (!link || event.ctrlKey || event.metaKey || event.shiftKey) return;
-    event.preventDefault();
-    const details = link.closest("details");
-    details.open = !details.open;
-  }
-
   document.addEventListener("click", (event) => {
-    openInPlace(event);
     const button = event.target.closest("button");
     if (!button) return;
     if (button.matches("[data-theme-toggle]")) nextTheme(button);
