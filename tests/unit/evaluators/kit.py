@@ -34,7 +34,6 @@ from turnwise.ports import AgentRequest, Built
 from turnwise.system import new_id
 from turnwise.wire.dataplane import DataPlane
 from turnwise.wire.inside import InsideDoor
-from turnwise.wire.runs import RunDoor
 
 #: What eval-protocol's plugin and `@evaluation_test` do, as far as a run can tell, without either.
 #: A record's "do" is Python that the evaluation does with `said`, `row` and `answer`.
@@ -282,11 +281,12 @@ async def a_playground(
                     build_timeout_s=build_timeout_s,
                 ),
                 url=url,
+                public_url=url,
                 hidden=(),
                 secrets=environment,
                 new_id=new_id,
             )
-            plane = data_plane(world, serving, runs=RunDoor(world.gateway, room.runs))
+            plane = data_plane(world, serving, runs=room.runs)
             playground = Playground(world, room, folder)
             with _nothing_looked_up_twice("" if is_isolated else "unshare: Not permitted"):
                 try:
