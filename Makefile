@@ -84,6 +84,7 @@ docs: setup  ## write the generated pages
 	$(BIN)/python -m turnwise.settings > docs/settings.md
 	$(BIN)/python -m turnwise.control.job_settings > docs/job-file.md
 	$(BIN)/python -m turnwise.wire.aws.coverage > docs/aws-operations.md
+	$(BIN)/python -m turnwise.diagnostics.page > docs/findings.md
 
 serve: setup  ## start a server on this machine
 	$(BIN)/turnwise serve

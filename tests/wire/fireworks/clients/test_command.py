@@ -57,7 +57,9 @@ def test_an_evaluator_of_that_id_is_made_anew_with_force(
         env, project, "upload", "--yes", "--force", "--entry", "test_math.py::test_math"
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert sdk.evaluators.get(created.evaluator).create_time > former
+    built = until(lambda: (e := sdk.evaluators.get(created.evaluator)).state != "BUILDING" and e)
+    assert built.create_time > former
+    assert built.state == "ACTIVE", built.status
 
 
 def test_what_is_wrong_is_what_the_command_prints(

@@ -4,7 +4,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "traces"
-down_revision = "pages"
+down_revision = "tools"
 branch_labels = None
 depends_on = None
 
