@@ -46,6 +46,7 @@ from turnwise.wire.native.exports import export_routes
 from turnwise.wire.native.findings import finding_routes
 from turnwise.wire.native.observed import Observed
 from turnwise.wire.native.routes import native_app
+from turnwise.wire.run_traces import RunTraces
 from turnwise.wire.runs import RunDoor
 
 Asgi = Callable[[Scope, Receive, Send], Awaitable[None]]
@@ -123,7 +124,11 @@ def _data_plane(house: House) -> DataPlane:
         store.account,
         house.records.traces,
         events,
-        RunDoor(gateway, house.evaluator_side.room.runs),
+        RunDoor(
+            gateway,
+            house.evaluator_side.room.runs,
+            RunTraces(house.records.traces, store.trajectory, SYSTEM_CLOCK),
+        ),
     )
 
 

@@ -258,6 +258,7 @@ async def _evaluator_side(base: Base, opened: contextlib.AsyncExitStack) -> Eval
         base.folder.root / "evaluators",
         _evaluator_terms(settings),
         url=base.local_url,
+        public_url=base.url,
         hidden=(base.folder.root, master_key.parent),
         secrets=secrets.values,
         new_id=new_id,

@@ -32,6 +32,9 @@ MAX_PRINTED = 256 * 1024
 #: How much of its output a fault quotes, characters.
 MAX_QUOTED = 1500
 
+#: RemoteRolloutProcessor names its rollout in a URL only where it finds this in it (contract §0.5).
+TRACED = "litellm-gateway"
+
 #: Exit codes of pytest that say that tests ran: all passed, or some did not.
 _RAN = (0, 1)
 
@@ -206,6 +209,7 @@ class EvaluatorAgent:
         by itself, a row is given as often as there are rollouts, so that each comes as it ends.
         """
         first, base_url = wanted[0], f"{host.base_url}{run.path}"
+        traced_url = f"{host.shared_url}{run.path}/{TRACED}"
         row = row_for(first.fields, first.prompt)
         copies = len(wanted) if self._build.mode == "pointwise" else 1
         runs = len(wanted) if copies == 1 else 1
@@ -224,7 +228,8 @@ class EvaluatorAgent:
         env = {
             "EP_INVOCATION_ID": run.run_id,
             "EP_OUTPUT_DIR": inside(work.results),
-            "EP_MODEL_BASE_URL": base_url,
+            "EP_MODEL_BASE_URL": traced_url,
+            "FW_TRACING_GATEWAY_BASE_URL": traced_url,
             "EP_REMOTE_API_KEY": "not-needed",
             "FIREWORKS_API_BASE": f"{base_url}/v1",
         }

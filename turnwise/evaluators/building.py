@@ -88,6 +88,7 @@ class Builder:
             entry_point=evaluator.entry_point,
             python=told["python"],
             mode=told["mode"],
+            is_remote=told.get("is_remote", False),  # not in what was built before it was asked
         )
 
     async def _make(
@@ -99,8 +100,8 @@ class Builder:
         secrets = await self._secrets(evaluator.account_id)
         shop = _Shop(folder, boxes, log, {**secrets, **ENVIRONMENT})
         await self._install(shop)
-        mode = await shop.collect(evaluator.entry_point)
-        told = {"python": boxes.interpreter.executable, "mode": mode}
+        found = await shop.collect(evaluator.entry_point)
+        told = {"python": boxes.interpreter.executable, **found}
         await asyncio.to_thread((folder / MANIFEST).write_text, json.dumps(told))
 
     async def _install(self, shop: _Shop) -> None:
@@ -153,8 +154,11 @@ class _Shop:
                 remedy="correct it, or install the packages where evaluators run",
             )
 
-    async def collect(self, entry_point: str) -> str:
-        """The mode of its one test. Raises `InvalidInput` unless there is exactly that one."""
+    async def collect(self, entry_point: str) -> dict[str, Any]:
+        """ "mode" and "is_remote" of its one test, as `Build` has them.
+
+        Raises `InvalidInput` unless there is exactly that one.
+        """
         if not entry_point:
             raise errors.InvalidInput(
                 "entryPoint", entry_point, "is missing", remedy='send "test_file.py::test_name"'
@@ -171,8 +175,7 @@ class _Shop:
                 what,
                 remedy="name one test below the archive's top folder, as test_file.py::test_name",
             )
-        mode: str = found["mode"]
-        return mode
+        return {name: found[name] for name in ("mode", "is_remote")}
 
     async def _ask(self, *question: str) -> dict[str, Any]:
         """Put a question to `inspect_project`; its answer."""

@@ -105,6 +105,23 @@ class Joining:
             return Place(rollout_id=lost.pop(0), is_new=False)
         return self._take()
 
+    def named(self, their_id: str) -> str:
+        """The rollout that eval-protocol calls by that id; the next one free where it is new.
+
+        A remote rollout is asked after before it has spoken, and one that fails may never speak.
+        "" where each rollout of the run has another id.
+        """
+        if their_id not in self._theirs:
+            if not self._free:
+                return ""
+            self._theirs[their_id] = self._take().rollout_id
+        return self._theirs[their_id]
+
+    @property
+    def names(self) -> Mapping[str, str]:
+        """The rollouts by eval-protocol's ids, as far as these are known."""
+        return dict(self._theirs)
+
     def failed(self, place: Place) -> None:
         """The request came to no turn: what it took is free again."""
         if place.is_new and place.rollout_id not in self._turns.values():
