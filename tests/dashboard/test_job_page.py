@@ -16,7 +16,7 @@ from tests.dashboard.whole import whole
 from tests.unit.control.kit import ADMIN
 from turnwise import errors
 from turnwise.control.notes import NOTES
-from turnwise.dashboard import job_pages
+from turnwise.dashboard.job import job_pages
 from turnwise.domain.access import Action
 from turnwise.domain.evaluation import results_key
 from turnwise.domain.event import EventDraft, EventKind

@@ -17,22 +17,22 @@ from starlette.responses import FileResponse, HTMLResponse, RedirectResponse
 
 from turnwise import errors
 from turnwise.dashboard.compare import compare_routes
-from turnwise.dashboard.export import export_routes
 from turnwise.dashboard.faults import status_of
-from turnwise.dashboard.group_page import group_routes
-from turnwise.dashboard.job_actions import ACTIONS, job_action_routes
-from turnwise.dashboard.job_pages import job_page_routes
-from turnwise.dashboard.jobs import job_list_routes
+from turnwise.dashboard.job.export import export_routes
+from turnwise.dashboard.job.job_pages import job_page_routes
+from turnwise.dashboard.job.logs import log_routes
+from turnwise.dashboard.jobs.job_actions import ACTIONS, job_action_routes
+from turnwise.dashboard.jobs.job_list import job_list_routes
+from turnwise.dashboard.jobs.new_job import new_job_routes
 from turnwise.dashboard.live import Hub
-from turnwise.dashboard.logs import log_routes
 from turnwise.dashboard.models import model_routes
-from turnwise.dashboard.new_job import new_job_routes
 from turnwise.dashboard.pages import STATIC, Pages
-from turnwise.dashboard.rollouts import rollout_list_routes
+from turnwise.dashboard.rollouts.group_page import group_routes
+from turnwise.dashboard.rollouts.rollout_list import rollout_list_routes
+from turnwise.dashboard.rollouts.trajectory_page import trajectory_routes
+from turnwise.dashboard.rollouts.turn_parts import turn_routes
 from turnwise.dashboard.rooms import Dashboard, DashboardRooms
 from turnwise.dashboard.session import Sessions, SignInNeeded, safe_next, to_sign_in
-from turnwise.dashboard.trajectory_page import trajectory_routes
-from turnwise.dashboard.turn_parts import turn_routes
 from turnwise.dashboard.uploads import upload_routes
 from turnwise.domain.access import Principal
 

@@ -20,9 +20,9 @@ from turnwise.control.models.catalogue import Catalogue
 from turnwise.control.models.registry import Registry
 from turnwise.control.named_datasets import NamedDatasets
 from turnwise.control.results import StoredResults
+from turnwise.dashboard.job.prices import Prices
 from turnwise.dashboard.live import Hub
 from turnwise.dashboard.pages import Pages
-from turnwise.dashboard.prices import Prices
 from turnwise.domain.access import Principal
 from turnwise.domain.job import Job, JobKind, JobStatus, Secondary
 from turnwise.domain.rollout import Trajectory

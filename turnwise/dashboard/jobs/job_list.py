@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends, Request, Response
 from starlette.responses import HTMLResponse, RedirectResponse
 
 from turnwise import errors
-from turnwise.dashboard.job_rows import JobFilter, JobRows, Shown, job_address
+from turnwise.dashboard.jobs.job_rows import JobFilter, JobRows, Shown, job_address
 from turnwise.dashboard.rooms import Dashboard
 from turnwise.domain.access import Principal
 from turnwise.domain.job import JobKind

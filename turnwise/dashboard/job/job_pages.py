@@ -19,14 +19,14 @@ from starlette.responses import HTMLResponse, RedirectResponse
 from turnwise import errors
 from turnwise.control.job_file import as_mapping
 from turnwise.control.notes import MAX_CHARS, JobNotes, Notes
-from turnwise.dashboard.evaluation_tables import tables
-from turnwise.dashboard.job_charts import sections
-from turnwise.dashboard.job_files import as_yaml, blocks, commands, setting_lines
-from turnwise.dashboard.job_rows import job_address
-from turnwise.dashboard.job_watch import JobView, Watches
+from turnwise.dashboard.job.evaluation_tables import tables
+from turnwise.dashboard.job.job_charts import sections
+from turnwise.dashboard.job.job_files import as_yaml, blocks, commands, setting_lines
+from turnwise.dashboard.job.timeline import epochs
+from turnwise.dashboard.jobs.job_rows import job_address
+from turnwise.dashboard.jobs.job_watch import JobView, Watches
 from turnwise.dashboard.pages import Pages
 from turnwise.dashboard.rooms import Dashboard
-from turnwise.dashboard.timeline import epochs
 from turnwise.diagnostics import Finding
 from turnwise.domain.access import Action, Principal
 from turnwise.domain.job import Job, JobStatus
