@@ -15,7 +15,7 @@ import itertools
 import statistics
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ OPENERS = 4  # viewers who open page after page
 CALL_S = 0.05  # between two calls of the gateway
 JOB = "watched"
 
-Visit = Callable[[httpx.AsyncClient], Awaitable[None]]
+Visit = Callable[[httpx.AsyncClient], Coroutine[None, None, None]]
 
 
 def run(seconds: float = SECONDS) -> list[dict[str, Any]]:

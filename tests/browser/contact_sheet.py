@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from typing import Literal
 
 from PIL import Image, ImageDraw, ImageFont
 from playwright.sync_api import Browser, Page, sync_playwright
@@ -25,7 +26,7 @@ from tests.browser.world import World, world
 
 #: Viewports, CSS pixels.
 SIZES: Mapping[str, tuple[int, int]] = {"desk": (1280, 860), "phone": (390, 860)}
-THEMES = ("light", "dark")
+THEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
 #: What the sheet shows, in this order, and the part of the page that a picture begins with.
 MAIN = {
     "jobs": "",
