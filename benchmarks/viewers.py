@@ -15,7 +15,7 @@ import itertools
 import statistics
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +29,11 @@ VIEWERS = 20
 SECONDS = 60.0
 GOAL_SHARE = 0.02  # of one core, all viewers together
 OPENERS = 4  # viewers who open page after page
+OPEN_S = 1.0  # and look at each so long
 CALL_S = 0.05  # between two calls of the gateway
 JOB = "watched"
 
-Visit = Callable[[httpx.AsyncClient], Awaitable[None]]
+Visit = Callable[[httpx.AsyncClient], Coroutine[None, None, None]]
 
 
 def run(seconds: float = SECONDS) -> list[dict[str, Any]]:
@@ -139,7 +140,7 @@ def _opening(client: Client) -> Visit:
     async def visit(visitor: httpx.AsyncClient) -> None:
         for path in itertools.cycle(pages):
             (await visitor.get(path)).raise_for_status()
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(OPEN_S)
 
     return visit
 

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from typing import Literal
 
 from PIL import Image, ImageDraw, ImageFont
 from playwright.sync_api import Browser, Page, sync_playwright
@@ -25,12 +26,16 @@ from tests.browser.world import World, world
 
 #: Viewports, CSS pixels.
 SIZES: Mapping[str, tuple[int, int]] = {"desk": (1280, 860), "phone": (390, 860)}
-THEMES = ("light", "dark")
-#: What the sheet shows, in this order.
-MAIN = (
-    *("jobs", "running job", "rollouts", "rollout", "side by side"),
-    *("evaluation", "compare", "log that is followed", "new job", "model"),
-)
+THEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
+#: What the sheet shows, in this order, and the part of the page that a picture begins with.
+MAIN = {
+    "jobs": "",
+    "job": "#charts-reward",
+    "rollouts": "",
+    "rollout": "#turns-title",
+    "side by side": "",
+    "evaluation": "",
+}
 #: Of a screenshot's size.
 SCALE = 0.42
 GAP, TITLE = 16, 28
@@ -85,7 +90,7 @@ def _shots(world: World, chromium: Browser, pages: list[str]) -> Iterator[Shot]:
         )
         page = context.new_page()
         for name in pages:
-            yield Shot(name, size, theme, _shot(page, PAGES[name](world)))
+            yield Shot(name, size, theme, _shot(page, PAGES[name](world) + MAIN.get(name, "")))
         context.close()
 
 
@@ -117,9 +122,13 @@ def sheet(shots: list[Shot]) -> Image.Image:
 
 def small_png(picture: Image.Image, most: int = MOST_BYTES) -> bytes:
     """As many colours as fit into so many bytes. Raises `ValueError` where even eight do not."""
-    for colours in (128, 64, 32, 16, 8):
+    for colours in (256, 128, 64, 32, 16, 8):
         file = io.BytesIO()
-        few = picture.quantize(colours, dither=Image.Dither.NONE)
+        # By coverage, so that colours that are rare, as a curve's, are kept; then moved to where
+        # most of the picture is, so that paper stays paper.
+        few = picture.quantize(
+            colours, Image.Quantize.MAXCOVERAGE, kmeans=3, dither=Image.Dither.NONE
+        )
         few.save(file, format="PNG", optimize=True)
         if file.tell() <= most:
             return file.getvalue()

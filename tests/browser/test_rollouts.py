@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Locator, Page, expect
 
 from tests.browser.conftest import NewPage, path_of
 from tests.browser.every_page import PAGES
@@ -14,7 +14,7 @@ from tests.browser.world import TRAINED, World
 LIST = f"/dashboard/jobs/{TRAINED}/rollouts"
 
 
-def _rows(page: Page) -> object:
+def _rows(page: Page) -> Locator:
     return page.get_by_role("region", name="Rollouts").get_by_role("rowheader")
 
 
