@@ -432,6 +432,7 @@ def _jobs(workshop: Workshop, bases: Catalogue, opened: contextlib.AsyncExitStac
         ),
         data=workshop.data,
         is_base=lambda folder: bases.of_folder(folder) is not None,
+        check_evaluator=workshop.evaluators.check_for_job,
     )
     opened.push_async_callback(jobs.close)
     return jobs

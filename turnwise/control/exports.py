@@ -182,7 +182,7 @@ def rollout_record(summary: RolloutSummary, trajectory: Trajectory, epoch: int |
         "score": rollout.reward,
         "is_score_valid": rollout.is_scored,
         "status_code": fault.code if fault else "OK" if _is_rewarded(rollout.status) else "",
-        "reason": fault.message if fault else "",
+        "reason": rollout.why,
         "prompt": prompt,
         "response": response,
         "turns": summary.turns,

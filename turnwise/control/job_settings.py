@@ -164,6 +164,10 @@ SETTINGS: dict[type, dict[str, Setting]] = {
             "A registered agent (`turnwise agents register`); it says the kind and the URL, also "
             "when the job is resumed."
         ),
+        "extra_body": Setting(
+            "A JSON object as text, whose fields go with each model call of an evaluator: "
+            '{"stop": ["END"]}.'
+        ),
     },
     BatchSpec: {
         "global_batch_size": Setting("Groups (prompts) per step.", _COUNT),

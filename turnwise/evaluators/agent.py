@@ -264,7 +264,8 @@ class EvaluatorAgent:
         fault = fault_of(row)
         if fault is None and row.score is not None:
             try:
-                await self._door.report(rollout_id, [row.score], row.metrics)
+                reason = "\n".join(filter(None, (row.reason, *row.steps)))
+                await self._door.report(rollout_id, [row.score], row.metrics, reason)
             except errors.TurnwiseError as error:
                 fault = _fault("refused", f"the score was refused: {error}", Blame.REWARD)
         kind = AgentLogKind.ANSWERED if fault is None else AgentLogKind.FAILED

@@ -42,12 +42,14 @@ class Scored:
     """What an evaluator made of one rollout, read from its row.
 
     `is_valid` False says that the score does not count, and `reason` why; `status` is the row's
-    own status code (contract §4.4) and `problem` its message where it is an error.
+    own status code (contract §4.4) and `problem` its message where it is an error. `steps` say in
+    words what each step was worth: the reward is the score alone.
     """
 
     score: float | None
     is_valid: bool = True
     reason: str = ""
+    steps: tuple[str, ...] = ()
     metrics: Mapping[str, float] = field(default_factory=dict)
     problem: str = ""
     status: int = 100

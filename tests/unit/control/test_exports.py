@@ -93,6 +93,21 @@ async def test_a_failed_rollout_says_why_and_has_no_score(world: World, exports:
     assert (row["score"], row["is_score_valid"], row["response"]) == ("", "False", "")
 
 
+async def test_a_score_comes_with_what_its_evaluator_said(world: World, exports: Exports):
+    await world.store.open_rollouts([builders.rollout("rol_b", job_id="job_a")])
+    await world.store.move_rollout(
+        ACCOUNT,
+        "rol_b",
+        expected=[RolloutStatus.PENDING],
+        status=RolloutStatus.REWARDED,
+        rewards=(0.5,),
+        reason="half of it",
+    )
+    pieces = await exports.rollouts(ADMIN, RolloutQuery(job_id="walk"), Format.CSV)
+    [row] = csv.DictReader(io.StringIO((await written(pieces)).decode()))
+    assert (row["status_code"], row["reason"]) == ("OK", "half of it")
+
+
 async def test_more_rollouts_than_are_read_at_once_are_all_written_in_order(
     world: World, exports: Exports
 ):

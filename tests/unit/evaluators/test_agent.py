@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,14 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 #: Most rollouts of one run here.
 SIZE = 4
+
+#: As `@evaluation_test` marks a test whose rollouts are made elsewhere.
+REMOTE = """
+class RemoteRolloutProcessor: pass
+class Ours(RemoteRolloutProcessor): pass
+class Parameters: mode, rollout_processor = "pointwise", Ours()
+test_rollouts.__ep_params__ = Parameters
+"""
 
 HANG = "import time; open('started', 'w').close(); time.sleep(600)"
 
@@ -68,6 +78,7 @@ async def test_one_run_scores_the_rollouts_of_a_group_each_by_what_it_said(
         assert kept.rollout.metrics == {"letters": float(len(said))}
         (told,) = [text for _, text, rollout in play.log.entries if rollout == rollout_id]
         assert json.loads(told)["reason"] == f"said {said}"
+        assert kept.rollout.reason == f"said {said}"
     printed = await play.log.until("1 passed")
     assert printed.count("1 passed") == 1  # one run for the group
     assert "secret" not in printed
@@ -249,6 +260,46 @@ async def test_a_host_that_dies_is_started_again_and_one_that_is_closed_leaves_n
     assert not Path(f"/proc/{pid}").exists()
     assert not Path(f"/proc/{inside}").exists()
     assert not folder.exists()
+
+
+async def test_an_evaluator_finds_its_accounts_secrets_and_they_are_nowhere_else(
+    tmp_path: Path,
+) -> None:
+    """Nor does it see a variable of the server's own."""
+    told = "row['evaluation_result']['reason'] = str(len(os.environ['JUDGE_KEY']))"
+    hidden = "assert 'SERVERS_OWN' not in os.environ; print('checked')"
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("SERVERS_OWN", "x")
+        async with a_playground(tmp_path, "hi", secrets={"JUDGE_KEY": "sk-very-secret"}) as play:
+            agent = await play.agent(size=1)
+            requests = await play.requests(1, after=f"import os; {told}; {hidden}")
+            outcomes = await play.outcomes(agent, requests)
+            assert codes(outcomes) == [""], outcomes
+            kept = await play.world.trajectory(requests[0].rollout_id)
+            assert kept.rollout.reason == str(len("sk-very-secret"))
+            assert "sk-very-secret" not in await play.log.until("1 passed")
+
+
+async def test_an_evaluator_of_remote_rollouts_is_refused_without_network_with_the_setting(
+    play: Playground, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {**STUB, "test_stub.py": STUB["test_stub.py"] + REMOTE}
+    evaluator, built = await play.built(files)
+    assert built.is_active, built.message
+    with pytest.raises(errors.Unavailable, match="set TURNWISE_EVALUATOR_NETWORK=host"):
+        await play.agent(evaluator)
+    monkeypatch.setattr(play.room, "_terms", replace(play.room._terms, has_network=True))
+    monkeypatch.setattr(play.room, "_public_url", "https://turnwise.test")
+    agent = await play.agent(evaluator, size=1)
+    say = (
+        "import os\n"
+        "row['evaluation_result']['reason'] = os.environ['EP_MODEL_BASE_URL']\n"
+        "assert os.environ['FW_TRACING_GATEWAY_BASE_URL'] == os.environ['EP_MODEL_BASE_URL']"
+    )
+    requests = await play.requests(1, after=say)
+    assert codes(await play.outcomes(agent, requests)) == [""]
+    base = (await play.world.trajectory(requests[0].rollout_id)).rollout.reason
+    assert re.fullmatch(r"https://turnwise\.test/e/run_\w+\.\w+/litellm-gateway", base)
 
 
 async def test_an_evaluator_without_isolation_runs_where_that_is_allowed(

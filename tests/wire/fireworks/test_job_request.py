@@ -49,6 +49,12 @@ def test_a_loss_method_is_the_algorithm_with_the_documented_bounds(
     assert (algorithm.kl_coef, algorithm.aggregation, algorithm.loss_fn) == (kl, aggregation, loss)
 
 
+def test_an_extra_body_goes_with_the_evaluators_model_calls():
+    text = '{"stop": ["\\n"]}'
+    asked = read_request(body(inferenceParameters={"extraBody": text}))
+    assert parse_job(job_file("walk", asked, FOUND)).agent.extra_body == text
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [
