@@ -33,6 +33,7 @@ from turnwise.wire.aws.services import Rooms, open_services
 from turnwise.wire.data_events import DataEvents
 from turnwise.wire.dataplane import DataPlane
 from turnwise.wire.fireworks.calls import FireworksRooms
+from turnwise.wire.fireworks.deployments import find_deployed
 from turnwise.wire.fireworks.door import FireworksDoor
 from turnwise.wire.fireworks.job_body import state_words
 from turnwise.wire.fireworks.jobs import KIND as FIREWORKS_JOB
@@ -129,6 +130,7 @@ def _data_plane(house: House) -> DataPlane:
             house.evaluator_side.room.runs,
             RunTraces(house.records.traces, store.trajectory, SYSTEM_CLOCK),
         ),
+        find_deployed(store),
     )
 
 

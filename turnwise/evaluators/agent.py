@@ -14,7 +14,7 @@ from turnwise import errors
 from turnwise.domain.agent import AgentLogKind
 from turnwise.domain.rollout import Blame, Fault
 from turnwise.evaluators.files import SharedFolder
-from turnwise.evaluators.hosting import Build, Host
+from turnwise.evaluators.hosting import Build, Host, pytest_arguments
 from turnwise.evaluators.joining import Scored
 from turnwise.evaluators.rows import completion_params, read_row, row_for
 from turnwise.evaluators.runs import Run, Runs
@@ -220,7 +220,7 @@ class EvaluatorAgent:
             return host.boxes.seen(host.folder, path)
 
         args = [
-            *("-q", "-p", "no:cacheprovider", "--rootdir", ".", self._build.entry_point),
+            *pytest_arguments(self._build.entry_point),
             *("--ep-no-upload", "--ep-jsonl-path", inside(work.rows)),
             *("--ep-completion-params", json.dumps(params)),
             *("--ep-num-runs", str(runs), "--ep-output-dir", inside(work.results)),

@@ -18,7 +18,7 @@ from typing import Any
 from turnwise import errors
 from turnwise.domain.evaluator import Evaluator
 from turnwise.evaluators.files import SharedFolder
-from turnwise.evaluators.hosting import ENVIRONMENT, Build, tail
+from turnwise.evaluators.hosting import ENVIRONMENT, Build, pytest_arguments, tail
 from turnwise.evaluators.sandbox import Sandboxes
 from turnwise.evaluators.unpack import Bounds, unpack
 from turnwise.ports import Built
@@ -163,7 +163,7 @@ class _Shop:
             raise errors.InvalidInput(
                 "entryPoint", entry_point, "is missing", remedy='send "test_file.py::test_name"'
             )
-        found = await self._ask("collect", entry_point)
+        found = await self._ask("collect", *pytest_arguments(entry_point))
         self._note(found["text"])
         tests: list[str] = found["tests"]
         if tests != [entry_point]:

@@ -42,6 +42,17 @@ ENVIRONMENT = {
 START_S = 120.0
 
 
+def pytest_arguments(entry_point: str) -> list[str]:
+    """What makes pytest find one test. Its decorator makes it a test, whatever it is called.
+
+    >>> pytest_arguments("math.py::evaluate")[-3:]
+    ['-o', 'python_functions=evaluate', 'math.py::evaluate']
+    """
+    name = entry_point.rpartition("::")[2].partition("[")[0]
+    named = ["-o", f"python_functions={name}"] if name.isidentifier() else []
+    return ["-q", "-p", "no:cacheprovider", "--rootdir", ".", *named, entry_point]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Build:
     """A built evaluator on disk: `folder`/project, and `folder`/venv where it needs packages.

@@ -43,7 +43,7 @@ async def test_an_account_sees_itself_and_no_other(api: httpx.AsyncClient, place
 
 
 async def test_what_is_not_served_says_so(api: httpx.AsyncClient):
-    assert "is not served here" in message_of(await api.get(f"{HOME}/deployments"), 404)
+    assert "is not served here" in message_of(await api.get(f"{HOME}/rlorTrainerJobs"), 404)
     assert "is not served here" in message_of(await api.put("/verifyApiKey"), 501)
 
 
