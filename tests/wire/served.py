@@ -23,6 +23,7 @@ from turnwise.ports import ModelPackage, ServedModel
 from turnwise.sampling.shared import SharedSampler
 from turnwise.system import new_id
 from turnwise.wire.dataplane import DataPlane, Verifying
+from turnwise.wire.runs import RunDoor
 
 NUMBER = "000000000001"
 SLUG = "walkers"
@@ -47,7 +48,11 @@ class OneKey:
 
 
 def data_plane(
-    world: World, serving: Serving, callers: Verifying | None = None, bases: Path | None = None
+    world: World,
+    serving: Serving,
+    callers: Verifying | None = None,
+    bases: Path | None = None,
+    runs: RunDoor | None = None,
 ) -> DataPlane:
     """Answers for the world's rollouts, its models and the base models in the folder `bases`."""
 
@@ -65,6 +70,7 @@ def data_plane(
         number,
         account,
         Traces(world.store, world.clock, retention_days=30),
+        runs=runs,
     )
 
 

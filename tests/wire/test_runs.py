@@ -12,32 +12,24 @@ import pytest
 from tests import builders
 from tests.unit.gateway.kit import World, a_world, user
 from tests.wire.listening import listening
-from tests.wire.served import OneKey, a_browser, a_serving
+from tests.wire.served import a_browser, a_serving, data_plane
 from turnwise import errors
-from turnwise.control.models.served import ServedModels
 from turnwise.evaluators.runs import Run, Runs
 from turnwise.system import new_id
-from turnwise.wire.dataplane import DataPlane
 from turnwise.wire.runs import RunAddress, RunDoor
 
 
 @contextlib.asynccontextmanager
 async def a_run(world: World, count: int = 2) -> AsyncIterator[tuple[Runs, Run, str]]:
     """A run of that many rollouts, and the server's URL."""
-
-    async def number(account_id: str) -> str:
-        return "000000000001"
-
     runs, serving = Runs(new_id), a_serving(world)
     names = [f"rollout_{'abc'[n]}" for n in range(count)]
     for slot, name in enumerate(names):
         await world.open(name, slot=slot)
     run = runs.open(builders.ACCOUNT, names)
     door = RunDoor(world.gateway, runs)
-    models = ServedModels(world.store)
-    plane = DataPlane(world.gateway, serving, models, OneKey(world), number, None, door)
     try:
-        async with listening(plane, http="httptools") as url:
+        async with listening(data_plane(world, serving, runs=door), http="httptools") as url:
             yield runs, run, url
     finally:
         await serving.close()

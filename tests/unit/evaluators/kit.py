@@ -22,8 +22,7 @@ import pytest
 from tests import builders
 from tests.unit.gateway.kit import World, a_world
 from tests.wire.listening import listening
-from tests.wire.served import OneKey, a_serving
-from turnwise.control.models.served import ServedModels
+from tests.wire.served import a_serving, data_plane
 from turnwise.domain.agent import AgentLogKind
 from turnwise.domain.evaluator import Evaluator, EvaluatorState
 from turnwise.domain.rollout import SamplingParams
@@ -240,9 +239,6 @@ async def a_playground(
     async with a_world(*replies, opened=False) as world:
         serving = a_serving(world)
 
-        async def number(account_id: str) -> str:
-            return "000000000001"
-
         plane: DataPlane | None = None
 
         async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -265,9 +261,7 @@ async def a_playground(
                 secrets=no_secrets,
                 new_id=new_id,
             )
-            models = ServedModels(world.store)
-            runs = RunDoor(world.gateway, room.runs)
-            plane = DataPlane(world.gateway, serving, models, OneKey(world), number, None, runs)
+            plane = data_plane(world, serving, runs=RunDoor(world.gateway, room.runs))
             playground = Playground(world, room, folder, python)
             try:
                 await _skip_where_impossible(room, is_isolated)

@@ -9,6 +9,8 @@ import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
+import pytest
+
 from tests.unit.evaluators.kit import STUB, a_playground
 
 _METADATA = "Metadata-Version: 2.1\nName: tinyjudge\nVersion: 1.0\n"
@@ -92,3 +94,42 @@ async def test_a_build_that_takes_too_long_ends_and_leaves_nothing(tmp_path: Pat
         _, built = await play.built(files)
         assert built.message == "Evaluator build timed out after 0.1 minutes"
         assert sorted(path.name for path in play.builds.rglob("*")) == ["acc_default", "stub"]
+
+
+#: What a hostile test module leaves behind while it is collected, by its name in the archive.
+_LEAVES = {
+    "build.json": "os.symlink({victim!r}, '../build.json')",
+    "project": "os.rename('../project', '../other'); os.symlink({folder!r}, '../project')",
+}
+
+
+@pytest.mark.parametrize("name", list(_LEAVES))
+async def test_a_build_that_leaves_a_link_in_a_name_of_ours_fails(
+    tmp_path: Path, name: str
+) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("as it was")
+    leave = _LEAVES[name].format(victim=str(victim), folder=str(tmp_path))
+    files = {**STUB, "test_stub.py": f"import os\n{leave}\n" + STUB["test_stub.py"]}
+    async with a_playground(tmp_path) as play:
+        _, built = await play.built(files)
+        assert not built.is_active
+        assert name in built.message
+        assert victim.read_text() == "as it was"
+
+
+async def test_a_link_that_a_build_leaves_shows_no_file_of_the_server(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("secret of the server")
+    leave = f"import os\nif not os.path.lexists('loot'): os.symlink({str(victim)!r}, 'loot')\n"
+    files = {**STUB, "test_stub.py": leave + STUB["test_stub.py"]}
+    before = "import pathlib; open('loot').read()"
+    async with a_playground(tmp_path, "hello") as play:
+        evaluator, built = await play.built(files)
+        assert built.is_active, built.message
+        agent = await play.agent(evaluator, size=1)
+        requests = await play.requests(1, before=before)
+        await play.outcomes(agent, requests)
+        assert "FileNotFoundError" in await play.log.until("FileNotFoundError")
+        assert agent.host is not None
+        assert (agent.host.folder / "project/loot").is_symlink()
