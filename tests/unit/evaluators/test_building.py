@@ -98,23 +98,28 @@ async def test_a_build_that_takes_too_long_ends_and_leaves_nothing(tmp_path: Pat
 
 #: What a hostile test module leaves behind while it is collected, by its name in the archive.
 _LEAVES = {
-    "build.json": "os.symlink({victim!r}, '../build.json')",
-    "project": "os.rename('../project', '../other'); os.symlink({folder!r}, '../project')",
+    "build.json: 'build.json' was written by the build itself": (
+        "os.symlink({victim!r}, '../build.json')"
+    ),
+    "project: 'project' was replaced by a link": (
+        "os.rename('../project', '../other'), os.symlink({folder!r}, '../project')"
+    ),
 }
 
 
-@pytest.mark.parametrize("name", list(_LEAVES))
+@pytest.mark.parametrize("message", list(_LEAVES))
 async def test_a_build_that_leaves_a_link_in_a_name_of_ours_fails(
-    tmp_path: Path, name: str
+    tmp_path: Path, message: str
 ) -> None:
     victim = tmp_path / "victim"
     victim.write_text("as it was")
-    leave = _LEAVES[name].format(victim=str(victim), folder=str(tmp_path))
-    files = {**STUB, "test_stub.py": f"import os\n{leave}\n" + STUB["test_stub.py"]}
+    leave = _LEAVES[message].format(victim=str(victim), folder=str(tmp_path))
+    start = f"import atexit, os\natexit.register(lambda: ({leave}))\n"
+    files = {**STUB, "test_stub.py": start + STUB["test_stub.py"]}
     async with a_playground(tmp_path) as play:
         _, built = await play.built(files)
         assert not built.is_active
-        assert name in built.message
+        assert built.message.startswith(message)
         assert victim.read_text() == "as it was"
 
 
