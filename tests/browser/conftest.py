@@ -121,7 +121,9 @@ def new_page(
 
     def make(who: str = "admin", **options: object) -> Page:
         given = {"viewport": {"width": 1280, "height": 900}} | options
-        context = chromium.new_context(base_url=world.url, storage_state=sessions.get(who), **given)
+        context = chromium.new_context(
+            base_url=world.url, storage_state=sessions.get(who), **given
+        )
         context.set_default_timeout(PATIENCE_MS)
         opened.append(context)
         page = context.new_page()

@@ -39,7 +39,6 @@ _WATCH_FOCUS = """
 """
 _UNREACHED = "() => [...unreached].filter((each) => each.isConnected).map(told)"
 
-
 @pytest.fixture(scope="module")
 def addresses(world: World) -> dict[str, str]:
     return {name: address(world) for name, address in PAGES.items()}
@@ -80,7 +79,9 @@ def test_a_page_fits_a_phone(address: str, new_page: NewPage) -> None:
     )
 
 
-def test_everything_on_a_page_is_reached_by_keyboard_and_shows_it(address: str, page: Page) -> None:
+def test_everything_on_a_page_is_reached_by_keyboard_and_shows_it(
+    address: str, page: Page
+) -> None:
     page.goto(address)
     page.evaluate("document.activeElement.blur()")  # some pages focus a field by themselves
     for _ in range(page.evaluate(_WATCH_FOCUS) + 2):

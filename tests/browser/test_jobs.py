@@ -11,6 +11,7 @@ from tests.browser.conftest import path_of
 from tests.browser.world import BROKEN, EVALUATED, RUNNING, TRAINED, World
 
 
+
 def test_the_list_shows_a_running_job_going_on_and_leaves_the_keyboard_where_it_is(
     page: Page,
 ) -> None:
@@ -55,7 +56,9 @@ def test_jobs_that_are_chosen_are_compared(page: Page) -> None:
     expect(page.get_by_role("img", name=re.compile("^Reward")).first).to_be_visible()
 
 
-def test_a_job_is_started_by_a_form_cancelled_resumed_and_deleted(page: Page, world: World) -> None:
+def test_a_job_is_started_by_a_form_cancelled_resumed_and_deleted(
+    page: Page, world: World
+) -> None:
     page.goto("/dashboard")
     page.get_by_role("link", name="New job").click()
     page.get_by_label("Name (needed)").fill("from-the-form")
