@@ -235,6 +235,8 @@ async def test_who_claims_to_have_seen_what_is_not_written_yet_hides_it_from_nob
             client.stream("GET", "/dashboard/jobs/walk/logs/live?after=0") as other,
         ):
             pieces = other.aiter_text()
+            await anext(pieces)
+            await asyncio.sleep(0.1)  # for it to have caught up with what is held
             draft = EventDraft(kind=EventKind.LOG, body={"message": "fresh news"})
             await world.store.append(ACCOUNT, "job_a", [draft])
             async for piece in pieces:

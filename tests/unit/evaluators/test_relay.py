@@ -25,7 +25,7 @@ async def test_a_sandbox_holds_so_many_connections_and_gets_a_new_one_for_each_t
     listener.setblocking(False)
     place = listener.getsockname()
     relayed = await relay.open_relay(
-        listener, "http://127.0.0.1:{}".format(server.sockets[0].getsockname()[1])
+        listener, f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     )
 
     async def said() -> tuple[bytes, asyncio.StreamWriter]:

@@ -10,7 +10,6 @@ from typing import Any
 from turnwise import errors
 from turnwise.wire.fireworks.faults import Code, Refused
 
-
 #: Fields that hold a secret, or a block with one.
 _SECRETS = frozenset({"apiKey", "wandbConfig"})
 
