@@ -166,7 +166,12 @@ async def start_host(
     """
     folder.mkdir(mode=0o700, parents=True)
     (folder / "runs").mkdir(mode=0o700)
-    await asyncio.to_thread(shutil.copytree, build.project, folder / "project")
+    try:
+        # The build's own programs could leave links to the server's files: they stay links.
+        await asyncio.to_thread(shutil.copytree, build.project, folder / "project", symlinks=True)
+    except OSError as error:
+        await asyncio.to_thread(_remove, folder)
+        raise errors.Unavailable(f"the evaluator's project cannot be copied: {error}") from error
     python = build.python if build.venv is None else str(build.venv / "bin" / "python")
     output = folder.with_name(folder.name + ".log")
     boxed = await boxes.start(

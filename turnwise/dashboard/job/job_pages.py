@@ -105,12 +105,9 @@ def job_page_routes(dashboard: Dashboard) -> APIRouter:
     async def live(name: str, who: Principal = caller) -> Response:
         found = await rooms.jobs.describe(who, name)
         view = _LiveJob(dashboard, watches, overview, found)
-
-        async def may_look() -> None:
-            holder = await rooms.keyring.holder(who.access_key_id)
-            holder.require(Action.READ, job_id=found.job_id)
-
-        return dashboard.hub.stream(view.key, view.render, view.news, may_look)
+        may_look = dashboard.reading(who, found.job_id)
+        stream = dashboard.hub.stream(view.key, view.render, view.news, may_look)
+        return dashboard.streams.held(who.access_key_id, stream)
 
     @routes.post("/{name}/notes")
     async def write(

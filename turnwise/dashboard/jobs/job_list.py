@@ -46,7 +46,8 @@ def job_list_routes(dashboard: Dashboard) -> APIRouter:
     async def live(request: Request, who: Principal = caller) -> Response:
         wanted = JobFilter.read(request.query_params)
         view = _LiveJobs(dashboard, rows, who, wanted)
-        return dashboard.hub.stream(view.key, view.render, view.news)
+        stream = dashboard.hub.stream(view.key, view.render, view.news)
+        return dashboard.streams.held(who.access_key_id, stream)
 
     @routes.get("/dashboard/fine-tuning/reinforcement/{job}")
     async def fine_tuning(job: str, who: Principal = caller) -> RedirectResponse:
