@@ -18,6 +18,7 @@ from turnwise.control.models.hubs import Hubs
 from turnwise.control.models.served import ServedModels, verified_base, verified_folder
 from turnwise.control.results import StoredResults
 from turnwise.dashboard import DashboardRooms, OtherDoor, Prices, dashboard_app, is_page
+from turnwise.dashboard import Observed as ObservedPages
 from turnwise.diagnostics import Inspector
 from turnwise.exporting.archives import Archives
 from turnwise.settings import Settings
@@ -209,7 +210,7 @@ def _native_door(house: House) -> Observed:
 
 def _dashboard(house: House) -> Asgi:
     base, data = house.base, house.data
-    return dashboard_app(
+    pages = dashboard_app(
         DashboardRooms(
             url=base.url,
             clock=SYSTEM_CLOCK,
@@ -235,6 +236,14 @@ def _dashboard(house: House) -> Asgi:
             trajectory_body=trajectory_body,
             prices=_prices(base.settings),
         )
+    )
+    return ObservedPages(
+        pages,
+        house.records.audit,
+        SYSTEM_CLOCK,
+        region=base.settings.region,
+        account_number=house.access.accounts.number,
+        job_arn=house.workshop.job_arn,
     )
 
 

@@ -154,7 +154,7 @@ def _session_routes(pages: Pages, sessions: Sessions) -> APIRouter:
         wanted = safe_next(next)
         response = RedirectResponse(wanted, status_code=303)
         try:
-            await sessions.start(key, response)
+            request.state.principal = await sessions.start(key, response)
         except errors.Unauthenticated:
             problem = "No such key, or it was revoked. `turnwise keys list` shows what there is."
             return pages.page(

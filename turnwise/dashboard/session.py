@@ -51,11 +51,15 @@ class Sessions:
         return principal
 
     async def principal(self, request: Request) -> Principal:
-        """The caller of a request; raises `SignInNeeded`, and `Denied` for another site's form."""
+        """The caller of a request, who is left in its state too.
+
+        Raises `SignInNeeded`, and `Denied` for another site's form.
+        """
         require_same_site(request)
         try:
             grant = self._links.read(DASHBOARD_SESSION, request.cookies.get(COOKIE, ""))
-            return await self._keyring.holder(grant.access_key_id)
+            request.state.principal = found = await self._keyring.holder(grant.access_key_id)
+            return found
         except errors.Unauthenticated:
             raise SignInNeeded from None
 
