@@ -269,9 +269,16 @@ class AgentDoor(Protocol):
         ...
 
     async def report(
-        self, rollout_id: str, rewards: Sequence[float], metrics: Mapping[str, float]
+        self,
+        rollout_id: str,
+        rewards: Sequence[float],
+        metrics: Mapping[str, float],
+        reason: str = "",
     ) -> None:
-        """The rollout is complete: its reward (one, or one per delivered turn) and its metrics."""
+        """The rollout is complete: its reward (one, or one per delivered turn) and its metrics.
+
+        `reason` says in words why that is its reward.
+        """
         ...
 
 
@@ -890,6 +897,7 @@ class Store(Protocol):
         metrics: Mapping[str, float] | None = None,
         fault: Fault | None = None,
         ended_at: float | None = None,
+        reason: str | None = None,
     ) -> Rollout:
         """Compare-and-set of a rollout's state; given values are kept. Raises `Conflict`.
 

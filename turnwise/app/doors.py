@@ -33,6 +33,7 @@ from turnwise.wire.aws.services import Rooms, open_services
 from turnwise.wire.data_events import DataEvents
 from turnwise.wire.dataplane import DataPlane
 from turnwise.wire.fireworks.calls import FireworksRooms
+from turnwise.wire.fireworks.deployments import find_deployed
 from turnwise.wire.fireworks.door import FireworksDoor
 from turnwise.wire.fireworks.job_body import state_words
 from turnwise.wire.fireworks.jobs import KIND as FIREWORKS_JOB
@@ -46,6 +47,7 @@ from turnwise.wire.native.exports import export_routes
 from turnwise.wire.native.findings import finding_routes
 from turnwise.wire.native.observed import Observed
 from turnwise.wire.native.routes import native_app
+from turnwise.wire.run_traces import RunTraces
 from turnwise.wire.runs import RunDoor
 
 Asgi = Callable[[Scope, Receive, Send], Awaitable[None]]
@@ -123,7 +125,12 @@ def _data_plane(house: House) -> DataPlane:
         store.account,
         house.records.traces,
         events,
-        RunDoor(gateway, house.evaluator_side.room.runs),
+        RunDoor(
+            gateway,
+            house.evaluator_side.room.runs,
+            RunTraces(house.records.traces, store.trajectory, SYSTEM_CLOCK),
+        ),
+        find_deployed(store),
     )
 
 

@@ -342,6 +342,7 @@ class SqlStore:
         metrics: Mapping[str, float] | None = None,
         fault: Fault | None = None,
         ended_at: float | None = None,
+        reason: str | None = None,
     ) -> Rollout:
         """Compare-and-set; metrics are added to those there. Raises `Conflict`."""
         given = {
@@ -350,6 +351,7 @@ class SqlStore:
             "metrics": metrics,
             "fault": fault,
             "ended_at": ended_at,
+            "reason": reason,
         }
         write = self._write if ended_at is None else self._write_ends
         return await write(self._move_rollout, account_id, rollout_id, expected, given)
