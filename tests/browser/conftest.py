@@ -6,6 +6,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from playwright.sync_api import (
@@ -109,8 +110,8 @@ def new_page(
 ) -> Iterator[NewPage]:
     opened: list[BrowserContext] = []
 
-    def make(who: str = "admin", **options: object) -> Page:
-        given = {"viewport": {"width": 1280, "height": 900}} | options
+    def make(who: str = "admin", **options: Any) -> Page:
+        given: dict[str, Any] = {"viewport": {"width": 1280, "height": 900}} | options
         context = chromium.new_context(base_url=world.url, storage_state=sessions.get(who), **given)
         context.set_default_timeout(PATIENCE_MS)
         opened.append(context)
