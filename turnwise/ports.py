@@ -517,6 +517,7 @@ class RolloutQuery:
     status: RolloutStatus | None = None
     row_index: int | None = None
     group_id: str | None = None
+    trained_step: int | None = None  # that took its group; `step` is the one it was planned at
     reward_ge: float | None = None
     reward_lt: float | None = None
     fault_code: str | None = None
@@ -944,8 +945,13 @@ class Store(Protocol):
         purpose: Purpose,
         count: int = 10,
         seed: int = 0,
+        *,
+        is_trained: bool = False,
     ) -> list[RolloutSummary]:
-        """Some that have ended; the same ones for the same seed."""
+        """Some that have ended; the same ones for the same seed.
+
+        `step` is the one they were planned at, or with `is_trained` the one that took them.
+        """
         ...
 
     async def ledger(self, account_id: str, job_id: str) -> dict[int, dict[str, int]]:

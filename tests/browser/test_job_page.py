@@ -52,7 +52,7 @@ def test_a_click_on_a_chart_leads_to_that_steps_rollouts(page: Page) -> None:
     expect(plot).to_contain_text(f"step{STEPS - 1}")  # the cursor is there
     page.mouse.down()
     page.mouse.up()
-    expect(page).to_have_url(re.compile(rf"/rollouts\?.*step={STEPS - 1}"))
+    expect(page).to_have_url(re.compile(rf"/rollouts\?.*trained={STEPS - 1}"))
     expect(page.get_by_role("region", name="Rollouts")).to_be_visible()
 
 
@@ -61,7 +61,7 @@ def test_the_timeline_leads_to_a_steps_rollouts_to_ten_at_random_and_to_its_logs
 ) -> None:
     page.goto(f"/dashboard/jobs/{TRAINED}")
     page.get_by_role("link", name="Rollouts of step 1", exact=True).click()
-    expect(page.get_by_role("link", name="Remove the filter: step 1")).to_be_visible()
+    expect(page.get_by_role("link", name="Remove the filter: trained at step 1")).to_be_visible()
     page.go_back()
     page.get_by_role("link", name="Ten random rollouts of step 1", exact=True).click()
     expect(page.get_by_role("region", name="Rollouts").get_by_role("rowheader")).to_have_count(10)

@@ -90,7 +90,7 @@ async def test_a_training_job_shows_curves_steps_checkpoints_and_where_to_look(
     assert "step 3: mean 0.8, max 1, min 0" in page  # the caption of the reward's chart
     assert "0.52 at step 4" in page  # the generalisation gap
     assert "Epoch 1" in page
-    assert 'href="/dashboard/jobs/walk/rollouts?step=3&amp;sample=10"' in page
+    assert 'href="/dashboard/jobs/walk/rollouts?trained=3&amp;sample=10"' in page
     assert 'href="/dashboard/jobs/walk/logs?step=3"' in page
     assert 'href="/dashboard/jobs/new?from=walk&amp;from_model=walk/4"' in page
     assert 'href="/dashboard/models/walk/4"' in page

@@ -392,10 +392,19 @@ class SqlStore:
         purpose: Purpose,
         count: int = 10,
         seed: int = 0,
+        *,
+        is_trained: bool = False,
     ) -> list[RolloutSummary]:
         """Some that have ended; the same ones for the same seed."""
         return await self._read(
-            rollout_pages.sample, account_id, job_id, step, purpose, count, seed
+            rollout_pages.sample,
+            account_id,
+            job_id,
+            step,
+            purpose,
+            count,
+            seed,
+            is_trained=is_trained,
         )
 
     async def make_searchable(self) -> None:
