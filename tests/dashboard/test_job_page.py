@@ -107,7 +107,7 @@ async def test_a_finding_is_told_with_its_evidence_its_remedy_and_its_rollouts(
     assert "50 % of turns are cut off by a token limit" in page
     assert "step 4: rollout/turns/at_cap_frac = 0.5" in page
     assert "Raise sampling_params.max_tokens" in page
-    assert 'href="/dashboard/jobs/walk/rollouts?step=4"' in page
+    assert 'href="/dashboard/jobs/walk/rollouts?trained=4"' in page
 
 
 async def test_failures_are_listed_by_the_word_that_the_list_of_rollouts_knows(

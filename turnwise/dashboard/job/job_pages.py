@@ -271,7 +271,9 @@ def _rollouts_of(address: str, finding: Finding) -> str:
     """Where rollouts of a finding are listed; empty where none are more telling than others."""
     if not finding.rollouts:
         return ""
-    named = {_IN_ADDRESS.get(name, name): value for name, value in finding.rollouts.items()}
+    # A step's figures are of the rollouts that it trained; a validation's of those begun at it.
+    words = _IN_ADDRESS if "purpose" in finding.rollouts else {**_IN_ADDRESS, "step": "trained"}
+    named = {words.get(name, name): value for name, value in finding.rollouts.items()}
     return f"{address}/rollouts?{urlencode(named)}"
 
 
