@@ -15,7 +15,7 @@ DATA ?=
 # first and call `make setup TORCH=` (README, "On a GPU").
 TORCH ?= torch==2.13.0
 
-.PHONY: help setup fmt check test wire wire-long wire-demo wire-fireworks browser gpu bench docs serve demo clean
+.PHONY: help setup fmt check test wire wire-long wire-demo wire-fireworks environments browser gpu bench docs serve demo clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -46,8 +46,10 @@ $(CLIENTS)/.ready: $(WIRE)/requirements.txt $(WIRE)/constraints.txt
 	$(CLIENTS)/bin/pip install --quiet --disable-pip-version-check -r $(WIRE)/requirements.txt
 	touch $@
 
+environments: $(CLIENTS)/.ready $(FIREWORKS)/.ready $(VENV)/.browser  ## create all of them
+
 wire: setup $(CLIENTS)/.ready  ## the real AWS clients against a real server, in an environment of their own
-	PYTHONPATH=. $(CLIENTS)/bin/pytest -c $(WIRE)/pytest.ini $(WIRE)
+	PYTHONPATH=. $(CLIENTS)/bin/pytest -c $(WIRE)/pytest.ini -n $(WORKERS) --dist loadfile $(WIRE)
 
 wire-long: setup $(CLIENTS)/.ready  ## the rest of them: docs/sagemaker.md, block by block
 	PYTHONPATH=. $(CLIENTS)/bin/pytest -c $(WIRE)/pytest.ini -m long $(WIRE)

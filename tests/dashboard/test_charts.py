@@ -3,7 +3,7 @@ from __future__ import annotations
 import math
 
 from turnwise.dashboard.charts import MAX_POINTS, MAX_ROWS, chart, thinned
-from turnwise.dashboard.job_charts import sections
+from turnwise.dashboard.job.job_charts import sections
 from turnwise.domain.curves import Curve
 
 

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from turnwise import errors
-from turnwise.dashboard.histograms import HEIGHT, bars
-from turnwise.dashboard.rollout_filters import Filters
+from turnwise.dashboard.rollouts.histograms import HEIGHT, bars
+from turnwise.dashboard.rollouts.rollout_filters import Filters
 from turnwise.domain.rollout import Purpose, RolloutStatus
 from turnwise.ports import Histogram, RolloutQuery, RolloutSort
 

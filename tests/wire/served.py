@@ -24,6 +24,7 @@ from turnwise.ports import ModelPackage, ServedModel
 from turnwise.sampling.shared import SharedSampler
 from turnwise.system import new_id
 from turnwise.wire.dataplane import DataPlane, Verifying
+from turnwise.wire.fireworks.deployments import find_deployed
 from turnwise.wire.run_traces import RunTraces
 from turnwise.wire.runs import RunDoor
 
@@ -79,6 +80,7 @@ def data_plane(
         account,
         traces,
         runs=None if runs is None else RunDoor(world.gateway, runs, found),
+        deployed=find_deployed(world.store),
     )
 
 

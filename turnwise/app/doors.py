@@ -18,6 +18,7 @@ from turnwise.control.models.hubs import Hubs
 from turnwise.control.models.served import ServedModels, verified_base, verified_folder
 from turnwise.control.results import StoredResults
 from turnwise.dashboard import DashboardRooms, OtherDoor, Prices, dashboard_app, is_page
+from turnwise.dashboard import Observed as ObservedPages
 from turnwise.diagnostics import Inspector
 from turnwise.exporting.archives import Archives
 from turnwise.settings import Settings
@@ -33,6 +34,7 @@ from turnwise.wire.aws.services import Rooms, open_services
 from turnwise.wire.data_events import DataEvents
 from turnwise.wire.dataplane import DataPlane
 from turnwise.wire.fireworks.calls import FireworksRooms
+from turnwise.wire.fireworks.deployments import find_deployed
 from turnwise.wire.fireworks.door import FireworksDoor
 from turnwise.wire.fireworks.job_body import state_words
 from turnwise.wire.fireworks.jobs import KIND as FIREWORKS_JOB
@@ -129,6 +131,7 @@ def _data_plane(house: House) -> DataPlane:
             house.evaluator_side.room.runs,
             RunTraces(house.records.traces, store.trajectory, SYSTEM_CLOCK),
         ),
+        find_deployed(store),
     )
 
 
@@ -207,7 +210,7 @@ def _native_door(house: House) -> Observed:
 
 def _dashboard(house: House) -> Asgi:
     base, data = house.base, house.data
-    return dashboard_app(
+    pages = dashboard_app(
         DashboardRooms(
             url=base.url,
             clock=SYSTEM_CLOCK,
@@ -233,6 +236,14 @@ def _dashboard(house: House) -> Asgi:
             trajectory_body=trajectory_body,
             prices=_prices(base.settings),
         )
+    )
+    return ObservedPages(
+        pages,
+        house.records.audit,
+        SYSTEM_CLOCK,
+        region=base.settings.region,
+        account_number=house.access.accounts.number,
+        job_arn=house.workshop.job_arn,
     )
 
 

@@ -111,7 +111,8 @@ class Browse:
             for event in page:
                 step = int(event.body["step"])
                 for name, value in event.body["values"].items():
-                    if not names or name.startswith(tuple(names)):
+                    is_wanted = not names or name.startswith(tuple(names))
+                    if is_wanted and value is not None:  # else it was not finite
                         point = Point(seq=event.seq, step=step, value=float(value))
                         curves.setdefault(name, {})[step] = point
         return {

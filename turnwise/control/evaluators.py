@@ -286,6 +286,7 @@ class Evaluators:
         *,
         is_asked: bool | None = None,
     ) -> Evaluator:
+        await self.of_job(account_id, evaluator_id)  # of what is not there, no lock stays
         async with self._changes[account_id, evaluator_id]:
             former = await self.of_job(account_id, evaluator_id)
             record = await self._resources.resource(account_id, KIND, evaluator_id)

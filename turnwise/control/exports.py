@@ -249,7 +249,7 @@ def _written(
 async def _as_csv(
     records: AsyncIterator[list[Record]], columns: Mapping[str, str]
 ) -> AsyncIterator[bytes]:
-    yield _csv_lines([list(columns)])
+    yield _csv_lines([map(_cell, columns)])
     async for batch in records:
         rows = [[_cell(record[name]) for name in columns] for record in batch]
         yield await asyncio.to_thread(_csv_lines, rows)

@@ -135,10 +135,13 @@ class Jobs:
         within_quota: bool = False,
         reads_rows: bool = True,
         records: Callable[[Job], Sequence[Resource]] = lambda job: (),
+        warning: str = "",
     ) -> Job:
         """Check a spec, store the job and run it when there is a place.
 
         `records` of the job are stored with it: after a crash there are both or neither.
+
+        `warning` is what the job's log begins with: what was asked for and will not happen.
 
         `within_quota` refuses, as `check_quota` does, a job that the account has no room for; of
         calls at the same moment, no more pass than there is room.
@@ -172,6 +175,8 @@ class Jobs:
                 await self._require_room(principal, spec.kind)
             await self._store.create_job(job, records(job))
             await self._move(job, JobStatus.PENDING, Secondary.PENDING)
+            if warning:
+                await self._warn(job, warning)
         await self._fill_places()
         return await self.describe(principal, job.job_id)
 
@@ -365,6 +370,10 @@ class Jobs:
         level: Level = Level.INFO,
     ) -> None:
         event = status_event(status, secondary, message, level=level)
+        await self._store.append(job.account_id, job.job_id, [event])
+
+    async def _warn(self, job: Job, message: str) -> None:
+        event = EventDraft(kind=EventKind.LOG, body={"message": message}, level=Level.WARNING)
         await self._store.append(job.account_id, job.job_id, [event])
 
     async def _with_places(self, jobs: Sequence[Job]) -> Sequence[Job]:

@@ -18,7 +18,7 @@ from typing import Any
 from turnwise import errors
 from turnwise.domain.evaluator import Evaluator
 from turnwise.evaluators.files import SharedFolder
-from turnwise.evaluators.hosting import ENVIRONMENT, Build, tail
+from turnwise.evaluators.hosting import ENVIRONMENT, Build, pytest_arguments, tail
 from turnwise.evaluators.sandbox import Sandboxes
 from turnwise.evaluators.unpack import Bounds, unpack
 from turnwise.ports import Built
@@ -27,6 +27,9 @@ from turnwise.ports import Built
 Secrets = Callable[[str], Awaitable[Mapping[str, str]]]
 
 MANIFEST = "build.json"
+
+#: Of what a look at a project prints, so much is read.
+MAX_ANSWER = 8 << 20
 
 
 class Builder:
@@ -102,7 +105,7 @@ class Builder:
         await self._install(shop)
         found = await shop.collect(evaluator.entry_point)
         told = {"python": boxes.interpreter.executable, **found}
-        await asyncio.to_thread((folder / MANIFEST).write_text, json.dumps(told))
+        await asyncio.to_thread(_conclude, folder, told)
 
     async def _install(self, shop: _Shop) -> None:
         if not (shop.folder / "project/requirements.txt").is_file():
@@ -163,7 +166,7 @@ class _Shop:
             raise errors.InvalidInput(
                 "entryPoint", entry_point, "is missing", remedy='send "test_file.py::test_name"'
             )
-        found = await self._ask("collect", entry_point)
+        found = await self._ask("collect", *pytest_arguments(entry_point))
         self._note(found["text"])
         tests: list[str] = found["tests"]
         if tests != [entry_point]:
@@ -184,7 +187,7 @@ class _Shop:
         python = self._python()
         program = self._boxes.program("inspect_project.py")
         code = await self._run([python, program, *question], output)
-        lines = output.read_text(errors="replace").splitlines()
+        lines = await asyncio.to_thread(_end_of, output)
         output.unlink(missing_ok=True)
         try:
             answer = json.loads(lines[-1])
@@ -236,6 +239,20 @@ def _show_packages(venv: Path, boxes: Sandboxes) -> None:
     shared.write(f"lib/{library}/site-packages/evaluators.pth", text.encode())
 
 
+def _conclude(folder: Path, told: Mapping[str, str]) -> None:
+    """Write the manifest of a build whose programs have ended; they could write its folder too.
+
+    A link in the place of one of our own names would lead the server to files of its own.
+    """
+    for name in ("project", "venv"):
+        if (folder / name).is_symlink():
+            raise errors.InvalidInput(name, name, "was replaced by a link during the build")
+    try:
+        SharedFolder(folder).write(MANIFEST, json.dumps(told).encode())
+    except FileExistsError:
+        raise errors.InvalidInput(MANIFEST, MANIFEST, "was written by the build itself") from None
+
+
 def _take_over(making: Path, folder: Path) -> None:
     """Put a finished build in its place; those of earlier archives go."""
     for former in folder.parent.iterdir():
@@ -250,6 +267,13 @@ def _clear(making: Path) -> None:
     shutil.rmtree(making, ignore_errors=True)
     shutil.rmtree(making.with_name(making.name + ".root"), ignore_errors=True)
     making.with_name(making.name + ".answer").unlink(missing_ok=True)
+
+
+def _end_of(output: Path) -> list[str]:
+    """The last lines of what a program printed, which may be as much as its limits let it."""
+    with output.open("rb") as opened:
+        opened.seek(max(0, opened.seek(0, os.SEEK_END) - MAX_ANSWER))
+        return opened.read().decode(errors="replace").splitlines()
 
 
 def _last_error(text: str) -> str:

@@ -42,6 +42,17 @@ ENVIRONMENT = {
 START_S = 120.0
 
 
+def pytest_arguments(entry_point: str) -> list[str]:
+    """What makes pytest find one test. Its decorator makes it a test, whatever it is called.
+
+    >>> pytest_arguments("math.py::evaluate")[-3:]
+    ['-o', 'python_functions=evaluate', 'math.py::evaluate']
+    """
+    name = entry_point.rpartition("::")[2].partition("[")[0]
+    named = ["-o", f"python_functions={name}"] if name.isidentifier() else []
+    return ["-q", "-p", "no:cacheprovider", "--rootdir", ".", *named, entry_point]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Build:
     """A built evaluator on disk: `folder`/project, and `folder`/venv where it needs packages.
@@ -155,7 +166,12 @@ async def start_host(
     """
     folder.mkdir(mode=0o700, parents=True)
     (folder / "runs").mkdir(mode=0o700)
-    await asyncio.to_thread(shutil.copytree, build.project, folder / "project")
+    try:
+        # The build's own programs could leave links to the server's files: they stay links.
+        await asyncio.to_thread(shutil.copytree, build.project, folder / "project", symlinks=True)
+    except OSError as error:
+        await asyncio.to_thread(_remove, folder)
+        raise errors.Unavailable(f"the evaluator's project cannot be copied: {error}") from error
     python = build.python if build.venv is None else str(build.venv / "bin" / "python")
     output = folder.with_name(folder.name + ".log")
     boxed = await boxes.start(

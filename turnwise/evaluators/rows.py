@@ -51,6 +51,9 @@ MODEL = "fireworks_ai/default"
 #: An upper bound for texts that come from an evaluator.
 MAX_TEXT = 8192
 
+#: Metrics of one row that are kept: each becomes a curve of the job.
+MAX_METRICS = 100
+
 
 def row_for(fields: Mapping[str, Any], prompt: str) -> dict[str, Any]:
     """A dataset's record as an EvaluationRow; one without messages asks its prompt."""
@@ -134,9 +137,10 @@ def _metrics(given: Mapping[str, Any]) -> tuple[dict[str, float], list[str]]:
         if not isinstance(metric, Mapping):
             continue
         score = _number(metric.get("score"))
-        if score is not None and metric.get("is_score_valid", True) is not False:
+        is_counted = score is not None and metric.get("is_score_valid", True) is not False
+        if score is not None and is_counted and len(numbers) < MAX_METRICS:
             numbers[_text(name)] = score
-        if reason := _text(metric.get("reason")):
+        if len(reasons) < MAX_METRICS and (reason := _text(metric.get("reason"))):
             reasons.append(f"{name}: {reason}")
     return numbers, reasons
 

@@ -13,7 +13,8 @@ for all of its rollouts, and `wire.runs` says which of them is meant.
 
 A chat completion that addresses no rollout is answered by the model that it names: a registered
 one as "group/version", "group" for the newest version, a package id, a model package's ARN or
-"accounts/{account}/models/{group}"; a base model by its name or "accounts/fireworks/models/{name}".
+"accounts/{account}/models/{group}"; a base model by its name or "accounts/fireworks/models/{name}";
+each by "accounts/{account}/deployments/{id}" where it was deployed so.
 One at a path with tags (`fireworks.tracing_codec`) is recorded with them.
 """
 
@@ -42,7 +43,13 @@ from turnwise.wire.aws.arns import JobArn, ModelPackageArn
 from turnwise.wire.aws.signed import signed_request
 from turnwise.wire.data_events import NAMES, DataEvents
 from turnwise.wire.fireworks import tracing
-from turnwise.wire.fireworks.tracing_codec import GatewayPath, ModelName, plain_name
+from turnwise.wire.fireworks.deployments import FindDeployed
+from turnwise.wire.fireworks.tracing_codec import (
+    DeploymentName,
+    GatewayPath,
+    ModelName,
+    plain_name,
+)
 from turnwise.wire.openai import routes as openai
 from turnwise.wire.runs import PREFIX, RunDoor
 
@@ -121,11 +128,12 @@ class DataPlane:
         traces: Traces,
         events: DataEvents | None = None,
         runs: RunDoor | None = None,
+        deployed: FindDeployed | None = None,
     ) -> None:
         """`callers` verifies who calls; `account_number` gives an account's 12 digits at once.
 
         `events`, where given, tells the audit trail of calls that a trail selects; `runs` answers
-        evaluators' runs.
+        evaluators' runs; `deployed` finds the models of deployments.
         """
         self._gateway = gateway
         self._serving = serving
@@ -136,6 +144,7 @@ class DataPlane:
         self._traces = traces
         self._events = events
         self._runs = runs
+        self._deployed = deployed
         self._routes: Mapping[str, tuple[str, Handler, Fail]] = {
             CHAT: ("POST", self._chat, openai.fail),
             "/v1/models": ("GET", self._list_models, openai.fail),
@@ -277,7 +286,11 @@ class DataPlane:
                 is_ours = arn.number == await self._account_number(principal.account_id)
                 name = f"{arn.group}/{arn.version}" if is_ours else ""
                 return await self._models.package(principal, name)
-            if (full := ModelName.of(model)) is not None:
+            if (deployment := DeploymentName.of(model)) is not None:
+                full: ModelName | None = await self._deployed_as(principal, deployment)
+            else:
+                full = ModelName.of(model)
+            if full is not None:
                 return await self._model_by_full_name(principal, full)
             return await self._models.model(principal, plain_name(model))
         except errors.NotFound:
@@ -286,9 +299,17 @@ class DataPlane:
     async def _model_by_full_name(self, principal: Principal, full: ModelName) -> ServedModel:
         if full.is_base:
             return await self._models.base(principal, full.name)
-        account = await self._account(principal.account_id)
-        is_ours = full.account in (account.slug, account.account_id)
+        is_ours = await self._is_own(principal, full.account)
         return await self._models.package(principal, full.name if is_ours else "")
+
+    async def _deployed_as(self, principal: Principal, name: DeploymentName) -> ModelName | None:
+        if self._deployed is None or not await self._is_own(principal, name.account):
+            raise errors.NotFound("deployment", name.id)
+        return ModelName.of(await self._deployed(principal.account_id, name.id))
+
+    async def _is_own(self, principal: Principal, named: str) -> bool:
+        account = await self._account(principal.account_id)
+        return named in (account.slug, account.account_id)
 
     # ── who is calling about which rollout ────────────────────────────────────────────────────
 

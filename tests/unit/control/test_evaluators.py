@@ -117,6 +117,16 @@ async def test_an_evaluator_is_uploaded_built_and_active(tmp_path: Path) -> None
         assert await world.evaluators.list(ADMIN) == [done]
 
 
+async def test_asking_for_what_is_not_there_leaves_nothing_in_memory(tmp_path: Path) -> None:
+    async with a_world(tmp_path) as world:
+        for n in range(3):
+            with pytest.raises(errors.NotFound):
+                await world.evaluators.change(ADMIN, f"none-{n}", description="x")
+            with pytest.raises(errors.NotFound):
+                await world.evaluators.build(ADMIN, f"none-{n}")
+        assert not world.evaluators._changes
+
+
 async def test_one_that_was_never_uploaded_fails_to_build_and_says_so(tmp_path: Path) -> None:
     async with a_world(tmp_path) as world:
         await world.create()

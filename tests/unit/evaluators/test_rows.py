@@ -111,3 +111,9 @@ def test_the_jobs_sampling_is_what_the_evaluator_asks_for() -> None:
     assert params["extra_body"] == {"stop": ["\n"], "top_k": 40}
     assert (params["temperature"], params["top_p"], params["max_tokens"]) == (0.7, 0.9, 64)
     assert params["raw_output"] is True
+
+
+def test_so_many_metrics_of_a_row_are_kept_and_no_more() -> None:
+    metrics = {f"m{n}": {"score": n, "reason": ""} for n in range(1000)}
+    row = read_row(a_row(evaluation_result={"score": 1, "metrics": metrics}))
+    assert list(row.metrics) == [f"m{n}" for n in range(100)]

@@ -171,3 +171,10 @@ def test_a_key_is_a_secret_by_its_id_and_not_among_the_words_that_are_kept():
     }
     assert "apiKey" not in kept_words(given)["wandbConfig"]
     assert "very-secret" not in str(kept_words(given))
+
+
+@pytest.mark.parametrize("wandb", ["very-secret", {"enabled": True, "apiKey": ["very-secret"]}])
+def test_a_key_that_is_sent_wrongly_is_not_repeated(wandb: object):
+    with pytest.raises(errors.InvalidInput, match="wandb_config") as raised:
+        read_request(body(wandbConfig=wandb))
+    assert "very-secret" not in str(raised.value)

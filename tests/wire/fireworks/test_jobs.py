@@ -24,7 +24,7 @@ from turnwise.control.datasets import DataFile, load_files
 from turnwise.control.jobs import status_event
 from turnwise.control.objects.locations import parse_location
 from turnwise.domain.access import Action
-from turnwise.domain.event import EventDraft, EventKind
+from turnwise.domain.event import EventDraft, EventKind, Level
 from turnwise.domain.job import AgentKind, JobStatus, Secondary
 from turnwise.wire.fireworks.job_body import failure_of
 
@@ -107,6 +107,12 @@ async def test_false_flags_are_no_wish_but_a_project_without_the_flag_is_warned_
     made = await create(api, named, "named")
     assert "enabled is false" in made.json()["status"]["message"]
     assert "enabled is false" in (await api.get(f"{JOBS}/named")).json()["status"]["message"]
+    for name, warnings in (("walk", 0), ("named", 1)):
+        job = await place.world.jobs.describe(ADMIN, name)
+        events = await place.world.store.events(ACCOUNT, job.job_id)
+        said = [e.body["message"] for e in events if e.level is Level.WARNING]
+        assert len(said) == warnings
+        assert all("nothing is logged to Weights & Biases" in each for each in said)
 
 
 async def test_what_makes_no_sense_is_refused_by_name_and_makes_no_job(

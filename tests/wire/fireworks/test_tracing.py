@@ -18,7 +18,9 @@ from tests.wire.openai.test_serving import register
 from tests.wire.served import SLUG
 from turnwise import errors
 from turnwise.domain.access import Action, Principal
+from turnwise.domain.resource import Resource
 from turnwise.wire.fireworks import tracing
+from turnwise.wire.fireworks.deployments import KIND
 
 FINISHED = {"code": 100, "message": "Rollout finished", "details": []}
 
@@ -202,6 +204,7 @@ async def test_a_model_is_named_as_fireworks_clients_name_it(
         "accounts/fireworks/models/walk",
         "accounts/fireworks/models/../tiny",
         "accounts/fireworks/deployments/tiny",
+        f"accounts/{SLUG}/deployments/mine",
         "small",
     ],
 )
@@ -212,6 +215,27 @@ async def test_what_is_no_model_of_the_caller_does_not_exist(model: str, tmp_pat
         assert await gateway.traces() == []
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found")
     assert answer.json()["message"].startswith(f"model {model!r} does not exist; GET /v1/models")
+
+
+@pytest.mark.parametrize(
+    ("deployed", "adapter"),
+    [(BASE, None), (f"accounts/{SLUG}/models/walk", package(2).sha256)],
+)
+async def test_a_deployment_is_answered_by_its_model(
+    deployed: str, adapter: str | None, tmp_path: Path
+):
+    async with a_gateway(tmp_path) as gateway:
+        await register(gateway.world, package(1), package(2))
+        record = Resource(
+            account_id=ACCOUNT, kind=KIND, name="mine", body={"model": deployed}, created_at=0.0
+        )
+        await gateway.world.store.create_resource(record)
+        answer = await gateway.chat(model=f"fireworks_ai/accounts/{SLUG}/deployments/mine")
+        theirs = await gateway.chat(model="accounts/others/deployments/mine")
+        (asked,) = gateway.world.script.asked
+    assert answer.status_code == 200, answer.text
+    assert asked.adapter_id == adapter
+    assert theirs.status_code == 404
 
 
 async def test_a_key_for_certain_jobs_may_not_ask_a_base_model(tmp_path: Path):

@@ -12,7 +12,7 @@ import hashlib
 import json
 import logging
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Coroutine, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -372,6 +372,10 @@ class Building:
     def refurnish(self, *, is_s3: bool) -> None:
         """`restore`, for who is outside the loop."""
         self._runner.run(self.restore(is_s3=is_s3))
+
+    def run(self, change: Coroutine[Any, Any, None]) -> None:
+        """Change what is in it past all doors."""
+        self._runner.run(change)
 
     def ask(self, sent: Sent) -> Answer:
         """Send a request and wait for the whole answer."""

@@ -73,6 +73,10 @@ class Checked:
         self._unchanged(sent)
         return answer
 
+    def observe(self) -> None:
+        """What is there now is what a refusal must leave as it is."""
+        self._state = self.building.state()
+
     def refused(self, sent: Sent, *, allowed: tuple[int, ...] = ()) -> Answer:
         """Send what must be refused."""
         answer = self.ask(sent, allowed=allowed)

@@ -1,7 +1,7 @@
 """Looks at an unpacked evaluator with the interpreter that will run it; one JSON object on stdout.
 
 python inspect_project.py requirements FILE      {"missing": ["numpy>=3"], "odd": ["-r x"]}
-python inspect_project.py collect ENTRY_POINT    {"tests": [...], "mode": "...", "is_remote": false,
+python inspect_project.py collect ARGUMENT...    {"tests": [...], "mode": "...", "is_remote": false,
                                                   "text": "..."}
 python inspect_project.py about                  {"executable", "prefixes", "has": {...}}
 """
@@ -79,8 +79,8 @@ def _of_extras(name: str, extras: set[str]) -> list[str]:
     return found
 
 
-def collect(entry_point: str) -> dict[str, Any]:
-    """The tests that pytest finds there, and what the first one's `@evaluation_test` says."""
+def collect(*arguments: str) -> dict[str, Any]:
+    """The tests that pytest finds by these, and what the first one's `@evaluation_test` says."""
     import pytest
 
     class Found:
@@ -104,8 +104,7 @@ def collect(entry_point: str) -> dict[str, Any]:
     found, text = Found(), io.StringIO()
     sys.path.insert(0, str(Path.cwd()))
     with contextlib.redirect_stdout(text), contextlib.redirect_stderr(text):
-        args = ["--collect-only", "-q", "-p", "no:cacheprovider", "--rootdir", ".", entry_point]
-        code = int(pytest.main(args, plugins=[found]))
+        code = int(pytest.main(["--collect-only", *arguments], plugins=[found]))
     return {
         "tests": found.tests,
         "mode": found.mode,

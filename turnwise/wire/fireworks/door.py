@@ -14,6 +14,7 @@ from turnwise.errors import TurnwiseError
 from turnwise.wire.asgi import Receive, Scope, Send
 from turnwise.wire.fireworks.calls import Call, Caller, FireworksRooms, asked_of, open_caller
 from turnwise.wire.fireworks.datasets import dataset_routes
+from turnwise.wire.fireworks.deployments import deployment_routes
 from turnwise.wire.fireworks.evaluation_jobs import evaluation_job_routes
 from turnwise.wire.fireworks.evaluators import evaluator_routes
 from turnwise.wire.fireworks.faults import Code, Refused, fault
@@ -63,6 +64,7 @@ def fireworks_app(rooms: FireworksRooms) -> FastAPI:
     app.include_router(job_routes(rooms, caller))
     app.include_router(evaluation_job_routes(rooms, caller))
     app.include_router(model_routes(rooms))
+    app.include_router(deployment_routes(rooms, caller))
     app.include_router(signed_routes(rooms))
     return app
 

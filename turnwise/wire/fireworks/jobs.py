@@ -125,7 +125,7 @@ class _Jobs:
 
         try:
             return await self._rooms.jobs.create(
-                call.principal, spec, reads_rows=False, records=records
+                call.principal, spec, reads_rows=False, records=records, warning=kept["warning"]
             )
         except errors.Conflict:
             if await self._exists(call, spec.name):

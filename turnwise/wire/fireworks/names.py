@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from turnwise import errors
 
 DATASETS = "datasets"
+DEPLOYMENTS = "deployments"
 EVALUATORS = "evaluators"
 JOBS = "reinforcementFineTuningJobs"
 MODELS = "models"

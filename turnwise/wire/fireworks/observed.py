@@ -42,7 +42,11 @@ def event_name(method: str, path: str) -> str:
     'UploadDataset'
     >>> event_name("DELETE", "/v1/accounts/{account}/secrets/{id}")
     'DeleteSecret'
+    >>> event_name("GET", "/verifyApiKey")
+    'VerifyApiKey'
     """
+    if path.count("/") == 1:
+        return _camel(path[1:])
     path, _, verb = path.partition(":")
     words = [word for word in re.findall(r"[^/]+", path) if not word.startswith("{")]
     things = [word for word in words if word not in ("v1", "accounts")] or words[-1:]

@@ -15,7 +15,7 @@ from turnwise.ports import ModelPackage
 from turnwise.wire.fireworks.calls import Call, FireworksRooms
 from turnwise.wire.fireworks.faults import Code, Refused
 from turnwise.wire.fireworks.job_request import JobRequest
-from turnwise.wire.fireworks.names import MODELS, PUBLIC, split
+from turnwise.wire.fireworks.names import MODELS, PUBLIC, full_name, split
 
 Json = dict[str, Any]
 
@@ -48,6 +48,20 @@ async def start_of(rooms: FireworksRooms, call: Call, asked: JobRequest) -> Star
         max_length=known.sequence_length if known else DEFAULT_LENGTH,
         adapter=package.name,
         lora=await asyncio.to_thread(_shape, package),
+    )
+
+
+async def model_name(rooms: FireworksRooms, call: Call, field: str, name: str) -> str:
+    """The full name of the base model or the adapter that a field names. Raises `Refused`."""
+    account, id = split(field, name, MODELS)
+    if account in ("", call.account) and await adapter_named(rooms, call, id):
+        return full_name(call.account, MODELS, id)
+    if account in ("", PUBLIC) and await base_named(rooms.catalogue, id):
+        return full_name(PUBLIC, MODELS, id)
+    raise Refused(
+        Code.NOT_FOUND,
+        f"Model '{name}' not found; GET /v1/accounts/{call.account}/models and "
+        f"/v1/accounts/{PUBLIC}/models list them",
     )
 
 

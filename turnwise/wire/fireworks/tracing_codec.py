@@ -155,6 +155,26 @@ class ModelName:
         return self.account == "fireworks"
 
 
+@dataclass(frozen=True, slots=True)
+class DeploymentName:
+    """The full name that a model was deployed under."""
+
+    account: str
+    id: str
+
+    @classmethod
+    def of(cls, text: str) -> DeploymentName | None:
+        """Read a full name, with litellm's prefix or without; None for any other.
+
+        >>> DeploymentName.of("fireworks_ai/accounts/default/deployments/mine")
+        DeploymentName(account='default', id='mine')
+        """
+        match text.removeprefix("fireworks_ai/").split("/"):
+            case ["accounts", account, "deployments", id] if account and id:
+                return cls(account, id)
+        return None
+
+
 def plain_name(text: str) -> str:
     """A name that is not a full one, without litellm's prefix."""
     return text.removeprefix("fireworks_ai/")

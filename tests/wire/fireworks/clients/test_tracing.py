@@ -36,7 +36,7 @@ from eval_protocol.types.remote_rollout_processor import InitRequest
 from openai import BadRequestError, OpenAI
 
 from tests.wire.aws.clients.answering import Json, answering
-from tests.wire.aws.clients.service import ROOT, Server, save_model, until
+from tests.wire.aws.clients.service import ROOT, Server, until
 
 MODEL = "accounts/fireworks/models/tiny"
 PAGE = ROOT / "docs" / "fireworks-tracing.md"
@@ -45,20 +45,14 @@ PAGE = ROOT / "docs" / "fireworks-tracing.md"
 Play = Callable[[InitRequest, OpenAI, logging.Logger], None]
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server with the base model "tiny"; its key is where eval-protocol looks for one."""
-    folder = tmp_path_factory.mktemp("server") / "data"
-    started = Server(folder)
-    (folder / "models").mkdir()
-    save_model(folder / "models" / "tiny")
+@pytest.fixture(scope="module", autouse=True)
+def key(server: Server) -> Iterator[None]:
+    """The server's key is where eval-protocol looks for one."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FIREWORKS_API_KEY", started.key)
+        patch.setenv("FIREWORKS_API_KEY", server.key)
         for name in ("EP_REMOTE_API_KEY", "EP_MODEL_BASE_URL", "FW_TRACING_GATEWAY_BASE_URL"):
             patch.delenv(name, raising=False)
-        yield started
-    started.stop()
-    print(started.log.read_text())
+        yield
 
 
 @pytest.fixture(params=["http://localhost:{port}", "http://127.0.0.1:{port}/litellm-gateway"])
@@ -138,6 +132,7 @@ def two_turns(request: InitRequest, model: OpenAI, logger: logging.Logger) -> No
 
 
 def test_a_remote_rollout_finishes_with_the_messages_that_its_agent_exchanged(gateway: str):
+    """Contract check 26."""
     name = f"calm-{gateway.count('/')}"
     (row,) = rolled_out(two_turns, gateway, a_row(name))
     assert row.rollout_status.code == Status.Code.FINISHED, row.rollout_status
@@ -169,6 +164,8 @@ def test_payloads_carry_the_tokens_of_each_turn(server: Server):
 
 
 def test_an_error_that_the_agent_reports_is_raised_with_its_message(gateway: str):
+    """Contract check 27."""
+
     def fails(request: InitRequest, model: OpenAI, logger: logging.Logger) -> None:
         logger.error("oh", extra={"status": Status.rollout_error("the tool was not there")})
 
@@ -177,6 +174,8 @@ def test_an_error_that_the_agent_reports_is_raised_with_its_message(gateway: str
 
 
 def test_a_rollout_that_ends_without_a_status_is_past_its_deadline(gateway: str):
+    """Contract check 27."""
+
     def answers_and_leaves(request: InitRequest, model: OpenAI, logger: logging.Logger) -> None:
         asked = request.completion_params | {"max_tokens": 2}
         model.chat.completions.create(messages=list(request.messages), **asked)
@@ -198,6 +197,7 @@ def test_a_rollout_without_any_call_is_not_found(server: Server):
 
 
 def test_a_rollouts_traces_are_its_own(server: Server):
+    """Contract check 28."""
     names = ("twin", "twin-1", "twin-10")
 
     def says_its_name(request: InitRequest, model: OpenAI, logger: logging.Logger) -> None:
@@ -247,6 +247,7 @@ def test_a_call_to_somebody_elses_server_is_refused(server: Server):
 def test_litellm_finds_the_model_at_the_root_and_openai_below_inference(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ):
+    """Contract check 23."""
     import litellm
 
     ask: Any = {"messages": [{"role": "user", "content": "2+2?"}], "max_tokens": 4}
@@ -255,7 +256,7 @@ def test_litellm_finds_the_model_at_the_root_and_openai_below_inference(
     assert by_litellm.usage.completion_tokens > 0
     with OpenAI(base_url=f"{server.url}/inference/v1", api_key=server.key) as client:
         reply = client.chat.completions.create(model=MODEL, **ask)
-        assert [model.id for model in client.models.list()] == ["tiny"]
+        assert "tiny" in [model.id for model in client.models.list()]
     assert reply.usage is not None
     assert reply.usage.completion_tokens > 0
 

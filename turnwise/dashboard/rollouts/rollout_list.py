@@ -11,9 +11,9 @@ from fastapi import APIRouter, Depends, Request
 from starlette.responses import HTMLResponse
 
 from turnwise.control.browse import RolloutRow
-from turnwise.dashboard.histograms import HEIGHT, WIDTH, bars
 from turnwise.dashboard.recent import Recent
-from turnwise.dashboard.rollout_filters import SAMPLE, SIZES, Filters
+from turnwise.dashboard.rollouts.histograms import HEIGHT, WIDTH, bars
+from turnwise.dashboard.rollouts.rollout_filters import SAMPLE, SIZES, Filters
 from turnwise.dashboard.rooms import Dashboard
 from turnwise.domain.access import Principal
 from turnwise.domain.job import Job
