@@ -158,7 +158,7 @@ class _Shop:
             )
 
     async def collect(self, entry_point: str) -> dict[str, Any]:
-        """ "mode" and "is_remote" of its one test, as `Build` has them.
+        """What `Build` keeps of its one test: "mode" and "is_remote".
 
         Raises `InvalidInput` unless there is exactly that one.
         """

@@ -74,7 +74,7 @@ def test_rollouts_that_a_server_of_the_users_makes_are_traced_scored_and_failed(
         code, message = rollout["fault"]
         assert code == "rollout_error"
         assert message.startswith("DEADLINE_EXCEEDED: Rollout ")
-        assert message.endswith(" timed out after 15.0 seconds")
+        assert message.endswith(" timed out after 15 seconds")
 
 
 @pytest.mark.long
