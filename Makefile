@@ -15,7 +15,7 @@ DATA ?=
 # first and call `make setup TORCH=` (README, "On a GPU").
 TORCH ?= torch==2.13.0
 
-.PHONY: help setup fmt check test wire wire-long wire-demo wire-fireworks environments browser gpu bench docs serve demo clean
+.PHONY: help setup fmt check test wire wire-long wire-demo wire-fireworks environments browser contact-sheet gpu bench docs serve demo clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -74,6 +74,9 @@ $(VENV)/.browser: $(VENV)/.ready tests/browser/requirements.txt
 
 browser: setup $(VENV)/.browser  ## the pages in Chromium, over a server with a job that runs
 	$(BIN)/pytest -c tests/browser/pytest.ini tests/browser
+
+contact-sheet: setup $(VENV)/.browser  ## the picture in docs/dashboard.md
+	$(BIN)/python -m tests.browser.contact_sheet
 
 gpu: setup  ## GPU tests; skipped with a reason where there is none
 	$(BIN)/pytest tests/gpu
