@@ -15,7 +15,7 @@ DATA ?=
 # first and call `make setup TORCH=` (README, "On a GPU").
 TORCH ?= torch==2.13.0
 
-.PHONY: help setup fmt check test wire wire-long wire-demo wire-fireworks environments browser contact-sheet gpu bench docs serve demo clean
+.PHONY: help setup fmt check test wire wire-long wire-demo wire-fireworks wire-fireworks-long environments browser contact-sheet gpu bench docs serve demo clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -66,6 +66,10 @@ $(FIREWORKS)/.ready: $(FIREWORKS_WIRE)/requirements.txt $(FIREWORKS_WIRE)/constr
 wire-fireworks: setup $(FIREWORKS)/.ready  ## eval-protocol and fireworks-ai against a real server
 	LITELLM_LOCAL_MODEL_COST_MAP=True PYTHONPATH=. \
 	  $(FIREWORKS)/bin/pytest -c $(FIREWORKS_WIRE)/pytest.ini $(FIREWORKS_WIRE)
+
+wire-fireworks-long: setup $(FIREWORKS)/.ready  ## the rest of them
+	LITELLM_LOCAL_MODEL_COST_MAP=True PYTHONPATH=. \
+	  $(FIREWORKS)/bin/pytest -c $(FIREWORKS_WIRE)/pytest.ini -m long $(FIREWORKS_WIRE)
 
 $(VENV)/.browser: $(VENV)/.ready tests/browser/requirements.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -r tests/browser/requirements.txt
