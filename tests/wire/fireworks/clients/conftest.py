@@ -105,19 +105,26 @@ def eval_protocol(
 
 
 class Watched:
-    """A job whose states are looked at until it has ended, while other tests go on."""
+    """A job whose states are looked at until it has ended, while other tests go on.
 
-    def __init__(self, sdk: Any, id: str) -> None:
+    With `cancel_after` it is cancelled once it has made that many steps.
+    """
+
+    def __init__(self, sdk: Any, id: str, *, cancel_after: int = 0) -> None:
         self.id = id
         self.states: list[str] = []
-        self._sdk = sdk
+        self._jobs = sdk.reinforcement_fine_tuning_jobs
+        self._cancel_after = cancel_after
         self._job: Any = None
         self._thread = threading.Thread(target=self._look, daemon=True)
         self._thread.start()
 
     def _look(self) -> None:
         while self._job is None:
-            job = self._sdk.reinforcement_fine_tuning_jobs.get(self.id)
+            job = self._jobs.get(self.id)
+            if 0 < self._cancel_after <= len(json.loads(job.output_metrics)["steps"]):
+                self._jobs.cancel(self.id, body={})
+                self._cancel_after = 0
             if job.state not in self.states[-1:]:
                 self.states.append(job.state)
             if job.completed_time is not None:
@@ -195,8 +202,9 @@ def dataset(sdk: Any, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="session")
-def long_job(sdk: Any, created: Created, dataset: str) -> Watched:
-    """A job of 20 steps, which nobody waits for."""
+def long_job(sdk: Any, created: Created, tmp_path_factory: pytest.TempPathFactory) -> Watched:
+    """A job of a thousand steps that is cancelled after its second."""
+    dataset = upload(sdk, "many", ROWS * 50, tmp_path_factory.mktemp("many") / "many.jsonl")
     sdk.reinforcement_fine_tuning_jobs.create(
         reinforcement_fine_tuning_job_id="long",
         dataset=dataset,
@@ -205,4 +213,4 @@ def long_job(sdk: Any, created: Created, dataset: str) -> Watched:
         training_config={"base_model": BASE, "epochs": 10, "lora_rank": 4},
         inference_parameters={"max_output_tokens": 16, "response_candidates_count": 2},
     )
-    return Watched(sdk, "long")
+    return Watched(sdk, "long", cancel_after=2)

@@ -102,7 +102,6 @@ def accuracy(model: str) -> float:
     rows = asyncio.run(run())
     for row in rows:
         assert row.messages[-1].role == "assistant"
-        assert row.rollout_status.code == 100, row.rollout_status
     return sum(row.evaluation_result.score for row in rows) / len(rows)
 
 

@@ -23,18 +23,9 @@ STATES = set(get_args(get_args(ReinforcementFineTuningJob.model_fields["state"].
 
 
 @pytest.fixture(scope="module")
-def cancelled(sdk: Any, long_job: Watched) -> Any:
-    """A job that was cancelled once it had left an adapter."""
-    jobs = sdk.reinforcement_fine_tuning_jobs
-    path = f"/v1/accounts/default/reinforcementFineTuningJobs/{long_job.id}/metrics"
-    until(lambda: len(sdk.get(path, cast_to=object)["steps"]) > 1, 240.0)
-    jobs.cancel(long_job.id, body={})
-    return long_job.ended()
-
-
-@pytest.fixture(scope="module")
-def warm(sdk: Any, cancelled: Any, created: Created, tmp_path_factory: Any) -> Watched:
+def warm(sdk: Any, long_job: Watched, created: Created, tmp_path_factory: Any) -> Watched:
     """A job that goes on from the cancelled one's adapter, with nothing to learn from."""
+    long_job.ended()
     rows = [row | {"ground_truth": "same"} for row in ROWS]
     dataset = upload(sdk, "same", rows, tmp_path_factory.mktemp("same") / "same.jsonl")
     sdk.reinforcement_fine_tuning_jobs.create(
@@ -48,11 +39,10 @@ def warm(sdk: Any, cancelled: Any, created: Created, tmp_path_factory: Any) -> W
 
 
 def test_a_cancelled_job_is_not_resumed_and_another_starts_from_its_adapter(
-    sdk: Any, cancelled: Any, long_job: Watched, warm: Watched
+    sdk: Any, long_job: Watched, warm: Watched
 ):
     """Contract check 18."""
-    assert cancelled.state == "JOB_STATE_CANCELLED"
-    assert "JOB_STATE_CANCELLING" in long_job.states
+    assert long_job.ended().state == "JOB_STATE_CANCELLED"
     jobs = sdk.reinforcement_fine_tuning_jobs
     with pytest.raises(fireworks.BadRequestError, match="cannot be resumed"):
         jobs.resume(long_job.id, body={})
