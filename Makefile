@@ -15,7 +15,7 @@ DATA ?=
 # first and call `make setup TORCH=` (README, "On a GPU").
 TORCH ?= torch==2.13.0
 
-.PHONY: help setup fmt check test wire wire-long wire-demo wire-fireworks browser gpu bench docs serve demo clean
+.PHONY: help setup fmt check test wire wire-long wire-demo wire-fireworks wire-fireworks-long environments browser contact-sheet gpu bench docs serve demo clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -46,8 +46,10 @@ $(CLIENTS)/.ready: $(WIRE)/requirements.txt $(WIRE)/constraints.txt
 	$(CLIENTS)/bin/pip install --quiet --disable-pip-version-check -r $(WIRE)/requirements.txt
 	touch $@
 
+environments: $(CLIENTS)/.ready $(FIREWORKS)/.ready $(VENV)/.browser  ## create all of them
+
 wire: setup $(CLIENTS)/.ready  ## the real AWS clients against a real server, in an environment of their own
-	PYTHONPATH=. $(CLIENTS)/bin/pytest -c $(WIRE)/pytest.ini $(WIRE)
+	PYTHONPATH=. $(CLIENTS)/bin/pytest -c $(WIRE)/pytest.ini -n $(WORKERS) --dist loadfile $(WIRE)
 
 wire-long: setup $(CLIENTS)/.ready  ## the rest of them: docs/sagemaker.md, block by block
 	PYTHONPATH=. $(CLIENTS)/bin/pytest -c $(WIRE)/pytest.ini -m long $(WIRE)
@@ -65,6 +67,10 @@ wire-fireworks: setup $(FIREWORKS)/.ready  ## eval-protocol and fireworks-ai aga
 	LITELLM_LOCAL_MODEL_COST_MAP=True PYTHONPATH=. \
 	  $(FIREWORKS)/bin/pytest -c $(FIREWORKS_WIRE)/pytest.ini $(FIREWORKS_WIRE)
 
+wire-fireworks-long: setup $(FIREWORKS)/.ready  ## the rest of them
+	LITELLM_LOCAL_MODEL_COST_MAP=True PYTHONPATH=. \
+	  $(FIREWORKS)/bin/pytest -c $(FIREWORKS_WIRE)/pytest.ini -m long $(FIREWORKS_WIRE)
+
 $(VENV)/.browser: $(VENV)/.ready tests/browser/requirements.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -r tests/browser/requirements.txt
 	command -v chromium || (apt-get update --quiet && apt-get install --quiet --yes --no-install-recommends chromium)
@@ -72,6 +78,9 @@ $(VENV)/.browser: $(VENV)/.ready tests/browser/requirements.txt
 
 browser: setup $(VENV)/.browser  ## the pages in Chromium, over a server with a job that runs
 	$(BIN)/pytest -c tests/browser/pytest.ini tests/browser
+
+contact-sheet: setup $(VENV)/.browser  ## the picture in docs/dashboard.md
+	$(BIN)/python -m tests.browser.contact_sheet
 
 gpu: setup  ## GPU tests; skipped with a reason where there is none
 	$(BIN)/pytest tests/gpu

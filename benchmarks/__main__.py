@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import asynchrony, engine, gateway, jobs, pages, training
+from benchmarks import asynchrony, engine, gateway, jobs, pages, training, viewers
 from benchmarks.trl import compare as trl
 
 BENCHMARKS = {
@@ -24,6 +24,7 @@ BENCHMARKS = {
     "asynchrony": asynchrony.run,
     "jobs": jobs.run,
     "pages": pages.run,
+    "viewers": viewers.run,
     "trl": trl.run,
 }
 LATEST = Path(__file__).parent / "latest.json"

@@ -269,9 +269,16 @@ class AgentDoor(Protocol):
         ...
 
     async def report(
-        self, rollout_id: str, rewards: Sequence[float], metrics: Mapping[str, float]
+        self,
+        rollout_id: str,
+        rewards: Sequence[float],
+        metrics: Mapping[str, float],
+        reason: str = "",
     ) -> None:
-        """The rollout is complete: its reward (one, or one per delivered turn) and its metrics."""
+        """The rollout is complete: its reward (one, or one per delivered turn) and its metrics.
+
+        `reason` says in words why that is its reward.
+        """
         ...
 
 
@@ -510,6 +517,7 @@ class RolloutQuery:
     status: RolloutStatus | None = None
     row_index: int | None = None
     group_id: str | None = None
+    trained_step: int | None = None  # that took its group; `step` is the one it was planned at
     reward_ge: float | None = None
     reward_lt: float | None = None
     fault_code: str | None = None
@@ -890,6 +898,7 @@ class Store(Protocol):
         metrics: Mapping[str, float] | None = None,
         fault: Fault | None = None,
         ended_at: float | None = None,
+        reason: str | None = None,
     ) -> Rollout:
         """Compare-and-set of a rollout's state; given values are kept. Raises `Conflict`.
 
@@ -936,8 +945,13 @@ class Store(Protocol):
         purpose: Purpose,
         count: int = 10,
         seed: int = 0,
+        *,
+        is_trained: bool = False,
     ) -> list[RolloutSummary]:
-        """Some that have ended; the same ones for the same seed."""
+        """Some that have ended; the same ones for the same seed.
+
+        `step` is the one they were planned at, or with `is_trained` the one that took them.
+        """
         ...
 
     async def ledger(self, account_id: str, job_id: str) -> dict[int, dict[str, int]]:

@@ -279,8 +279,8 @@ variable, the variable over the file, the file over the default.
 
 Clients (the CLI, `turnwise.client`) read three variables of their own: `TURNWISE_URL`,
 `TURNWISE_API_KEY`, and `TURNWISE_DATA_DIR` for the files that a server on the same machine leaves
-there. `WANDB_API_KEY` is the key of jobs with `tracking.wandb` whose account has no secret for it;
-`WANDB_BASE_URL` names another W&B than the public one.
+there. `WANDB_API_KEY` is the key of the operator's jobs with `tracking.wandb`, unless a secret of
+the account holds one; `WANDB_BASE_URL` names another W&B than the public one.
 
 | variable | in turnwise.toml | default | allowed | meaning |
 |---|---|---|---|---|

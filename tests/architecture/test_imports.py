@@ -47,6 +47,8 @@ def test_only_the_settings_and_the_clients_of_a_server_read_the_environment():
         "launching/local.py",  # hands it to the child
         "launching/mlflow.py",  # the same
         "launching/mlflow_child.py",  # in which MLflow reads it
+        "evaluators/building.py",  # hands pip's part of it to pip
+        "evaluators/inside/host.py",  # in an evaluator's sandbox, whose environment is its own
     }
 
 

@@ -17,11 +17,13 @@ FILE_REPORT = {
     "component": "hydraulic pump",
     "findings": [f"reading {n} of the hydraulic pump is within its limit" for n in range(12)],
 }
+#: What the agent makes of its first question when the history gets long.
+SHORTER = "An aircraft has landed. Replace the pump, or keep it?"
 SHARE_FAILING = 0.08
 
 
 async def inspect(request: PythonRollout) -> Mapping[str, Any]:
-    """Two turns with tool calls; of some rows, a third that begins anew with a shorter history."""
+    """Two turns with tool calls; of some rows, a third in which the first question is another."""
     chance = random.Random(request.rollout_id)
     messages = _opening(request.prompt)
     said = await _asked(request, messages)
@@ -30,7 +32,7 @@ async def inspect(request: PythonRollout) -> Mapping[str, Any]:
     messages.append({"role": "user", "content": "Which component has to be replaced?"})
     said += await _asked(request, messages)
     if request.prompt.endswith(("3", "7")):
-        shorter = [messages[0], {"role": "user", "content": "In short: replace it, or keep it?"}]
+        shorter = [*messages[:1], {"role": "user", "content": SHORTER}, *messages[2:]]
         said += await _asked(request, shorter)
     letters = sum(letter in "aeiou" for letter in said) / max(1, len(said))
     reward = round(min(1.0, 2 * letters), 3)

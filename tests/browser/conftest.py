@@ -6,6 +6,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from playwright.sync_api import (
@@ -15,18 +16,17 @@ from playwright.sync_api import (
     Request,
     Response,
     StorageState,
+    expect,
     sync_playwright,
 )
 
+from tests.browser.chromium import ARGUMENTS, signed_in
 from tests.browser.world import World
 from tests.browser.world import world as made_world
 
 #: Milliseconds; the machine may be busy.
 PATIENCE_MS = 30_000
-ARGUMENTS = (
-    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-)
+expect.set_options(timeout=PATIENCE_MS)
 
 #: Makes a page signed in with the operator's key; `options` are the context's.
 NewPage = Callable[..., Page]
@@ -52,18 +52,9 @@ def chromium() -> Iterator[Browser]:
 def sessions(world: World, chromium: Browser) -> dict[str, StorageState]:
     """What browsers of the operator and of a reader hold once they have signed in."""
     return {
-        "admin": _signed_in(chromium, world.url, world.admin_key),
-        "reader": _signed_in(chromium, world.url, world.reader_key),
+        "admin": signed_in(chromium, world.url, world.admin_key),
+        "reader": signed_in(chromium, world.url, world.reader_key),
     }
-
-
-def _signed_in(chromium: Browser, url: str, key: str) -> StorageState:
-    context = chromium.new_context(base_url=url)
-    reply = context.request.post("/dashboard/sign-in", form={"key": key}, max_redirects=0)
-    assert reply.status == 303, reply.text()
-    state = context.storage_state()
-    context.close()
-    return state
 
 
 class Watch:
@@ -119,8 +110,8 @@ def new_page(
 ) -> Iterator[NewPage]:
     opened: list[BrowserContext] = []
 
-    def make(who: str = "admin", **options: object) -> Page:
-        given = {"viewport": {"width": 1280, "height": 900}} | options
+    def make(who: str = "admin", **options: Any) -> Page:
+        given: dict[str, Any] = {"viewport": {"width": 1280, "height": 900}} | options
         context = chromium.new_context(base_url=world.url, storage_state=sessions.get(who), **given)
         context.set_default_timeout(PATIENCE_MS)
         opened.append(context)

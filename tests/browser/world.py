@@ -89,7 +89,7 @@ def _save_model(folder: Path) -> Path:
     special = [token.content for token in tokenizer.get_added_tokens_decoder().values()]
     texts = [agents.SYSTEM, *agents.FILE_REPORT["findings"], json.dumps(agents.LOOK_UP)]
     texts += ["Aircraft has landed; walk around it. Row 0123456789", "Which component, replaced?"]
-    texts += ["In short: replace it, or keep it?", "user assistant system tool\n{}[]\"'<>/_&-()"]
+    texts += [agents.SHORTER, "user assistant system tool\n{}[]\"'<>/_&-()"]
     trainer = trainers.BpeTrainer(vocab_size=400, min_frequency=1, show_progress=False)
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.add_special_tokens([AddedToken(text, special=True) for text in special])
@@ -109,7 +109,9 @@ def _training(name: str, made: Json) -> Json:
         "sampling_params": {"max_tokens": 16},
         "val_sampling_params": {"max_tokens": 16},
         "lora": {"rank": 8, "alpha": 16},
-        "optimizer": {"learning_rate": 0.02},
+        "optimizer": {"learning_rate": 0.005},
+        # So that a step learns from the rollouts that were begun in it.
+        "async_config": {"max_steps_off_policy": 0},
     }
 
 
@@ -131,7 +133,9 @@ def _endless(made: Json) -> Json:
     return _training(RUNNING, made) | {
         "agent": {"kind": "python", "target": "tests.browser.agents:patient"},
         "batch": {"global_batch_size": 2, "group_size": 4},
-        "schedule": {"max_steps": 5000, "max_epochs": 9999, "val_every": 0},
+        "async_config": {"max_steps_off_policy": 3},
+        "schedule": {"max_steps": 1000, "max_epochs": 9999, "val_every": 0, "stop_early": False},
+        "optimizer": {"learning_rate": 0.0005},
     }
 
 

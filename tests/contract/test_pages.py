@@ -10,7 +10,16 @@ from tests.builders import ACCOUNT, SetClock, group, job, rollout, spec, turn_wi
 from turnwise import errors
 from turnwise.domain.event import EventDraft, EventKind, Level
 from turnwise.domain.job import JobKind, JobStatus
-from turnwise.domain.rollout import Blame, Fault, NodeKind, Policy, Purpose, Rollout, RolloutStatus
+from turnwise.domain.rollout import (
+    Blame,
+    Fault,
+    GroupStatus,
+    NodeKind,
+    Policy,
+    Purpose,
+    Rollout,
+    RolloutStatus,
+)
 from turnwise.ports import (
     Excerpt,
     FinishedStep,
@@ -368,6 +377,29 @@ async def test_a_seed_draws_the_same_ended_rollouts_of_a_step_and_another_seed_o
     assert len(draws) > 2
     assert len(await drawn(0, 100)) == 40
     assert await store.random_rollouts(OTHER, "job_walk", 0, Purpose.TRAIN) == []
+
+
+async def test_the_rollouts_that_a_step_took_are_found_whenever_they_were_begun(
+    store: SqlStore,
+) -> None:
+    await store.create_job(job())
+    for n, (begun, taken) in enumerate([(0, 2), (1, 2), (2, None), (2, 3)]):
+        await store.open_group(
+            group(
+                f"grp_{n}", order=n, admitted_at_step=begun, status=GroupStatus.TRAINED, step=taken
+            )
+        )
+        await store.open_rollouts([ended(str(n), 1.0, 1.0, step=begun)])
+    taken_by_2 = replace(WALK, trained_step=2)
+    found = [each.rollout.rollout_id for each in await store.rollouts(ACCOUNT, taken_by_2)]
+    assert found == ["rol_0", "rol_1"]
+    assert (await store.reward_histogram(ACCOUNT, taken_by_2)).counts == (2,)
+    assert await store.rollouts(ACCOUNT, replace(WALK, trained_step=1)) == []
+    assert await store.rollouts(OTHER, taken_by_2) == []
+    drawn = await store.random_rollouts(
+        ACCOUNT, "job_walk", 2, Purpose.TRAIN, count=9, is_trained=True
+    )
+    assert sorted(each.rollout.rollout_id for each in drawn) == ["rol_0", "rol_1"]
 
 
 # ── jobs ──────────────────────────────────────────────────────────────────────────────────────

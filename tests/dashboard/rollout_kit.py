@@ -136,6 +136,7 @@ async def record(
     rewards: tuple[float, ...] | None = None,
     metrics: Mapping[str, float] | None = None,
     fault: Fault | None = None,
+    reason: str = "",
     is_open: bool = False,
 ) -> None:
     """A rollout, its turns and its end."""
@@ -153,6 +154,7 @@ async def record(
         metrics=metrics,
         fault=fault,
         ended_at=1010.0,
+        reason=reason,
     )
 
 

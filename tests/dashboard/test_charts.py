@@ -3,7 +3,7 @@ from __future__ import annotations
 import math
 
 from turnwise.dashboard.charts import MAX_POINTS, MAX_ROWS, chart, thinned
-from turnwise.dashboard.job_charts import sections
+from turnwise.dashboard.job.job_charts import sections
 from turnwise.domain.curves import Curve
 
 
@@ -45,7 +45,7 @@ def test_a_long_curve_is_thinned_for_drawing_and_keeps_its_peaks():
 def test_the_table_has_the_newest_rows_and_says_what_it_leaves_out():
     made = chart("r", "Loss", {"loss": [(step, float(step)) for step in range(250)]})
     assert [row.x for row in made.rows] == list(range(249, 249 - MAX_ROWS, -1))
-    assert made.note == "the newest 200 of 250 steps"
+    assert made.note == "the newest 50 of 250 steps"
     assert chart("r", "Loss", {"loss": [(0, 1.0)]}).note == ""
 
 

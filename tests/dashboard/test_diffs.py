@@ -3,8 +3,8 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from turnwise.dashboard import diffs
-from turnwise.dashboard.diffs import Change, Piece, changes, line_changes, word_changes
+from turnwise.dashboard.rollouts import diffs
+from turnwise.dashboard.rollouts.diffs import Change, Piece, changes, line_changes, word_changes
 
 items = st.lists(st.sampled_from("abcd"), max_size=12)
 

@@ -5,7 +5,7 @@ import pytest
 
 from tests import builders
 from tests.dashboard.rollout_kit import Step, asked, conversation, said
-from turnwise.dashboard.forks import Fork, branches, fork
+from turnwise.dashboard.rollouts.forks import Fork, branches, fork
 from turnwise.domain.rollout import ForkCause, Trajectory
 
 START = [asked("You inspect.", "system"), asked("Look at valve 2.")]

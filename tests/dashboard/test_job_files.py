@@ -9,7 +9,7 @@ import yaml
 
 from tests import builders
 from turnwise.control.job_file import as_mapping, parse_job
-from turnwise.dashboard.job_files import commands, setting_lines, without_defaults
+from turnwise.dashboard.job.job_files import commands, setting_lines, without_defaults
 from turnwise.domain.algorithm import AlgorithmName, AlgorithmSpec
 from turnwise.domain.job import BatchSpec, EvaluationSpec, JobKind, JobSpec, ScorerSpec
 

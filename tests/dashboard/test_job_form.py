@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from turnwise.control.job_file import parse_job
-from turnwise.dashboard.job_form import Draft, as_yaml, draft_of, fresh_name, short_job_file
+from turnwise.dashboard.jobs.job_form import Draft, as_yaml, draft_of, fresh_name, short_job_file
 from turnwise.domain.job import JobKind
 
 SMALL = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from typing import Any
 
 import httpx
@@ -11,12 +12,12 @@ import pytest
 
 from tests import builders
 from tests.builders import ACCOUNT
-from tests.dashboard.kit import Site
+from tests.dashboard.kit import Site, record_steps
 from tests.dashboard.whole import whole
-from tests.unit.control.kit import ADMIN
+from tests.unit.control.kit import ADMIN, World
 from turnwise import errors
 from turnwise.control.notes import NOTES
-from turnwise.dashboard import job_pages
+from turnwise.dashboard.job import job_pages
 from turnwise.domain.access import Action
 from turnwise.domain.evaluation import results_key
 from turnwise.domain.event import EventDraft, EventKind
@@ -89,7 +90,7 @@ async def test_a_training_job_shows_curves_steps_checkpoints_and_where_to_look(
     assert "step 3: mean 0.8, max 1, min 0" in page  # the caption of the reward's chart
     assert "0.52 at step 4" in page  # the generalisation gap
     assert "Epoch 1" in page
-    assert 'href="/dashboard/jobs/walk/rollouts?step=3&amp;sample=10"' in page
+    assert 'href="/dashboard/jobs/walk/rollouts?trained=3&amp;sample=10"' in page
     assert 'href="/dashboard/jobs/walk/logs?step=3"' in page
     assert 'href="/dashboard/jobs/new?from=walk&amp;from_model=walk/4"' in page
     assert 'href="/dashboard/models/walk/4"' in page
@@ -106,7 +107,7 @@ async def test_a_finding_is_told_with_its_evidence_its_remedy_and_its_rollouts(
     assert "50 % of turns are cut off by a token limit" in page
     assert "step 4: rollout/turns/at_cap_frac = 0.5" in page
     assert "Raise sampling_params.max_tokens" in page
-    assert 'href="/dashboard/jobs/walk/rollouts?step=4"' in page
+    assert 'href="/dashboard/jobs/walk/rollouts?trained=4"' in page
 
 
 async def test_failures_are_listed_by_the_word_that_the_list_of_rollouts_knows(
@@ -368,3 +369,13 @@ async def test_a_step_reaches_everyone_who_looks_and_only_what_changed_is_sent(
         finally:
             for viewer in viewers:
                 await viewer.leave()
+
+
+async def test_a_metric_that_was_not_finite_leaves_a_gap_and_the_page_whole(
+    site: Site, world: World, browser: httpx.AsyncClient
+):
+    await record_steps(world, 0.25, math.nan, 0.75)
+    for path in ("", "/logs", "/export", "/export/metrics?format=csv"):
+        assert (await browser.get(f"/dashboard/jobs/walk{path}")).status_code == 200
+    rows = (await browser.get("/dashboard/jobs/walk/export/metrics?format=json")).json()
+    assert [row["rollout/reward/mean"] for row in rows] == [0.25, None, 0.75]

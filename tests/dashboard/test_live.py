@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Sequence
 import pytest
 
 from turnwise import errors
-from turnwise.dashboard.live import Hub
+from turnwise.dashboard.live import Hub, Streams
 
 
 class Told:
@@ -99,3 +99,39 @@ async def test_a_viewer_who_may_no_longer_look_is_let_go_and_others_are_not():
     await told.change("b")
     assert await anext(other) == b"id: 2\ndata: b\n\n"
     await other.aclose()
+
+
+async def test_a_view_that_breaks_ends_for_its_viewers_and_is_made_anew_for_the_next():
+    hub, told = Hub(every_s=0), Told("a")
+
+    async def broken() -> tuple[str, int]:
+        raise RuntimeError("a disk error")
+
+    response = hub.stream("view", broken, told.news)
+    async with asyncio.timeout(30):
+        assert [event async for event in response.body_iterator] == []
+        viewer = looking(hub, told)
+        assert await anext(viewer) == b"id: 1\ndata: a\n\n"
+        await viewer.aclose()
+
+
+async def test_a_key_has_so_many_streams_open_and_others_are_not_kept_out():
+    hub, told, streams = Hub(every_s=0), Told("a"), Streams(most=2)
+
+    def opened(key: str) -> AsyncIterator[bytes]:
+        response = streams.held(key, hub.stream("view", told.render, told.news))
+        return response.body_iterator  # type: ignore[return-value]
+
+    mine = [opened("mine"), opened("mine")]
+    for stream in mine:
+        await anext(stream)
+    with pytest.raises(errors.LimitExceeded, match="2 streams are open with this key"):
+        opened("mine")
+    theirs = opened("theirs")
+    await anext(theirs)
+    await mine[0].aclose()  # type: ignore[attr-defined]
+    another = opened("mine")
+    await anext(another)
+    for stream in (mine[1], theirs, another):
+        await stream.aclose()  # type: ignore[attr-defined]
+    assert hub._views == {}

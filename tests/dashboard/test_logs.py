@@ -8,6 +8,9 @@ import pytest
 from tests.builders import ACCOUNT
 from tests.dashboard.kit import Site, record_rollout, record_steps
 from tests.unit.control.kit import World
+from tests.wire.listening import listening
+from turnwise import errors
+from turnwise.dashboard.session import COOKIE
 from turnwise.dashboard.tail import Rendered, Tails
 from turnwise.domain.event import EventDraft, EventKind, Level
 
@@ -161,3 +164,81 @@ async def test_a_follower_who_comes_back_goes_on_after_what_it_saw_last():
         first = await anext(back)  # type: ignore[call-overload]
     assert bytes(first) == b"id: 6\ndata: d\ndata: e\ndata: f\n\n"
     waiting.cancel()
+
+
+async def test_a_follower_whose_connection_is_slow_misses_no_line(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("turnwise.dashboard.tail.HELD", 3)
+    log = Written("1")
+    tails = Tails(every_s=0.0, beat_s=30.0)
+    slow = tails.stream("walk", 0, log.read, log.news).body_iterator
+    quick = tails.stream("walk", 0, log.read, log.news).body_iterator
+    got = ""
+    async with asyncio.timeout(30):
+        got += bytes(await anext(slow)).decode()  # type: ignore[call-overload]
+        await anext(quick)  # type: ignore[call-overload]
+        for n in range(2, 12):
+            log.write(str(n))
+            await anext(quick)  # type: ignore[call-overload]
+        while "11" not in got:
+            got += bytes(await anext(slow)).decode()  # type: ignore[call-overload]
+    assert re.findall(r"data: (.*)\n", got) == [str(n) for n in range(1, 12)]
+    await slow.aclose()  # type: ignore[attr-defined]
+    await quick.aclose()  # type: ignore[attr-defined]
+
+
+async def test_a_follower_whose_key_is_revoked_is_let_go():
+    log = Written("one")
+
+    async def revoked() -> None:
+        raise errors.UnknownKey("the key was revoked")
+
+    stream = Tails(beat_s=0.01).stream("walk", 0, log.read, log.news, revoked).body_iterator
+    async with asyncio.timeout(30):
+        pieces = [bytes(piece) async for piece in stream]  # type: ignore[arg-type]
+    assert pieces[0] == b"id: 1\ndata: one\n\n"
+
+
+async def test_a_log_that_cannot_be_read_ends_for_its_followers_and_not_for_the_next():
+    log = Written("one")
+    tails = Tails(every_s=0.0)
+
+    async def broken(past: int) -> tuple[list[Rendered], int]:
+        raise RuntimeError("a disk error")
+
+    async with asyncio.timeout(30):
+        stream = tails.stream("walk", 0, broken, log.news).body_iterator
+        assert [piece async for piece in stream] == []
+        again = tails.stream("walk", 0, log.read, log.news).body_iterator
+        assert b"one" in bytes(await anext(again))  # type: ignore[call-overload]
+    await again.aclose()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("seen", ["9" * 18, "9" * 5000, "-5", "x"])
+async def test_who_claims_to_have_seen_what_is_not_written_yet_hides_it_from_nobody(
+    site: Site, world: World, seen: str
+):
+    """The first to follow says where the lines that are held begin."""
+    async with site.browser() as browser:
+        cookie = {"cookie": f"{COOKIE}={browser.cookies[COOKIE]}"}
+    async with (
+        listening(site.app) as url,
+        httpx.AsyncClient(base_url=url, headers=cookie) as client,
+        client.stream(
+            "GET", "/dashboard/jobs/walk/logs/live", headers={"Last-Event-ID": seen}
+        ) as first,
+    ):
+        assert first.status_code == (
+            200 if seen.lstrip("-").isdecimal() and len(seen) < 99 else 400
+        )
+        async with (
+            asyncio.timeout(30),
+            client.stream("GET", "/dashboard/jobs/walk/logs/live?after=0") as other,
+        ):
+            pieces = other.aiter_text()
+            await anext(pieces)
+            await asyncio.sleep(0.1)  # for it to have caught up with what is held
+            draft = EventDraft(kind=EventKind.LOG, body={"message": "fresh news"})
+            await world.store.append(ACCOUNT, "job_a", [draft])
+            async for piece in pieces:
+                if "fresh news" in piece:
+                    break

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from turnwise.dashboard.messages import MessageView, readable, view
+from turnwise.dashboard.rollouts.messages import MessageView, readable, view
 
 anything = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),

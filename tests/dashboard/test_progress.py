@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from turnwise.dashboard.progress import (
+from turnwise.dashboard.jobs.progress import (
     Done,
     Progress,
     done,

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from turnwise import errors
-from turnwise.dashboard.histograms import HEIGHT, bars
-from turnwise.dashboard.rollout_filters import Filters
+from turnwise.dashboard.rollouts.histograms import HEIGHT, bars
+from turnwise.dashboard.rollouts.rollout_filters import Filters
 from turnwise.domain.rollout import Purpose, RolloutStatus
 from turnwise.ports import Histogram, RolloutQuery, RolloutSort
 
@@ -88,7 +88,7 @@ def test_a_chip_leads_to_the_list_without_its_filter():
     filters = Filters(step=3, min=0.5, below=1.0, text="valve", sample=10, seed=4)
 
     assert filters.chips() == [
-        ("step 3", "?min=0.5&below=1&text=valve"),
+        ("begun at step 3", "?min=0.5&below=1&text=valve"),
         ("“valve”", "?step=3&min=0.5&below=1&sample=10&seed=4"),
         ("reward ≥ 0.5 and reward < 1", "?step=3&text=valve&sample=10&seed=4"),
         ("10 at random", "?step=3&min=0.5&below=1&text=valve"),

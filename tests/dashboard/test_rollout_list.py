@@ -100,7 +100,7 @@ async def test_rows_tell_what_was_asked_and_replied_and_what_became_of_it(
     page = (await client.get(AT + "?row=3")).text
     text = " ".join(unescape(re.sub(r"<[^>]+>", " ", page)).split())
 
-    assert "row 3 · 2 step 0 · siblings 0.300 ✓ valid Look at valve 3." in text
+    assert "row 3 · 2 step 0 · siblings 0.300 ✓ valid – Look at valve 3." in text
     assert "Valve 3 is <b>shut</b>. 1 2 10 s" in text
     assert "Filtered, of 6 rollouts: row 3 ✕" in text
 

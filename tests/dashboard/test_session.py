@@ -2,6 +2,7 @@ import httpx
 import pytest
 
 from tests.dashboard.kit import Site
+from turnwise.dashboard.app import MAX_FORM_BYTES
 from turnwise.dashboard.session import COOKIE
 from turnwise.domain.access import Action
 
@@ -61,7 +62,14 @@ async def test_signing_out_forgets_the_browser(browser: httpx.AsyncClient):
 
 
 @pytest.mark.parametrize(
-    "headers", [{"Origin": "http://evil.example"}, {"Sec-Fetch-Site": "cross-site"}]
+    "headers",
+    [
+        {"Origin": "http://evil.example"},
+        {"Origin": "null"},
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Referer": "http://evil.example/page"},
+        {"Referer": "http://server.evil.example/dashboard"},
+    ],
 )
 async def test_a_form_of_another_site_changes_nothing(
     browser: httpx.AsyncClient, headers: dict[str, str]
@@ -69,6 +77,43 @@ async def test_a_form_of_another_site_changes_nothing(
     reply = await browser.post("/dashboard/sign-out", headers=headers)
     assert reply.status_code == 403
     assert (await browser.get("/dashboard")).status_code == 200
+
+
+async def test_another_site_signs_nobody_in_with_its_own_key(site: Site):
+    secret, _ = await site.keyring.create("acc_default", "mine")
+    async with site.visitor() as visitor:
+        reply = await visitor.post(
+            "/dashboard/sign-in", data={"key": secret}, headers={"Origin": "http://evil.example"}
+        )
+    assert reply.status_code == 403
+    assert "set-cookie" not in reply.headers
+
+
+async def test_a_form_of_any_size_is_not_read_into_memory(site: Site):
+    form = {"key": "x" * MAX_FORM_BYTES}
+    files = {"key": ("key.bin", b"x" * MAX_FORM_BYTES)}
+    async with site.visitor() as visitor:
+        for reply in (
+            await visitor.post("/dashboard/sign-in", data=form),
+            await visitor.post("/dashboard/sign-in", files=files),
+            await visitor.post("/dashboard/jobs/walk/notes", data=form),
+        ):
+            assert reply.status_code == 413
+            assert "the form is larger than 2097152 bytes" in reply.text
+
+
+async def test_a_fault_is_told_without_its_words_and_under_the_same_headers(
+    site: Site, browser: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+):
+    async def broken(*_: object) -> None:
+        raise RuntimeError("secret words")
+
+    monkeypatch.setattr(type(site.world.jobs), "describe", broken)
+    reply = await browser.get("/dashboard/jobs/walk/logs")
+    assert reply.status_code == 500
+    assert "secret words" not in reply.text
+    assert "frame-ancestors 'none'" in reply.headers["content-security-policy"]
+    assert reply.headers["cache-control"] == "no-store"
 
 
 async def test_every_answer_forbids_inline_script_and_frames(browser: httpx.AsyncClient):
@@ -94,7 +139,7 @@ async def test_static_files_need_no_key_and_nothing_above_them_is_served(site: S
         assert found.status_code == 200
         assert "immutable" in found.headers["cache-control"]
         folder = sheet.rpartition("/")[0]
-        for path in ("..%2Fapp.py", "%2e%2e/app.py", "nothing.css", "vendor"):
+        for path in ("..%2Fapp.py", "%2e%2e/app.py", "nothing.css", "vendor", "a%00.css"):
             assert (await visitor.get(f"{folder}/{path}")).status_code == 404
 
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from turnwise.dashboard.timeline import EpochLines, Phase, StepLine, Timeline, epochs
+from turnwise.dashboard.job.timeline import EpochLines, Phase, StepLine, Timeline, epochs
 from turnwise.domain.event import Event, EventKind, Level
 from turnwise.domain.rollout import Purpose
 

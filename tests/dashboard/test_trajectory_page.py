@@ -104,6 +104,17 @@ async def test_a_turn_is_told_with_reasoning_calls_results_and_numbers(
     assert "Its group still has open rollouts." in text
 
 
+async def test_what_an_evaluator_says_of_a_score_stands_with_it(
+    site: Site, job: Job, client: httpx.AsyncClient
+):
+    await play(site, Step(START, said("Shut.")), reason="2 < 3 valves\nstep 0: 0.5")
+    assert "Evaluation result" in await text_of(client)
+    assert "Reason 2 < 3 valves step 0: 0.5" in await text_of(client)
+    listed = await text_of(client, "/dashboard/jobs/walk/rollouts")
+    assert "Valid Reason Prompt" in listed
+    assert "2 < 3 valves" in listed
+
+
 async def test_a_trained_rollout_is_shown_with_the_advantage_that_its_step_computed(
     site: Site, job: Job, client: httpx.AsyncClient
 ):

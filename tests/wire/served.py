@@ -18,12 +18,15 @@ from turnwise.control.models.catalogue import Catalogue
 from turnwise.control.models.served import ServedModels
 from turnwise.control.traces import Traces
 from turnwise.domain.access import Account, Principal
+from turnwise.evaluators.runs import Runs
 from turnwise.gateway.serving import OpenModel, Serving
 from turnwise.ports import ModelPackage, ServedModel
 from turnwise.sampling.shared import SharedSampler
 from turnwise.system import new_id
 from turnwise.wire.dataplane import DataPlane, Verifying
 from turnwise.wire.fireworks.deployments import find_deployed
+from turnwise.wire.run_traces import RunTraces
+from turnwise.wire.runs import RunDoor
 
 NUMBER = "000000000001"
 SLUG = "walkers"
@@ -48,9 +51,17 @@ class OneKey:
 
 
 def data_plane(
-    world: World, serving: Serving, callers: Verifying | None = None, bases: Path | None = None
+    world: World,
+    serving: Serving,
+    callers: Verifying | None = None,
+    bases: Path | None = None,
+    *,
+    runs: Runs | None = None,
 ) -> DataPlane:
-    """Answers for the world's rollouts, its models and the base models in the folder `bases`."""
+    """Answers for the world's rollouts, its models and the base models in the folder `bases`.
+
+    `runs` are those of evaluators.
+    """
 
     async def number(account_id: str) -> str:
         return NUMBER
@@ -58,6 +69,8 @@ def data_plane(
     async def account(account_id: str) -> Account:
         return Account(account_id=account_id, slug=SLUG, number=NUMBER)
 
+    traces = Traces(world.store, world.clock, retention_days=30)
+    found = RunTraces(traces, world.store.trajectory, world.clock)
     return DataPlane(
         world.gateway,
         serving,
@@ -65,7 +78,8 @@ def data_plane(
         callers or OneKey(world),
         number,
         account,
-        Traces(world.store, world.clock, retention_days=30),
+        traces,
+        runs=None if runs is None else RunDoor(world.gateway, runs, found),
         deployed=find_deployed(world.store),
     )
 

@@ -12,30 +12,22 @@ import pytest
 from tests import builders
 from tests.unit.gateway.kit import World, a_world, user
 from tests.wire.listening import listening
-from tests.wire.served import OneKey, a_browser, a_serving
+from tests.wire.served import a_browser, a_serving, data_plane
 from turnwise import errors
-from turnwise.control.models.served import ServedModels
 from turnwise.evaluators.runs import Run, Runs
 from turnwise.system import new_id
-from turnwise.wire.dataplane import DataPlane
-from turnwise.wire.runs import RunAddress, RunDoor
+from turnwise.wire.runs import RunAddress
 
 
 @contextlib.asynccontextmanager
 async def a_run(world: World, count: int = 2) -> AsyncIterator[tuple[Runs, Run, str]]:
     """A run of that many rollouts, and the server's URL."""
-
-    async def number(account_id: str) -> str:
-        return "000000000001"
-
     runs, serving = Runs(new_id), a_serving(world)
     names = [f"rollout_{'abc'[n]}" for n in range(count)]
     for slot, name in enumerate(names):
         await world.open(name, slot=slot)
     run = runs.open(builders.ACCOUNT, names)
-    door = RunDoor(world.gateway, runs)
-    models = ServedModels(world.store)
-    plane = DataPlane(world.gateway, serving, models, OneKey(world), number, None, door)
+    plane = data_plane(world, serving, runs=runs)
     try:
         async with listening(plane, http="httptools") as url:
             yield runs, run, url
@@ -115,11 +107,13 @@ async def test_another_secret_and_a_run_that_has_ended_are_refused() -> None:
         ("/v1/chat/completions", ""),
         ("/rollout_id/r/invocation_id/i/experiment_id/e/run_id/n/row_id/w/chat/completions", "r"),
         ("/v1/rollout_id/r/v1/chat/completions", "r"),
+        ("/litellm-gateway/rollout_id/r/row_id/w/chat/completions", "r"),
+        ("/litellm-gateway/v1/status", ""),
     ],
 )
 def test_the_paths_of_a_run(path: str, their_id: str) -> None:
     address = RunAddress.of(f"/e/run_a.xyz{path}")
-    assert address == RunAddress(run_id="run_a", secret="xyz", their_id=their_id)
+    assert (address.run_id, address.secret, address.their_id) == ("run_a", "xyz", their_id)
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from turnwise.control.models.hubs import Hubs
 from turnwise.control.models.served import ServedModels, verified_base, verified_folder
 from turnwise.control.results import StoredResults
 from turnwise.dashboard import DashboardRooms, OtherDoor, Prices, dashboard_app, is_page
+from turnwise.dashboard import Observed as ObservedPages
 from turnwise.diagnostics import Inspector
 from turnwise.exporting.archives import Archives
 from turnwise.settings import Settings
@@ -47,6 +48,7 @@ from turnwise.wire.native.exports import export_routes
 from turnwise.wire.native.findings import finding_routes
 from turnwise.wire.native.observed import Observed
 from turnwise.wire.native.routes import native_app
+from turnwise.wire.run_traces import RunTraces
 from turnwise.wire.runs import RunDoor
 
 Asgi = Callable[[Scope, Receive, Send], Awaitable[None]]
@@ -124,7 +126,11 @@ def _data_plane(house: House) -> DataPlane:
         store.account,
         house.records.traces,
         events,
-        RunDoor(gateway, house.evaluator_side.room.runs),
+        RunDoor(
+            gateway,
+            house.evaluator_side.room.runs,
+            RunTraces(house.records.traces, store.trajectory, SYSTEM_CLOCK),
+        ),
         find_deployed(store),
     )
 
@@ -204,7 +210,7 @@ def _native_door(house: House) -> Observed:
 
 def _dashboard(house: House) -> Asgi:
     base, data = house.base, house.data
-    return dashboard_app(
+    pages = dashboard_app(
         DashboardRooms(
             url=base.url,
             clock=SYSTEM_CLOCK,
@@ -230,6 +236,14 @@ def _dashboard(house: House) -> Asgi:
             trajectory_body=trajectory_body,
             prices=_prices(base.settings),
         )
+    )
+    return ObservedPages(
+        pages,
+        house.records.audit,
+        SYSTEM_CLOCK,
+        region=base.settings.region,
+        account_number=house.access.accounts.number,
+        job_arn=house.workshop.job_arn,
     )
 
 

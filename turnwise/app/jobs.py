@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -136,6 +137,7 @@ class Workshop:
             door,
             self.agent_logs.of(job.account_id, f"evaluators/{evaluator_id}"),
             group_size=job.spec.batch.group_size,
+            extra_body=json.loads(job.spec.agent.extra_body or "{}"),
         )
 
     async def open_model(self, model: ServedModel) -> OpenModel:

@@ -258,6 +258,7 @@ async def _evaluator_side(base: Base, opened: contextlib.AsyncExitStack) -> Eval
         base.folder.root / "evaluators",
         _evaluator_terms(settings),
         url=base.local_url,
+        public_url=base.url,
         hidden=(base.folder.root, master_key.parent),
         secrets=secrets.values,
         new_id=new_id,
@@ -431,6 +432,7 @@ def _jobs(workshop: Workshop, bases: Catalogue, opened: contextlib.AsyncExitStac
         ),
         data=workshop.data,
         is_base=lambda folder: bases.of_folder(folder) is not None,
+        check_evaluator=workshop.evaluators.check_for_job,
     )
     opened.push_async_callback(jobs.close)
     return jobs

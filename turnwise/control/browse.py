@@ -111,7 +111,8 @@ class Browse:
             for event in page:
                 step = int(event.body["step"])
                 for name, value in event.body["values"].items():
-                    if not names or name.startswith(tuple(names)):
+                    is_wanted = not names or name.startswith(tuple(names))
+                    if is_wanted and value is not None:  # else it was not finite
                         point = Point(seq=event.seq, step=step, value=float(value))
                         curves.setdefault(name, {})[step] = point
         return {
@@ -192,11 +193,13 @@ class Browse:
         purpose: Purpose,
         count: int = 10,
         seed: int = 0,
+        *,
+        is_trained: bool = False,
     ) -> tuple[RolloutRow, ...]:
         """Some rollouts of a step that have ended, with excerpts; the same ones for a seed."""
         job = await self._job(principal, id_or_name)
         found = await self._store.random_rollouts(
-            job.account_id, job.job_id, step, purpose, count, seed
+            job.account_id, job.job_id, step, purpose, count, seed, is_trained=is_trained
         )
         return await self._with_excerpts(job.account_id, found)
 

@@ -194,6 +194,26 @@ class Evaluators:
             ) from None
         return _evaluator(record)
 
+    async def check_for_job(self, account_id: str, evaluator_id: str) -> None:
+        """Raise `InvalidInput` unless a job may be made of it; one may wait for its build."""
+        field = "agent.target"
+        try:
+            found = await self.of_job(account_id, evaluator_id)
+        except errors.NotFound:
+            raise errors.InvalidInput(
+                field,
+                evaluator_id,
+                "is no evaluator of this account",
+                remedy="upload it: eval-protocol upload",
+            ) from None
+        if found.state is EvaluatorState.BUILD_FAILED:
+            raise errors.InvalidInput(
+                field,
+                evaluator_id,
+                f"could not be built: {found.message}",
+                remedy="correct it and upload it again",
+            )
+
     async def recover(self, accounts: Sequence[Account]) -> None:
         """Start the builds again that a former process left."""
         for account in accounts:
@@ -266,6 +286,7 @@ class Evaluators:
         *,
         is_asked: bool | None = None,
     ) -> Evaluator:
+        await self.of_job(account_id, evaluator_id)  # of what is not there, no lock stays
         async with self._changes[account_id, evaluator_id]:
             former = await self.of_job(account_id, evaluator_id)
             record = await self._resources.resource(account_id, KIND, evaluator_id)

@@ -182,7 +182,7 @@ def rollout_record(summary: RolloutSummary, trajectory: Trajectory, epoch: int |
         "score": rollout.reward,
         "is_score_valid": rollout.is_scored,
         "status_code": fault.code if fault else "OK" if _is_rewarded(rollout.status) else "",
-        "reason": fault.message if fault else "",
+        "reason": rollout.why,
         "prompt": prompt,
         "response": response,
         "turns": summary.turns,
@@ -249,7 +249,7 @@ def _written(
 async def _as_csv(
     records: AsyncIterator[list[Record]], columns: Mapping[str, str]
 ) -> AsyncIterator[bytes]:
-    yield _csv_lines([list(columns)])
+    yield _csv_lines([map(_cell, columns)])
     async for batch in records:
         rows = [[_cell(record[name]) for name in columns] for record in batch]
         yield await asyncio.to_thread(_csv_lines, rows)

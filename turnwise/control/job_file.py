@@ -19,6 +19,7 @@ from turnwise import errors
 from turnwise.control.algorithm import bundle, check_algorithm, check_group_budget
 from turnwise.control.evaluation import check_evaluation
 from turnwise.control.job_settings import SETTINGS, Setting, default_of, entry, leaves
+from turnwise.control.json_text import read_json
 from turnwise.control.objects.locations import check_address, is_uri, parse_location
 from turnwise.domain.algorithm import AlgorithmName, AlgorithmSpec
 from turnwise.domain.job import (
@@ -353,6 +354,7 @@ def _check_groups(spec: JobSpec) -> None:
 
 
 def _check_agent(agent: AgentSpec) -> None:
+    _check_extra_body(agent)
     if agent.name:
         return  # its record says the rest
     if agent.has_url:
@@ -370,6 +372,23 @@ def _check_agent(agent: AgentSpec) -> None:
             agent.target,
             "names no evaluator",
             remedy="use the id of one that was uploaded and built",
+        )
+
+
+def _check_extra_body(agent: AgentSpec) -> None:
+    if not agent.extra_body:
+        return
+    field = "agent.extra_body"
+    if agent.kind is not AgentKind.EVALUATOR:
+        raise errors.InvalidInput(
+            field,
+            agent.extra_body,
+            f"goes with no model call of an agent of kind {agent.kind.value}",
+            remedy="leave it out; other agents say in each call what they want",
+        )
+    if not isinstance(read_json(field, agent.extra_body), dict):
+        raise errors.InvalidInput(
+            field, agent.extra_body, "is not a JSON object as text", remedy='as {"stop": ["END"]}'
         )
 
 

@@ -164,6 +164,10 @@ SETTINGS: dict[type, dict[str, Setting]] = {
             "A registered agent (`turnwise agents register`); it says the kind and the URL, also "
             "when the job is resumed."
         ),
+        "extra_body": Setting(
+            "A JSON object as text, whose fields go with each model call of an evaluator: "
+            '{"stop": ["END"]}.'
+        ),
     },
     BatchSpec: {
         "global_batch_size": Setting("Groups (prompts) per step.", _COUNT),
@@ -341,7 +345,8 @@ SETTINGS: dict[type, dict[str, Setting]] = {
         "run_name": Setting("The name of the run; empty: the job's name."),
         "run_id": Setting("The run's id, to go on with one that exists; empty: the job's id."),
         "api_key_secret": Setting(
-            "The account's secret with the W&B key; without one, the server's `WANDB_API_KEY`."
+            "The account's secret with the W&B key; without one, jobs of the operator's account "
+            "use the server's `WANDB_API_KEY`."
         ),
         "mode": Setting(
             "Send the run to W&B, or keep it in `wandb/JOB_ID` of the server's data folder, for "

@@ -30,7 +30,7 @@ from turnwise.control.queue import Limits, check_quota, in_order, startable
 from turnwise.control.reach import IsBase, adapter_folders, check_base, check_reach
 from turnwise.domain.access import Action, Principal
 from turnwise.domain.event import EventDraft, EventKind, Level
-from turnwise.domain.job import Job, JobKind, JobSpec, JobStatus, Secondary
+from turnwise.domain.job import AgentKind, Job, JobKind, JobSpec, JobStatus, Secondary
 from turnwise.domain.resource import Resource
 from turnwise.ports import Clock, JobQuery, NewId, Store
 
@@ -57,6 +57,9 @@ MAX_JOBS = 10_000
 
 #: Builds engine, learner and loop for a job. Given by `turnwise.app`.
 Start = Callable[[Job], Awaitable[Running]]
+
+#: Raises `InvalidInput` for an evaluator, by account and id, that no job can be made of.
+CheckEvaluator = Callable[[str, str], Awaitable[None]]
 
 #: The records, by kind and name, that a door keeps of a job.
 RecordsOf = Callable[[Job], Awaitable[Collection[tuple[str, str]]]]
@@ -98,8 +101,12 @@ class Jobs:
         limits: Limits,
         data: JobData | None = None,
         is_base: IsBase | None = None,
+        check_evaluator: CheckEvaluator | None = None,
     ) -> None:
-        """`is_base` says which folders are base models that any account may name; None: all."""
+        """`is_base` says which folders are base models that any account may name; None: all.
+
+        Without `check_evaluator` an evaluator is first looked for when the job starts.
+        """
         self._store = store
         self._agents = agents
         self._clock = clock
@@ -108,6 +115,7 @@ class Jobs:
         self._limits = limits
         self._data = data or JobData()
         self._is_base = is_base
+        self._check_evaluator = check_evaluator
         self._lineage = Lineage(store, self._data)
         self._places: dict[str, _Place] = {}  # by job id
         self._tasks: set[asyncio.Task[None]] = set()
@@ -141,7 +149,8 @@ class Jobs:
         Without `reads_rows` the rows are first read when the job starts, which then fails by itself
         where they are not what it needs; its `prompt_column` must be set.
 
-        Raises `InvalidInput` for a dataset, model, adapter or checkpoint that cannot be used,
+        Raises `InvalidInput` for a dataset, model, evaluator, adapter or checkpoint that cannot be
+        used,
         `Denied` for what only the operator's account may name (`control.reach`),
         `NotFound` for an agent's name that is not registered,
         `Conflict` if the name is taken or what to start from was pruned.
@@ -398,6 +407,8 @@ class Jobs:
             )
         agent = await self._agents.resolved(principal.account_id, spec.agent)
         spec = dataclasses.replace(spec, agent=agent)
+        if agent.kind is AgentKind.EVALUATOR and self._check_evaluator is not None:
+            await self._check_evaluator(principal.account_id, agent.target)
         await self._data.check_output(principal.account_id, spec)
         files = await self._data.files(principal.account_id, spec)
         num_rows = 0

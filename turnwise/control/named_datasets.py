@@ -30,6 +30,8 @@ BUCKET = "turnwise-datasets"
 
 #: Of a dataset's rows, those held back to validate on: a tenth, at most so many.
 MAX_CARVED_ROWS = 200
+#: Largest dataset that is taken apart: its rows are all in memory then.
+MAX_CARVED_BYTES = 1 << 30
 
 _PARTS = ("train.jsonl", "held-back.jsonl")
 _ID = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
@@ -191,7 +193,7 @@ class NamedDatasets:
         """A dataset in two parts: URI and number of the rows to train on, URI of those held back.
 
         Held back are the last tenth, at most `MAX_CARVED_ROWS`. Raises `Conflict` for fewer than
-        two rows.
+        two rows, and for more than `MAX_CARVED_BYTES`.
         """
         known = await self.get(principal, dataset_id)
         held_back = min(MAX_CARVED_ROWS, max(1, known.rows // 10))
@@ -201,6 +203,11 @@ class NamedDatasets:
                 "use one of at least 2 rows"
             )
         files = [await self.file(principal, dataset_id, name) for name in known.files]
+        if (size := sum(each.stat().st_size for each in files)) > MAX_CARVED_BYTES:
+            raise errors.Conflict(
+                f"dataset {dataset_id!r} has {size} bytes, of which none can be held back; upload "
+                "the rows to validate on as a dataset of their own, and name it"
+            )
         lines = await asyncio.to_thread(_lines, files)
         parts = (lines[:-held_back], lines[-held_back:])
         for part, its in zip(_PARTS, parts, strict=True):

@@ -7,32 +7,40 @@ server-sent events keeps them fresh, and charts are drawn from the tables beside
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, Form, Request, Response
 from fastapi.exceptions import RequestValidationError
+from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse, HTMLResponse, RedirectResponse
+from starlette.types import Message, Receive, Scope, Send
 
 from turnwise import errors
 from turnwise.dashboard.compare import compare_routes
-from turnwise.dashboard.export import export_routes
 from turnwise.dashboard.faults import status_of
-from turnwise.dashboard.group_page import group_routes
-from turnwise.dashboard.job_actions import ACTIONS, job_action_routes
-from turnwise.dashboard.job_pages import job_page_routes
-from turnwise.dashboard.jobs import job_list_routes
-from turnwise.dashboard.live import Hub
-from turnwise.dashboard.logs import log_routes
+from turnwise.dashboard.job.export import export_routes
+from turnwise.dashboard.job.job_pages import job_page_routes
+from turnwise.dashboard.job.logs import log_routes
+from turnwise.dashboard.jobs.job_actions import ACTIONS, job_action_routes
+from turnwise.dashboard.jobs.job_list import job_list_routes
+from turnwise.dashboard.jobs.new_job import new_job_routes
+from turnwise.dashboard.live import Hub, Streams
 from turnwise.dashboard.models import model_routes
-from turnwise.dashboard.new_job import new_job_routes
 from turnwise.dashboard.pages import STATIC, Pages
-from turnwise.dashboard.rollouts import rollout_list_routes
+from turnwise.dashboard.rollouts.group_page import group_routes
+from turnwise.dashboard.rollouts.rollout_list import rollout_list_routes
+from turnwise.dashboard.rollouts.trajectory_page import trajectory_routes
+from turnwise.dashboard.rollouts.turn_parts import turn_routes
 from turnwise.dashboard.rooms import Dashboard, DashboardRooms
-from turnwise.dashboard.session import Sessions, SignInNeeded, safe_next, to_sign_in
-from turnwise.dashboard.trajectory_page import trajectory_routes
-from turnwise.dashboard.turn_parts import turn_routes
+from turnwise.dashboard.session import (
+    Sessions,
+    SignInNeeded,
+    require_same_site,
+    safe_next,
+    to_sign_in,
+)
 from turnwise.dashboard.uploads import upload_routes
 from turnwise.domain.access import Principal
 
@@ -45,6 +53,15 @@ POLICY = (
     "default-src 'self'; img-src 'self' data:; object-src 'none'; base-uri 'none'; "
     "form-action 'self'; frame-ancestors 'none'"
 )
+
+HEADERS = {
+    "content-security-policy": POLICY,
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "same-origin",
+}
+
+#: Of a form: that of a job file, each of whose characters a browser may send as twelve.
+MAX_FORM_BYTES = 2 * 1024 * 1024
 
 #: Each module of pages has one of these.
 Routes = Callable[[Dashboard], APIRouter]
@@ -71,25 +88,40 @@ def is_page(path: str) -> bool:
     return path in ("/", "/favicon.ico", PREFIX) or path.startswith(f"{PREFIX}/")
 
 
+class _Hardened(FastAPI):
+    """With the headers of every answer, of one to a fault too, and bounds for what is sent."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        taken = 0
+
+        async def limited() -> Message:
+            nonlocal taken
+            message = await receive()
+            taken += len(message.get("body", b""))
+            if taken > MAX_FORM_BYTES:  # it is read before it is known who sends it
+                raise HTTPException(413, f"the form is larger than {MAX_FORM_BYTES} bytes")
+            return message
+
+        async def hardened(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                headers.update(HEADERS)
+                headers.setdefault("cache-control", "no-store")
+            await send(message)
+
+        await super().__call__(scope, limited, hardened)
+
+
 def dashboard_app(rooms: DashboardRooms) -> FastAPI:
     """All pages, static files and streams."""
     pages = Pages.load()
     pages.templates.globals["JOB_ACTIONS"] = ACTIONS
     sessions = Sessions(rooms.keyring, rooms.links, is_secure=rooms.url.startswith("https:"))
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-
-    @app.middleware("http")
-    async def _harden(
-        request: Request, answer: Callable[[Request], Awaitable[Response]]
-    ) -> Response:
-        response = await answer(request)
-        response.headers["content-security-policy"] = POLICY
-        response.headers["x-content-type-options"] = "nosniff"
-        response.headers["referrer-policy"] = "same-origin"
-        response.headers.setdefault("cache-control", "no-store")
-        return response
-
-    dashboard = Dashboard(rooms=rooms, pages=pages, hub=Hub(), principal=sessions.principal)
+    app = _Hardened(docs_url=None, redoc_url=None, openapi_url=None)
+    dashboard = Dashboard(
+        rooms=rooms, pages=pages, hub=Hub(), streams=Streams(), principal=sessions.principal
+    )
     _add_faults(app, pages, sessions)
     app.include_router(_session_routes(pages, sessions))
     for routes in PAGES:
@@ -103,7 +135,7 @@ def _session_routes(pages: Pages, sessions: Sessions) -> APIRouter:
     @routes.get("/static/{fingerprint}/{file:path}")
     async def static(fingerprint: str, file: str) -> Response:
         """Needs no key. The address changes with the content."""
-        path = (STATIC / file).resolve()
+        path = (STATIC / file.replace("\0", "")).resolve()
         if not path.is_relative_to(STATIC) or not path.is_file():
             raise errors.NotFound("file", file)
         return FileResponse(path, headers={"cache-control": "public, max-age=31536000, immutable"})
@@ -118,10 +150,11 @@ def _session_routes(pages: Pages, sessions: Sessions) -> APIRouter:
     async def sign_in(
         request: Request, key: Annotated[str, Form()] = "", next: Annotated[str, Form()] = ""
     ) -> Response:
+        require_same_site(request)  # or another site could have people work with its own key
         wanted = safe_next(next)
         response = RedirectResponse(wanted, status_code=303)
         try:
-            await sessions.start(key, response)
+            request.state.principal = await sessions.start(key, response)
         except errors.Unauthenticated:
             problem = "No such key, or it was revoked. `turnwise keys list` shows what there is."
             return pages.page(

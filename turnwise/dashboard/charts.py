@@ -13,7 +13,7 @@ from turnwise.domain.curves import Curve
 #: Points that a chart draws at most: about one per pixel of its width, for all series together.
 MAX_POINTS = 800
 #: Rows of a chart's table: the newest.
-MAX_ROWS = 200
+MAX_ROWS = 50
 #: Significant digits of what is drawn: more than a pixel shows, fewer than a float prints.
 _DIGITS = 6
 

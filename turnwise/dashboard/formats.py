@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from datetime import UTC, datetime
 
-from turnwise.dashboard.messages import readable
+from turnwise.dashboard.rollouts.messages import readable
 
 #: Stands where there is no value.
 NONE = "–"

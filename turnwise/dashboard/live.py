@@ -10,14 +10,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 from starlette.responses import StreamingResponse
 
 from turnwise import errors
 
+log = logging.getLogger(__name__)
+
+#: Streams that may be open with one key: a tab has one or two.
+MAX_STREAMS = 100
 #: Least time between two renderings of a view.
 EVERY_S = 1.0
 #: A comment is sent after so long without news, so that a closed connection is noticed.
@@ -32,8 +40,8 @@ News = Callable[[int], Awaitable[None]]
 MayLook = Callable[[], Awaitable[object]]
 
 
-async def _anybody() -> None:
-    return None
+async def anybody() -> None:
+    """See `MayLook`: nobody is turned away."""
 
 
 @dataclass(eq=False, slots=True)
@@ -73,6 +81,10 @@ class _View:
         ]
         return True
 
+    def has_news(self, seen: int) -> bool:
+        """Whether there is something for a viewer who has seen renderings up to that one."""
+        return self.number > seen or self.is_over
+
     def since(self, seen: int) -> bytes:
         """The event for a viewer who has seen renderings up to that one."""
         changed = b"".join(part.sent for part in self.parts if part.number > seen)
@@ -88,7 +100,7 @@ class Hub:
         self._beat_s = beat_s
 
     def stream(
-        self, key: str, render: Render, news: News, may_look: MayLook = _anybody
+        self, key: str, render: Render, news: News, may_look: MayLook = anybody
     ) -> StreamingResponse:
         """A server-sent event with the whole view now, and with what changed whenever it does."""
         return StreamingResponse(
@@ -100,7 +112,9 @@ class Hub:
     async def _events(
         self, key: str, render: Render, news: News, may_look: MayLook
     ) -> AsyncIterator[bytes]:
-        view = self._views.setdefault(key, _View())
+        view = self._views.get(key)
+        if view is None or view.is_over:
+            view = self._views[key] = _View()
         view.viewers += 1
         if view.task is None:
             view.task = asyncio.create_task(self._keep(view, render, news), name=f"view {key}")
@@ -109,9 +123,7 @@ class Hub:
             while True:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(self._beat_s), view.changed:
-                        await view.changed.wait_for(
-                            lambda: view.number > seen or view.is_over  # noqa: B023
-                        )
+                        await view.changed.wait_for(partial(view.has_news, seen))
                 if time.monotonic() - asked_at >= self._beat_s:
                     await may_look()
                     asked_at = time.monotonic()
@@ -127,13 +139,14 @@ class Hub:
         finally:
             view.viewers -= 1
             if not view.viewers:
-                self._views.pop(key, None)
+                if self._views.get(key) is view:
+                    del self._views[key]
                 if view.task is not None:
                     view.task.cancel()
 
     async def _keep(self, view: _View, render: Render, news: News) -> None:
         """Render whenever there is news, until the view ends."""
-        with contextlib.suppress(errors.TurnwiseError):
+        try:
             while True:
                 rendered, seen = await render()
                 if view.take(rendered):
@@ -141,9 +154,41 @@ class Hub:
                         view.changed.notify_all()
                 await news(seen)
                 await asyncio.sleep(self._every_s)
+        except errors.TurnwiseError as error:
+            log.debug("a view has ended: %s", error)
+        except Exception:  # its viewers come again, and have it tried again
+            log.exception("a view broke")
         view.is_over = True
         async with view.changed:
             view.changed.notify_all()
+
+
+class Streams:
+    """How many streams are open, by key: each costs the server a reader of the log."""
+
+    def __init__(self, most: int = MAX_STREAMS) -> None:
+        self._most = most
+        self._open: Counter[str] = Counter()
+
+    def held(self, access_key_id: str, response: StreamingResponse) -> StreamingResponse:
+        """The response, counted while it lasts. Raises `LimitExceeded` for one too many."""
+        if self._open[access_key_id] >= self._most:
+            raise errors.LimitExceeded(
+                f"{self._most} streams are open with this key; close a page", retry_after_s=BEAT_S
+            )
+        response.body_iterator = self._counted(access_key_id, response.body_iterator)
+        return response
+
+    async def _counted(self, access_key_id: str, pieces: Any) -> AsyncIterator[bytes]:
+        self._open[access_key_id] += 1
+        try:
+            async with contextlib.aclosing(pieces):
+                async for piece in pieces:
+                    yield piece
+        finally:
+            self._open[access_key_id] -= 1
+            if not self._open[access_key_id]:
+                del self._open[access_key_id]
 
 
 def server_sent(text: str, number: int) -> bytes:

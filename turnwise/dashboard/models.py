@@ -12,8 +12,8 @@ from starlette.responses import HTMLResponse, RedirectResponse, StreamingRespons
 from starlette.types import Receive, Scope, Send
 
 from turnwise import errors
-from turnwise.dashboard.job_form import as_yaml
-from turnwise.dashboard.job_rows import job_address
+from turnwise.dashboard.jobs.job_form import as_yaml
+from turnwise.dashboard.jobs.job_rows import job_address
 from turnwise.dashboard.rooms import Dashboard, DashboardRooms
 from turnwise.domain.access import Action, Principal
 from turnwise.domain.event import EventKind

@@ -20,10 +20,10 @@ from turnwise.control.models.catalogue import Catalogue
 from turnwise.control.models.registry import Registry
 from turnwise.control.named_datasets import NamedDatasets
 from turnwise.control.results import StoredResults
-from turnwise.dashboard.live import Hub
+from turnwise.dashboard.job.prices import Prices
+from turnwise.dashboard.live import Hub, MayLook, Streams
 from turnwise.dashboard.pages import Pages
-from turnwise.dashboard.prices import Prices
-from turnwise.domain.access import Principal
+from turnwise.domain.access import Action, Principal
 from turnwise.domain.job import Job, JobKind, JobStatus, Secondary
 from turnwise.domain.rollout import Trajectory
 from turnwise.exporting.archives import Archives
@@ -86,4 +86,14 @@ class Dashboard:
     rooms: DashboardRooms
     pages: Pages
     hub: Hub
+    streams: Streams
     principal: Caller
+
+    def reading(self, who: Principal, job_id: str) -> MayLook:
+        """Asks whether a key may still read a job; see `live.MayLook`."""
+
+        async def may_look() -> None:
+            holder = await self.rooms.keyring.holder(who.access_key_id)
+            holder.require(Action.READ, job_id=job_id)
+
+        return may_look

@@ -51,11 +51,15 @@ class Sessions:
         return principal
 
     async def principal(self, request: Request) -> Principal:
-        """The caller of a request; raises `SignInNeeded`, and `Denied` for another site's form."""
-        _require_same_site(request)
+        """The caller of a request, who is left in its state too.
+
+        Raises `SignInNeeded`, and `Denied` for another site's form.
+        """
+        require_same_site(request)
         try:
             grant = self._links.read(DASHBOARD_SESSION, request.cookies.get(COOKIE, ""))
-            return await self._keyring.holder(grant.access_key_id)
+            request.state.principal = found = await self._keyring.holder(grant.access_key_id)
+            return found
         except errors.Unauthenticated:
             raise SignInNeeded from None
 
@@ -87,11 +91,17 @@ def safe_next(wanted: str) -> str:
     return wanted if is_ours and is_page else "/dashboard"
 
 
-def _require_same_site(request: Request) -> None:
+def require_same_site(request: Request) -> None:
+    """Raise `Denied` for what changes something and was sent by a page of another site."""
     if request.method in ("GET", "HEAD"):
         return
-    origin = request.headers.get("origin", "")
     host = request.headers.get("host", "")
-    is_foreign = bool(origin) and origin not in (f"http://{host}", f"https://{host}")
+    sender = request.headers.get("origin") or _origin(request.headers.get("referer", ""))
+    is_foreign = bool(sender) and sender not in (f"http://{host}", f"https://{host}")
     if is_foreign or request.headers.get("sec-fetch-site") in ("cross-site", "same-site"):
-        raise errors.Denied(f"a page of {origin or 'another site'} may not change anything here")
+        raise errors.Denied(f"a page of {sender or 'another site'} may not change anything here")
+
+
+def _origin(address: str) -> str:
+    parts = urlsplit(address)
+    return f"{parts.scheme}://{parts.netloc}" if parts.netloc else ""

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +18,9 @@ from dataclasses import dataclass, field
 from starlette.responses import StreamingResponse
 
 from turnwise import errors
-from turnwise.dashboard.live import BEAT_S, EVERY_S, server_sent
+from turnwise.dashboard.live import BEAT_S, EVERY_S, MayLook, anybody, server_sent
+
+log = logging.getLogger(__name__)
 
 #: Rendered lines that are held for those who join.
 HELD = 500
@@ -48,38 +52,48 @@ class Tails:
         self._every_s = every_s
         self._beat_s = beat_s
 
-    def stream(self, key: str, after: int, read: Read, news: News) -> StreamingResponse:
-        """Server-sent events whose data are the lines past `after`, and whose id is the last's."""
+    def stream(
+        self, key: str, after: int, read: Read, news: News, may_look: MayLook = anybody
+    ) -> StreamingResponse:
+        """Server-sent events whose data are the lines past `after`, and whose id is the last's.
+
+        `after` is no number that the log has not come to yet.
+        """
         return StreamingResponse(
-            self._events(key, after, read, news),
+            self._events(key, after, read, news, may_look),
             media_type="text/event-stream",
             headers={"cache-control": "no-store", "x-accel-buffering": "no"},
         )
 
-    async def _events(self, key: str, after: int, read: Read, news: News) -> AsyncIterator[bytes]:
-        tail = self._tails.setdefault(key, _Tail(held_from=after, seen=after))
+    async def _events(
+        self, key: str, after: int, read: Read, news: News, may_look: MayLook
+    ) -> AsyncIterator[bytes]:
+        tail = self._tails.get(key)
+        if tail is None or tail.is_over:
+            tail = self._tails[key] = _Tail(held_from=after, seen=after)
         tail.viewers += 1
         if tail.task is None:
             tail.task = asyncio.create_task(self._keep(tail, read, news), name=f"tail {key}")
+        asked_at = time.monotonic()
         try:
-            while after < tail.held_from:  # this viewer is behind all others
-                lines, looked_to = await read(after)
-                after = looked_to if looked_to > after else tail.held_from
-                if lines:
-                    yield _sent(lines)
             while True:
-                fresh = [each for each in tail.lines if each[0] > after]
-                after = max(after, tail.seen)
+                fresh, after = await _fresh(tail, after, read)
                 if fresh:
                     yield _sent(fresh)
                 elif tail.is_over:
                     return
-                if not await self._changed(tail, after):
+                elif after >= tail.held_from and not await self._changed(tail, after):
                     yield b": still here\n\n"
+                if time.monotonic() - asked_at >= self._beat_s:
+                    await may_look()
+                    asked_at = time.monotonic()
+        except errors.TurnwiseError:
+            return
         finally:
             tail.viewers -= 1
             if not tail.viewers:
-                self._tails.pop(key, None)
+                if self._tails.get(key) is tail:
+                    del self._tails[key]
                 if tail.task is not None:
                     tail.task.cancel()
 
@@ -93,7 +107,7 @@ class Tails:
 
     async def _keep(self, tail: _Tail, read: Read, news: News) -> None:
         """Read whenever there is news, until the job is gone."""
-        with contextlib.suppress(errors.TurnwiseError):
+        try:
             while True:
                 lines, tail.seen = await read(tail.seen)
                 tail.lines.extend(lines)
@@ -103,9 +117,24 @@ class Tails:
                     tail.changed.notify_all()
                 await news(tail.seen)
                 await asyncio.sleep(self._every_s)
+        except errors.TurnwiseError as error:
+            log.debug("a log has ended: %s", error)
+        except Exception:  # its viewers come again, and have it tried again
+            log.exception("a log cannot be followed")
         tail.is_over = True
         async with tail.changed:
             tail.changed.notify_all()
+
+
+async def _fresh(tail: _Tail, after: int, read: Read) -> tuple[Sequence[Rendered], int]:
+    """Lines that a viewer has not seen, and what it has seen with them.
+
+    One who is behind what is held, at first or because its connection is slow, has them read.
+    """
+    if after >= tail.held_from:
+        return [each for each in tail.lines if each[0] > after], max(after, tail.seen)
+    lines, looked_to = await read(after)
+    return lines, looked_to if looked_to > after else tail.held_from
 
 
 def _sent(lines: Sequence[Rendered]) -> bytes:

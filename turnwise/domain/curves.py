@@ -37,6 +37,8 @@ class Curves(Mapping[str, Curve]):
             self.seq = event.seq
             step = int(event.body["step"])
             for name, value in event.body["values"].items():
+                if value is None:  # it was not finite, which JSON cannot say
+                    continue
                 _put(self._curves.setdefault(name, []), step, float(value))
 
     def __getitem__(self, name: str) -> Curve:

@@ -104,13 +104,15 @@ class AgentSpec:
     """Where the agent is. `url` for http, agentcore and lambda, `target` for python; for an
     evaluator, `target` is its id.
 
-    A `name` is a registered agent's, whose record then says the kind and the URL.
+    A `name` is a registered agent's, whose record then says the kind and the URL. `extra_body` is
+    a JSON object as text, for each model call of an evaluator.
     """
 
     kind: AgentKind = AgentKind.HTTP
     url: str = ""
     target: str = ""
     name: str = ""
+    extra_body: str = ""
 
     @property
     def has_url(self) -> bool:

@@ -47,6 +47,9 @@ class Blame(StrEnum):
     SERVICE = "service"
 
 
+#: Longest reason of a score that is kept, characters.
+MAX_REASON = 2000
+
 #: The code of a fault that ends the job.
 ACCESS_DENIED = "access_denied"
 
@@ -101,7 +104,8 @@ class Rollout:
     (job, incarnation, group, slot) names its place; a retry has the same place, a new id and the
     next `attempt`. `policy`, where set, pins every turn to it (evaluation); a training rollout
     has None and each turn takes the job's newest adapter. `step` is the step it was planned at.
-    The secret that the data plane checks is stored as `secret_sha256`, hex.
+    The secret that the data plane checks is stored as `secret_sha256`, hex. `reason` is what its
+    evaluator says of its score, at most `MAX_REASON` characters.
     """
 
     rollout_id: str
@@ -125,6 +129,7 @@ class Rollout:
     metrics: Mapping[str, float] = field(default_factory=dict)
     fault: Fault | None = None
     ended_at: float | None = None
+    reason: str = ""
 
     @property
     def reward(self) -> float | None:
@@ -133,6 +138,11 @@ class Rollout:
         Correctly rounded, so that ten turns of 0.1 are a success where 1.0 is the threshold.
         """
         return None if self.rewards is None else math.fsum(self.rewards)
+
+    @property
+    def why(self) -> str:
+        """Why it has its score, or none, in words; "" where nobody has said."""
+        return self.fault.message if self.fault is not None else self.reason
 
     @property
     def is_scored(self) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,11 +25,17 @@ COMPANY_S = 0.25
 #: How often a run's files are looked at.
 LOOK_EVERY_S = 0.1
 
+#: What a run may leave: files of rows, bytes of a row, bytes of all of them, and rows of nobody.
+MAX_FILES, MAX_ROW, MAX_ROWS, MAX_LEFT = 1000, 16 << 20, 256 << 20, 1000
+
 #: Most of one run's output that is kept in the evaluator's log.
 MAX_PRINTED = 256 * 1024
 
 #: How much of its output a fault quotes, characters.
 MAX_QUOTED = 1500
+
+#: RemoteRolloutProcessor names its rollout in a URL only where it finds this in it (contract §0.5).
+TRACED = "litellm-gateway"
 
 #: Exit codes of pytest that say that tests ran: all passed, or some did not.
 _RAN = (0, 1)
@@ -206,6 +211,7 @@ class EvaluatorAgent:
         by itself, a row is given as often as there are rollouts, so that each comes as it ends.
         """
         first, base_url = wanted[0], f"{host.base_url}{run.path}"
+        traced_url = f"{host.shared_url}{run.path}/{TRACED}"
         row = row_for(first.fields, first.prompt)
         copies = len(wanted) if self._build.mode == "pointwise" else 1
         runs = len(wanted) if copies == 1 else 1
@@ -224,7 +230,8 @@ class EvaluatorAgent:
         env = {
             "EP_INVOCATION_ID": run.run_id,
             "EP_OUTPUT_DIR": inside(work.results),
-            "EP_MODEL_BASE_URL": base_url,
+            "EP_MODEL_BASE_URL": traced_url,
+            "FW_TRACING_GATEWAY_BASE_URL": traced_url,
             "EP_REMOTE_API_KEY": "not-needed",
             "FIREWORKS_API_BASE": f"{base_url}/v1",
         }
@@ -240,15 +247,12 @@ class EvaluatorAgent:
             lines, printed = await asyncio.to_thread(work.read)
             if printed:
                 self._log.note(AgentLogKind.PRINTED, printed, job_id=job_id)
-            for line in lines:
-                try:
-                    row = read_row(line)
-                except errors.InvalidInput as error:
-                    self._log.note(AgentLogKind.FAILED, str(error), job_id=job_id)
-                    continue
-                if rollout_id := run.joining.joined(row):
+            for row in await asyncio.to_thread(_read_all, lines):
+                if isinstance(row, errors.InvalidInput):
+                    self._log.note(AgentLogKind.FAILED, str(row), job_id=job_id)
+                elif rollout_id := run.joining.joined(row):
                     await self._settle(batch, rollout_id, row, job_id)
-                else:
+                elif len(left) < MAX_LEFT:
                     left.append(row)
             if is_last:
                 return left
@@ -259,7 +263,8 @@ class EvaluatorAgent:
         fault = fault_of(row)
         if fault is None and row.score is not None:
             try:
-                await self._door.report(rollout_id, [row.score], row.metrics)
+                reason = "\n".join(filter(None, (row.reason, *row.steps)))
+                await self._door.report(rollout_id, [row.score], row.metrics, reason)
             except errors.TurnwiseError as error:
                 fault = _fault("refused", f"the score was refused: {error}", Blame.REWARD)
         kind = AgentLogKind.ANSWERED if fault is None else AgentLogKind.FAILED
@@ -285,6 +290,7 @@ class _RunFiles:
         self._folder = f"runs/{run_id}"
         self.is_over = False
         self._read: dict[str, int] = {}
+        self._room = MAX_ROWS  # bytes of rows that are still taken
         self._printed = 0
 
     @property
@@ -314,26 +320,48 @@ class _RunFiles:
         lines: list[str] = []
         folder = f"{self._folder}/results"
         for name in self._shared.names(folder):
-            if not name.startswith("buffer_") or not name.endswith(".jsonl"):
-                continue
-            offset = self._read.get(name, 0)
-            text = self._shared.read(f"{folder}/{name}", offset)
-            whole = text[: text.rfind(b"\n") + 1]
-            self._read[name] = offset + len(whole)
-            lines += whole.decode(errors="replace").split("\n")[:-1]
+            is_known = name in self._read or len(self._read) < MAX_FILES
+            if is_known and name.startswith("buffer_") and name.endswith(".jsonl"):
+                lines += self._new_lines(name, f"{folder}/{name}")
         output = f"{self._folder}/output.log"
         printed = self._shared.read(output, self._printed, MAX_PRINTED - self._printed)
         self._printed += len(printed)
         return lines, printed.decode(errors="replace").strip()
 
+    def _new_lines(self, name: str, file: str) -> list[str]:
+        """Lines that were ended since. A file with too long a line is not read on."""
+        offset = self._read.get(name, 0)
+        if offset < 0:
+            return []
+        most = min(MAX_ROW, self._room)
+        text = self._shared.read(file, offset, most)
+        whole = text[: text.rfind(b"\n") + 1]
+        if len(text) == most and not whole:
+            self._read[name] = -1
+            return [f"({name} goes on for more than {most} bytes, which is not read)"]
+        self._read[name] = offset + len(whole)
+        self._room -= len(whole)
+        return whole.decode(errors="replace").split("\n")[:-1]
+
     def last_words(self) -> str:
         """The end of what it printed."""
-        text = self._shared.read(f"{self._folder}/output.log").decode(errors="replace").strip()
-        return text[-MAX_QUOTED:] or "it printed nothing"
+        end = self._shared.end(f"{self._folder}/output.log", 4 * MAX_QUOTED)
+        return end.decode(errors="replace").strip()[-MAX_QUOTED:] or "it printed nothing"
 
     def remove(self) -> None:
         """The run is over."""
-        shutil.rmtree(self._shared.path(self._folder), ignore_errors=True)
+        self._shared.remove(self._folder)
+
+
+def _read_all(lines: Sequence[str]) -> list[Scored | errors.InvalidInput]:
+    """Each line's row, or what is wrong with it."""
+    found: list[Scored | errors.InvalidInput] = []
+    for line in lines:
+        try:
+            found.append(read_row(line))
+        except errors.InvalidInput as error:
+            found.append(error)
+    return found
 
 
 def fault_of(row: Scored) -> Fault | None:

@@ -28,6 +28,9 @@ Secrets = Callable[[str], Awaitable[Mapping[str, str]]]
 
 MANIFEST = "build.json"
 
+#: Of what a look at a project prints, so much is read.
+MAX_ANSWER = 8 << 20
+
 
 class Builder:
     """Builds into `folder`/account/evaluator/hash. One evaluator's builds come one at a time."""
@@ -88,6 +91,7 @@ class Builder:
             entry_point=evaluator.entry_point,
             python=told["python"],
             mode=told["mode"],
+            is_remote=told.get("is_remote", False),  # not in what was built before it was asked
         )
 
     async def _make(
@@ -99,9 +103,9 @@ class Builder:
         secrets = await self._secrets(evaluator.account_id)
         shop = _Shop(folder, boxes, log, {**secrets, **ENVIRONMENT})
         await self._install(shop)
-        mode = await shop.collect(evaluator.entry_point)
-        told = {"python": boxes.interpreter.executable, "mode": mode}
-        await asyncio.to_thread((folder / MANIFEST).write_text, json.dumps(told))
+        found = await shop.collect(evaluator.entry_point)
+        told = {"python": boxes.interpreter.executable, **found}
+        await asyncio.to_thread(_conclude, folder, told)
 
     async def _install(self, shop: _Shop) -> None:
         if not (shop.folder / "project/requirements.txt").is_file():
@@ -153,8 +157,11 @@ class _Shop:
                 remedy="correct it, or install the packages where evaluators run",
             )
 
-    async def collect(self, entry_point: str) -> str:
-        """The mode of its one test. Raises `InvalidInput` unless there is exactly that one."""
+    async def collect(self, entry_point: str) -> dict[str, Any]:
+        """What `Build` keeps of its one test: "mode" and "is_remote".
+
+        Raises `InvalidInput` unless there is exactly that one.
+        """
         if not entry_point:
             raise errors.InvalidInput(
                 "entryPoint", entry_point, "is missing", remedy='send "test_file.py::test_name"'
@@ -171,8 +178,7 @@ class _Shop:
                 what,
                 remedy="name one test below the archive's top folder, as test_file.py::test_name",
             )
-        mode: str = found["mode"]
-        return mode
+        return {name: found[name] for name in ("mode", "is_remote")}
 
     async def _ask(self, *question: str) -> dict[str, Any]:
         """Put a question to `inspect_project`; its answer."""
@@ -181,7 +187,7 @@ class _Shop:
         python = self._python()
         program = self._boxes.program("inspect_project.py")
         code = await self._run([python, program, *question], output)
-        lines = output.read_text(errors="replace").splitlines()
+        lines = await asyncio.to_thread(_end_of, output)
         output.unlink(missing_ok=True)
         try:
             answer = json.loads(lines[-1])
@@ -233,6 +239,20 @@ def _show_packages(venv: Path, boxes: Sandboxes) -> None:
     shared.write(f"lib/{library}/site-packages/evaluators.pth", text.encode())
 
 
+def _conclude(folder: Path, told: Mapping[str, str]) -> None:
+    """Write the manifest of a build whose programs have ended; they could write its folder too.
+
+    A link in the place of one of our own names would lead the server to files of its own.
+    """
+    for name in ("project", "venv"):
+        if (folder / name).is_symlink():
+            raise errors.InvalidInput(name, name, "was replaced by a link during the build")
+    try:
+        SharedFolder(folder).write(MANIFEST, json.dumps(told).encode())
+    except FileExistsError:
+        raise errors.InvalidInput(MANIFEST, MANIFEST, "was written by the build itself") from None
+
+
 def _take_over(making: Path, folder: Path) -> None:
     """Put a finished build in its place; those of earlier archives go."""
     for former in folder.parent.iterdir():
@@ -247,6 +267,13 @@ def _clear(making: Path) -> None:
     shutil.rmtree(making, ignore_errors=True)
     shutil.rmtree(making.with_name(making.name + ".root"), ignore_errors=True)
     making.with_name(making.name + ".answer").unlink(missing_ok=True)
+
+
+def _end_of(output: Path) -> list[str]:
+    """The last lines of what a program printed, which may be as much as its limits let it."""
+    with output.open("rb") as opened:
+        opened.seek(max(0, opened.seek(0, os.SEEK_END) - MAX_ANSWER))
+        return opened.read().decode(errors="replace").splitlines()
 
 
 def _last_error(text: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -63,6 +64,20 @@ class SharedFolder:
                 file.seek(offset)
                 return file.read(most)
         return b""
+
+    def end(self, name: str, most: int) -> bytes:
+        """The last of a file; nothing of what is not there or no file."""
+        above, last = os.path.split(name)
+        with contextlib.suppress(OSError), self._folder(above) as folder:
+            size = os.stat(last, dir_fd=folder, follow_symlinks=False).st_size
+            return self.read(name, max(0, size - most), most)
+        return b""
+
+    def remove(self, name: str) -> None:
+        """A folder with all that is in it, as far as it is one."""
+        above, last = os.path.split(name)
+        with contextlib.suppress(OSError), self._folder(above) as folder:
+            shutil.rmtree(last, ignore_errors=True, dir_fd=folder)
 
     def names(self, name: str) -> list[str]:
         """What is in a folder, in order; nothing if it is none."""

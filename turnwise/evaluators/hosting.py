@@ -58,13 +58,15 @@ class Build:
     """A built evaluator on disk: `folder`/project, and `folder`/venv where it needs packages.
 
     `mode` is that of its `@evaluation_test`: "pointwise", "groupwise" or "all"; "" where it is not
-    eval-protocol's. `python` ran its build.
+    eval-protocol's. `is_remote`: its rollouts are made on a server of the user's, which it calls.
+    `python` ran its build.
     """
 
     folder: Path
     entry_point: str
     python: str
     mode: str = ""
+    is_remote: bool = False
 
     @property
     def project(self) -> Path:
@@ -80,12 +82,17 @@ class Build:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Host:
-    """A warm process. `import_s`: what its imports took; `forks`: whether a run is its fork."""
+    """A warm process. `import_s`: what its imports took; `forks`: whether a run is its fork.
+
+    `base_url` is this server as its programs reach it; `shared_url` as both they and a server that
+    they call reach it, where they can call one.
+    """
 
     folder: Path
     boxes: Sandboxes
     boxed: Boxed
     base_url: str
+    shared_url: str
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
     relay: asyncio.Server | None
@@ -148,16 +155,23 @@ async def start_host(
     folder: Path,
     *,
     url: str,
+    public_url: str,
     secrets: Mapping[str, str],
     has_network: bool,
 ) -> Host:
-    """Start one in `folder`, which is new. `url` is where the server listens.
+    """Start one in `folder`, which is new. `url` is where the server listens, `public_url` where
+    others reach it.
 
     Raises `Unavailable` with the remedy, or with the last that it printed.
     """
     folder.mkdir(mode=0o700, parents=True)
     (folder / "runs").mkdir(mode=0o700)
-    await asyncio.to_thread(shutil.copytree, build.project, folder / "project")
+    try:
+        # The build's own programs could leave links to the server's files: they stay links.
+        await asyncio.to_thread(shutil.copytree, build.project, folder / "project", symlinks=True)
+    except OSError as error:
+        await asyncio.to_thread(_remove, folder)
+        raise errors.Unavailable(f"the evaluator's project cannot be copied: {error}") from error
     python = build.python if build.venv is None else str(build.venv / "bin" / "python")
     output = folder.with_name(folder.name + ".log")
     boxed = await boxes.start(
@@ -180,11 +194,13 @@ async def start_host(
         await asyncio.to_thread(_remove, folder)
         raise
     waiting: dict[str, asyncio.Future[int]] = {}
+    base_url = _seen_url(url, is_relayed=relay is not None)
     return Host(
         folder=folder,
         boxes=boxes,
         boxed=boxed,
-        base_url=_seen_url(url, is_relayed=relay is not None),
+        base_url=base_url,
+        shared_url=base_url if relay is not None else public_url,
         reader=reader,
         writer=writer,
         relay=relay,

@@ -42,12 +42,14 @@ class Scored:
     """What an evaluator made of one rollout, read from its row.
 
     `is_valid` False says that the score does not count, and `reason` why; `status` is the row's
-    own status code (contract §4.4) and `problem` its message where it is an error.
+    own status code (contract §4.4) and `problem` its message where it is an error. `steps` say in
+    words what each step was worth: the reward is the score alone.
     """
 
     score: float | None
     is_valid: bool = True
     reason: str = ""
+    steps: tuple[str, ...] = ()
     metrics: Mapping[str, float] = field(default_factory=dict)
     problem: str = ""
     status: int = 100
@@ -104,6 +106,23 @@ class Joining:
         if is_retry and (lost := self._lost.get(request)):
             return Place(rollout_id=lost.pop(0), is_new=False)
         return self._take()
+
+    def named(self, their_id: str) -> str:
+        """The rollout that eval-protocol calls by that id; the next one free where it is new.
+
+        A remote rollout is asked after before it has spoken, and one that fails may never speak.
+        "" where each rollout of the run has another id.
+        """
+        if their_id not in self._theirs:
+            if not self._free:
+                return ""
+            self._theirs[their_id] = self._take().rollout_id
+        return self._theirs[their_id]
+
+    @property
+    def names(self) -> Mapping[str, str]:
+        """The rollouts by eval-protocol's ids, as far as these are known."""
+        return dict(self._theirs)
 
     def failed(self, place: Place) -> None:
         """The request came to no turn: what it took is free again."""

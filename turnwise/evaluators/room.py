@@ -60,14 +60,19 @@ class EvaluatorRoom:
         terms: Terms,
         *,
         url: str,
+        public_url: str,
         hidden: tuple[Path, ...],
         secrets: Secrets,
         new_id: NewId,
     ) -> None:
-        """`url` is where the server listens; `hidden` are folders that no evaluator may see."""
+        """`url` is where the server listens, and `public_url` where users' servers reach it.
+
+        `hidden` are folders that no evaluator may see.
+        """
         self._folder = folder
         self._terms = terms
         self._url = url
+        self._public_url = public_url.rstrip("/")
         self._hidden = hidden
         self._secrets = secrets
         self._new_id = new_id
@@ -104,15 +109,21 @@ class EvaluatorRoom:
         group_size: int,
         extra_body: Mapping[str, Any] | None = None,
     ) -> EvaluatorAgent:
-        """The agent that an evaluator is. Raises `Unavailable` unless it is ACTIVE and built."""
+        """The agent that an evaluator is.
+
+        Raises `Unavailable` unless it is ACTIVE and built, and reaches what makes its rollouts.
+        """
         if evaluator.state is not EvaluatorState.ACTIVE:
             raise errors.Unavailable(
                 f"evaluator {evaluator.evaluator_id!r} is {evaluator.state.value}: "
                 f"{evaluator.message}"
             )
+        build = self.builder.built(evaluator)
+        if build.is_remote:
+            await self._check_reach(evaluator)
         return EvaluatorAgent(
             evaluator.account_id,
-            self.builder.built(evaluator),
+            build,
             lambda build: self._start(evaluator.account_id, build),
             runs=self.runs,
             door=door,
@@ -121,6 +132,16 @@ class EvaluatorRoom:
             group_size=group_size,
             extra_body=extra_body,
         )
+
+    async def _check_reach(self, evaluator: Evaluator) -> None:
+        """Raise `Unavailable` where evaluators reach no server but this one."""
+        boxes = await self.sandboxes()
+        if boxes.is_isolated and not self._terms.has_network:
+            raise errors.Unavailable(
+                f"evaluator {evaluator.evaluator_id!r} has its rollouts made by a server of its "
+                "own (RemoteRolloutProcessor), but evaluators have no network here; set "
+                "TURNWISE_EVALUATOR_NETWORK=host to let them call it"
+            )
 
     async def close(self) -> None:
         """End what `open` began. Agents are closed by their jobs."""
@@ -134,6 +155,7 @@ class EvaluatorRoom:
             await self.sandboxes(),
             self._hosts / self._new_id("host"),
             url=self._url,
+            public_url=self._public_url,
             secrets=await self._secrets(account_id),
             has_network=self._terms.has_network,
         )

@@ -14,6 +14,33 @@ from turnwise.evaluators.joining import Scored
 #: Status codes of a row that is no error: OK, finished, and a score that does not count.
 OK, FINISHED, SCORE_INVALID = 0, 100, 102
 
+#: The code of a rollout that its own server calls an error.
+INTERNAL = 13
+
+#: The names of other errors.
+CODES = {
+    1: "CANCELLED",
+    2: "UNKNOWN",
+    3: "INVALID_ARGUMENT",
+    4: "DEADLINE_EXCEEDED",
+    5: "NOT_FOUND",
+    6: "ALREADY_EXISTS",
+    7: "PERMISSION_DENIED",
+    8: "RESOURCE_EXHAUSTED",
+    9: "FAILED_PRECONDITION",
+    10: "ABORTED",
+    11: "OUT_OF_RANGE",
+    12: "UNIMPLEMENTED",
+    14: "UNAVAILABLE",
+    15: "DATA_LOSS",
+    16: "UNAUTHENTICATED",
+    101: "RUNNING",
+    103: "RESPONSE_QUALITY_ERROR",
+}
+
+#: Most steps of a result that are told.
+MAX_STEPS = 100
+
 #: What an earlier run left in a row; ids of another rollout would mislead.
 _STALE = ("execution_metadata", "rollout_status", "evaluation_result", "eval_metadata", "pid")
 
@@ -23,6 +50,9 @@ MODEL = "fireworks_ai/default"
 
 #: An upper bound for texts that come from an evaluator.
 MAX_TEXT = 8192
+
+#: Metrics of one row that are kept: each becomes a curve of the job.
+MAX_METRICS = 100
 
 
 def row_for(fields: Mapping[str, Any], prompt: str) -> dict[str, Any]:
@@ -69,8 +99,9 @@ def read_row(line: str) -> Scored:
         score=_number(result.get("score")),
         is_valid=result.get("is_score_valid", True) is not False and code != SCORE_INVALID,
         reason=_text(result.get("reason") or result.get("error")) or "; ".join(reasons)[:MAX_TEXT],
+        steps=_steps(result.get("step_outputs")),
         metrics=metrics,
-        problem=_text(status.get("message")) or f"status {code}" if is_error else "",
+        problem=_problem(code, _text(status.get("message"))) if is_error else "",
         status=code if isinstance(code, int) else FINISHED,
         turn_ids=_turn_ids(_object(ran, "raw_output")),
         call_ids=_call_ids(row.get("messages")),
@@ -106,11 +137,31 @@ def _metrics(given: Mapping[str, Any]) -> tuple[dict[str, float], list[str]]:
         if not isinstance(metric, Mapping):
             continue
         score = _number(metric.get("score"))
-        if score is not None and metric.get("is_score_valid", True) is not False:
+        is_counted = score is not None and metric.get("is_score_valid", True) is not False
+        if score is not None and is_counted and len(numbers) < MAX_METRICS:
             numbers[_text(name)] = score
-        if reason := _text(metric.get("reason")):
+        if len(reasons) < MAX_METRICS and (reason := _text(metric.get("reason"))):
             reasons.append(f"{name}: {reason}")
     return numbers, reasons
+
+
+def _steps(given: Any) -> tuple[str, ...]:
+    """What a result says of each step."""
+    steps = [step for step in given if isinstance(step, Mapping)] if isinstance(given, list) else []
+    return tuple(map(_step, steps[:MAX_STEPS]))
+
+
+def _step(step: Mapping[str, Any]) -> str:
+    reward = _number(step.get("base_reward"))
+    worth = "no reward" if reward is None else f"{reward:g}"
+    said = _text(step.get("reason"))
+    return f"step {_text(str(step.get('step_index')))}: {worth}" + (f", {said}" if said else "")
+
+
+def _problem(code: int, message: str) -> str:
+    """An error's message, with the code's name where that says more than that it is one."""
+    name = "" if code == INTERNAL else CODES.get(code, f"status {code}")
+    return ": ".join(filter(None, (name, message))) or "INTERNAL"
 
 
 def _number(value: Any) -> float | None:

@@ -19,12 +19,16 @@ PREFIX = "/e/"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """One run, which makes the rollouts of one group."""
+    """One run, which makes the rollouts of one group.
+
+    `tags` holds what eval-protocol's paths say of a rollout ("row_id:7"), by its id there.
+    """
 
     run_id: str
     secret: str = field(repr=False)
     account_id: str
     joining: Joining
+    tags: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def path(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import tarfile
 import zlib
 from dataclasses import dataclass
@@ -10,6 +11,9 @@ from pathlib import Path, PurePosixPath
 from turnwise import errors
 
 _PIECE = 1 << 20
+#: Folders above a file, and bytes that a file's head may take beside its content: the archives
+#: that people make need little of either.
+_DEEPEST, _HEAD = 64, 1 << 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +31,8 @@ def unpack(archive: Path, folder: Path, bounds: Bounds) -> Path:
     """
     folder.mkdir(mode=0o700, parents=True)
     try:
-        with tarfile.open(archive, "r:gz") as tar:
+        most = bounds.bytes + bounds.files * _HEAD
+        with _Inflated(archive, most) as inflated, tarfile.open(fileobj=inflated, mode="r:") as tar:
             tops = _unpack_members(tar, folder, bounds)
     except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
         if isinstance(error, errors.TurnwiseError):
@@ -36,6 +41,30 @@ def unpack(archive: Path, folder: Path, bounds: Bounds) -> Path:
     if not tops:
         raise _refused("", "holds no files")
     return folder / tops.pop() if len(tops) == 1 else folder
+
+
+class _Inflated(gzip.GzipFile):
+    """The tar inside, of at most so many bytes: a head that claims more is not read into memory."""
+
+    def __init__(self, archive: Path, most: int) -> None:
+        self._most = most
+        super().__init__(archive, "rb")
+
+    def read(self, size: int | None = -1) -> bytes:
+        """Raises `InvalidInput` past the limits."""
+        if size is None or not 0 <= size <= 2 * _PIECE:
+            raise _refused("", f"has a head of more than {2 * _PIECE} bytes")
+        self._check(self.tell() + size - tarfile.RECORDSIZE)
+        return super().read(size)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """Raises `InvalidInput` past the limits, before anything is inflated."""
+        self._check(offset)
+        return super().seek(offset, whence)
+
+    def _check(self, place: int) -> None:
+        if place > self._most:
+            raise _refused("", f"unpacks to more than {self._most} bytes")
 
 
 def _unpack_members(tar: tarfile.TarFile, folder: Path, bounds: Bounds) -> set[str]:
@@ -65,6 +94,8 @@ def _checked(member: tarfile.TarInfo) -> PurePosixPath | None:
     path = PurePosixPath(member.name)
     if path.is_absolute() or ".." in path.parts or "\0" in member.name:
         raise _refused(member.name, "leads out of the archive's folder")
+    if len(path.parts) > _DEEPEST:
+        raise _refused(member.name[:200], f"lies below more than {_DEEPEST} folders")
     if not (member.isreg() or member.isdir()):
         what = "a link" if member.issym() or member.islnk() else "a device or a pipe"
         raise _refused(member.name, f"is {what}, and only files and folders are unpacked")

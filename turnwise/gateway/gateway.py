@@ -13,6 +13,7 @@ from turnwise import errors
 from turnwise.domain.access import Action, Principal
 from turnwise.domain.job import Job
 from turnwise.domain.rollout import (
+    MAX_REASON,
     Blame,
     Fault,
     Policy,
@@ -275,20 +276,28 @@ class Gateway:
         rewards: Sequence[float],
         *,
         metrics: Mapping[str, float] | None = None,
+        reason: str = "",
     ) -> None:
-        """`complete_rollout` and `update_reward` in one; raises what they raise."""
+        """`complete_rollout` and `update_reward` in one; raises what they raise.
+
+        `reason` is what the evaluator says of the score; what is too long of it is cut.
+        """
         record = await self._record_for(principal, Action.REPORT, rollout_id)
         async with record.moves:
             # First: it takes back turns that nobody has come for, which no reward is due for.
             if record.rollout.status is RolloutStatus.PENDING:
                 await self._settle(record)
             try:
-                await self._score(record, rewards, metrics or {})
+                await self._score(record, rewards, metrics or {}, reason)
             finally:
                 record.is_settling = False
 
     async def _score(
-        self, record: Record, rewards: Sequence[float], metrics: Mapping[str, float]
+        self,
+        record: Record,
+        rewards: Sequence[float],
+        metrics: Mapping[str, float],
+        reason: str = "",
     ) -> None:
         rollout, given = record.rollout, tuple(float(reward) for reward in rewards)
         _check_rewards(given, record.delivered_turns)
@@ -310,6 +319,7 @@ class Gateway:
             RolloutStatus.FAILED if is_failed else RolloutStatus.REWARDED,
             rewards=given,
             metrics={**rollout.metrics, **metrics},
+            reason=_cut(reason) or None,
             ended_at=rollout.ended_at if is_failed else self._clock.now(),
         )
 
@@ -338,6 +348,7 @@ class Gateway:
         metrics: Mapping[str, float] | None = None,
         fault: Fault | None = None,
         ended_at: float | None = None,
+        reason: str | None = None,
     ) -> None:
         """Change the stored rollout; if somebody else has, take over what they made of it."""
         rollout = record.rollout
@@ -352,6 +363,7 @@ class Gateway:
                 metrics=metrics,
                 fault=fault,
                 ended_at=ended_at,
+                reason=reason,
             )
         )
         try:
@@ -434,6 +446,10 @@ def _check_rewards(rewards: Sequence[float], turns: int) -> None:
             f"has {len(rewards)} values, but the rollout has {turns} delivered turns",
             remedy="send one value for the rollout or one per turn",
         )
+
+
+def _cut(reason: str) -> str:
+    return reason if len(reason) <= MAX_REASON else reason[: MAX_REASON - 1] + "…"
 
 
 def _check_metrics(metrics: Mapping[str, float]) -> None:

@@ -37,7 +37,7 @@ from turnwise.ports import (
 from turnwise.storage import transcripts as transcripts_of
 from turnwise.storage.bins import edges_for
 from turnwise.storage.rows import from_row, select_nouns
-from turnwise.storage.tables import jobs, rollouts
+from turnwise.storage.tables import groups, jobs, rollouts
 
 S = TypeVar("S", bound=Select[Any])
 
@@ -133,11 +133,20 @@ def _seqs(query: RolloutQuery, index: str) -> Select[Any]:
 
 
 def _of_job(wanted: S, query: RolloutQuery, index: str) -> S:
-    if query.group_id is None:
+    if query.group_id is None and query.trained_step is None:
         return _using(wanted, index).where(rollouts.c.job_id == query.job_id)
     # Siblings are few, and found by their group's index once no other seems to fit.
-    its_job = func.coalesce(rollouts.c.job_id, "") == query.job_id
-    return wanted.where(rollouts.c.group_id == query.group_id, its_job)
+    wanted = wanted.where(func.coalesce(rollouts.c.job_id, "") == query.job_id)
+    if query.group_id is not None:
+        wanted = wanted.where(rollouts.c.group_id == query.group_id)
+    if query.trained_step is not None:
+        wanted = wanted.where(_taken_by(query.job_id, query.trained_step))
+    return wanted
+
+
+def _taken_by(job_id: str, step: int) -> ColumnElement[bool]:
+    its_groups = select(groups.c.group_id).where(groups.c.job_id == job_id, groups.c.step == step)
+    return rollouts.c.group_id.in_(its_groups)
 
 
 def _using(wanted: S, index: str) -> S:
@@ -265,17 +274,20 @@ def sample(
     purpose: Purpose,
     count: int,
     seed: int,
+    *,
+    is_trained: bool = False,
 ) -> list[RolloutSummary]:
-    """Ended rollouts of a step whose numbers a seed puts first."""
+    """Ended rollouts of a step, or that a step took, whose numbers a seed puts first."""
     if not _has(connection, account_id, job_id):
         return []
     seq = rollouts.c.seq
     mixed = (seq * _FACTOR + cast(seed * _FACTOR % _PRIME, Integer)) % _PRIME
-    wanted = select(seq).where(
-        rollouts.c.job_id == job_id,
-        rollouts.c.step == step,
-        rollouts.c.purpose == purpose,
-        rollouts.c.status.in_(_FINAL),
-    )
-    wanted = _using(wanted, "ix_rollouts_tally").order_by(mixed * mixed % _PRIME, seq)
+    wanted = select(seq).where(rollouts.c.purpose == purpose, rollouts.c.status.in_(_FINAL))
+    if is_trained:
+        its_job = func.coalesce(rollouts.c.job_id, "") == job_id
+        wanted = wanted.where(its_job, _taken_by(job_id, step))
+    else:
+        wanted = wanted.where(rollouts.c.job_id == job_id, rollouts.c.step == step)
+        wanted = _using(wanted, "ix_rollouts_tally")
+    wanted = wanted.order_by(mixed * mixed % _PRIME, seq)
     return _summaries(connection, list(connection.execute(wanted.limit(count)).scalars()))

@@ -342,6 +342,7 @@ class SqlStore:
         metrics: Mapping[str, float] | None = None,
         fault: Fault | None = None,
         ended_at: float | None = None,
+        reason: str | None = None,
     ) -> Rollout:
         """Compare-and-set; metrics are added to those there. Raises `Conflict`."""
         given = {
@@ -350,6 +351,7 @@ class SqlStore:
             "metrics": metrics,
             "fault": fault,
             "ended_at": ended_at,
+            "reason": reason,
         }
         write = self._write if ended_at is None else self._write_ends
         return await write(self._move_rollout, account_id, rollout_id, expected, given)
@@ -390,10 +392,19 @@ class SqlStore:
         purpose: Purpose,
         count: int = 10,
         seed: int = 0,
+        *,
+        is_trained: bool = False,
     ) -> list[RolloutSummary]:
         """Some that have ended; the same ones for the same seed."""
         return await self._read(
-            rollout_pages.sample, account_id, job_id, step, purpose, count, seed
+            rollout_pages.sample,
+            account_id,
+            job_id,
+            step,
+            purpose,
+            count,
+            seed,
+            is_trained=is_trained,
         )
 
     async def make_searchable(self) -> None:

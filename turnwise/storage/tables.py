@@ -334,6 +334,7 @@ rollouts = Table(
     _json("metrics", Mapping[str, float]),
     _json("fault", Fault, nullable=True),
     _time("ended_at", nullable=True),
+    Column("reason", Text, nullable=False, server_default=""),
     _int("turns", default=0),
     _int("tokens", default=0),
     _json("bins", dict[str, int], nullable=True),

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from turnwise import errors
+from turnwise.domain.access import OPERATORS
 from turnwise.domain.event import Event, EventDraft, EventKind, Level
 from turnwise.domain.job import Job, JobStatus, WandbMode
 from turnwise.domain.resource import Resource
@@ -73,7 +74,7 @@ class WandbRuns:
         secret: Secret | None = None,
         command: Sequence[str] = COMMAND,
     ) -> None:
-        """`folder` keeps W&B's files; `server_key` is for accounts without a secret."""
+        """`folder` keeps W&B's files; `server_key` is for the operator's jobs, without a secret."""
         self._store = store
         self._resources = resources
         self._clock = clock
@@ -109,7 +110,8 @@ class WandbRuns:
     async def _key(self, job: Job) -> str:
         name = job.spec.tracking.wandb.api_key_secret
         found = await self._secret(job.account_id, name) if self._secret else None
-        return found or self._server_key
+        # Another account's job could name the operator's own projects and runs.
+        return found or (self._server_key if job.account_id == OPERATORS else "")
 
 
 class WandbFeed:
@@ -235,9 +237,10 @@ def opening(job: Job, key: str, folder: Path) -> Json:
     """The call that opens a job's run. Raises `Unavailable` where there is no key to do so."""
     wandb = job.spec.tracking.wandb
     if wandb.mode is WandbMode.ONLINE and not key:
+        or_else = ", or start the server with WANDB_API_KEY"
         raise errors.Unavailable(
-            f"there is no W&B key; keep one as the account's secret {wandb.api_key_secret!r}, or "
-            "start the server with WANDB_API_KEY"
+            f"there is no W&B key; keep one as the account's secret {wandb.api_key_secret!r}"
+            + (or_else if job.account_id == OPERATORS else "")
         )
     return {
         "do": "open",

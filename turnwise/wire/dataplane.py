@@ -185,9 +185,18 @@ class DataPlane:
             await self._record(self._events, http, address, ended)
 
     def _route_of_run(self, address: Address) -> tuple[str, Handler, Fail]:
+        """The method is the run's door's to judge: one path may have several."""
         if self._runs is None or not address.path.startswith(PREFIX):
             return "", _no_route, openai.fail
-        return "POST", self._chat_of_run, openai.fail
+        door = self._runs
+
+        async def answer(http: HttpCall, address: Address) -> None:
+            await door(http, address.path)
+
+        async def fail(http: HttpCall, error: Exception) -> None:
+            await door.fail(http, error, address.path)
+
+        return "", answer, fail
 
     async def _record(
         self, events: DataEvents, http: HttpCall, address: Address, ended: Exception | None
@@ -239,10 +248,6 @@ class DataPlane:
             )
 
         await openai.chat(ask, http, stream=stream)
-
-    async def _chat_of_run(self, http: HttpCall, address: Address) -> None:
-        assert self._runs is not None  # else it has no such route
-        await self._runs.chat(http, address.path)
 
     async def _list_models(self, http: HttpCall, address: Address) -> None:
         names: Sequence[str]

@@ -32,10 +32,16 @@ class InsideDoor:
         return codec.reply_body(reply)
 
     async def report(
-        self, rollout_id: str, rewards: Sequence[float], metrics: Mapping[str, float]
+        self,
+        rollout_id: str,
+        rewards: Sequence[float],
+        metrics: Mapping[str, float],
+        reason: str = "",
     ) -> None:
         """Complete and reward a rollout."""
-        await self._gateway.finish(self._agent(rollout_id), rollout_id, rewards, metrics=metrics)
+        await self._gateway.finish(
+            self._agent(rollout_id), rollout_id, rewards, metrics=metrics, reason=reason
+        )
 
     def _agent(self, rollout_id: str) -> Principal:
         return Principal(

@@ -17,6 +17,10 @@ class Door:
         return {"choices": [{"message": {"role": "assistant", "content": "three"}}]}
 
     async def report(
-        self, rollout_id: str, rewards: Sequence[float], metrics: Mapping[str, float]
+        self,
+        rollout_id: str,
+        rewards: Sequence[float],
+        metrics: Mapping[str, float],
+        reason: str = "",
     ) -> None:
         self.calls.append((rollout_id, rewards, metrics))

@@ -14,10 +14,14 @@ import pytest
 
 from tests import builders
 from tests.builders import ACCOUNT, SetClock
+from tests.unit.control.kit import World as ControlWorld
 from turnwise import errors
 from turnwise.control.evaluators import Evaluators
+from turnwise.control.jobs import Jobs
+from turnwise.control.queue import Limits
 from turnwise.domain.access import Account, Action, Principal
 from turnwise.domain.evaluator import Evaluator, EvaluatorState
+from turnwise.domain.job import AgentKind, AgentSpec
 from turnwise.ports import Built
 from turnwise.storage.blobs import FolderBlobs
 from turnwise.storage.sql import SqlStore
@@ -111,6 +115,16 @@ async def test_an_evaluator_is_uploaded_built_and_active(tmp_path: Path) -> None
         assert world.building.archives == [b"tarball"]
         assert await world.evaluators.build_log(ADMIN, "math") == "collected 1 item\n"
         assert await world.evaluators.list(ADMIN) == [done]
+
+
+async def test_asking_for_what_is_not_there_leaves_nothing_in_memory(tmp_path: Path) -> None:
+    async with a_world(tmp_path) as world:
+        for n in range(3):
+            with pytest.raises(errors.NotFound):
+                await world.evaluators.change(ADMIN, f"none-{n}", description="x")
+            with pytest.raises(errors.NotFound):
+                await world.evaluators.build(ADMIN, f"none-{n}")
+        assert not world.evaluators._changes
 
 
 async def test_one_that_was_never_uploaded_fails_to_build_and_says_so(tmp_path: Path) -> None:
@@ -237,3 +251,44 @@ async def test_another_account_and_a_lesser_key_get_nothing(tmp_path: Path) -> N
         with pytest.raises(errors.Denied):
             await world.evaluators.build(reader, "math")
         assert (await world.evaluators.get(reader, "math")).evaluator_id == "math"
+
+
+async def test_no_job_is_made_of_an_evaluator_that_is_not_there_or_not_built(
+    tmp_path: Path,
+) -> None:
+    async with a_world(tmp_path) as world, a_control_world(tmp_path) as control:
+        jobs = Jobs(
+            store=control.store,
+            agents=control.agents,
+            clock=control.clock,
+            new_id=new_id,
+            start=control._start,
+            limits=Limits(running=1),
+            check_evaluator=world.evaluators.check_for_job,
+        )
+        spec = control.spec("walk", agent=AgentSpec(kind=AgentKind.EVALUATOR, target="math"))
+        gone = r"agent.target: 'math' is no evaluator of this account; upload it"
+        with pytest.raises(errors.InvalidInput, match=gone):
+            await jobs.create(ADMIN, spec)
+        await world.create()
+        await world.evaluators.build(ADMIN, "math")
+        await world.evaluators.settled(ADMIN, "math")
+        failed = r"agent.target: 'math' could not be built: no archive was uploaded"
+        with pytest.raises(errors.InvalidInput, match=failed):
+            await jobs.create(ADMIN, spec)
+        assert await control.store.jobs(ACCOUNT) == []
+        await world.put(b"tarball")
+        await world.evaluators.build(ADMIN, "math")  # a job may wait for its build
+        assert (await jobs.create(ADMIN, spec)).name == "walk"
+        await jobs.close()
+
+
+@contextlib.asynccontextmanager
+async def a_control_world(folder: Path) -> AsyncIterator[ControlWorld]:
+    store = SqlStore.in_memory()
+    await store.default_account()
+    (folder / "control").mkdir()
+    try:
+        yield ControlWorld(folder / "control", store)
+    finally:
+        await store.close()

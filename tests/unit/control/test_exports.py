@@ -15,6 +15,7 @@ from turnwise import errors
 from turnwise.control.browse import Browse
 from turnwise.control.exports import ROLLOUT_COLUMNS, Exports, Format
 from turnwise.domain.access import Principal
+from turnwise.domain.event import EventDraft, EventKind
 from turnwise.domain.rollout import Blame, Fault, RolloutStatus
 from turnwise.ports import RolloutQuery
 
@@ -93,6 +94,21 @@ async def test_a_failed_rollout_says_why_and_has_no_score(world: World, exports:
     assert (row["score"], row["is_score_valid"], row["response"]) == ("", "False", "")
 
 
+async def test_a_score_comes_with_what_its_evaluator_said(world: World, exports: Exports):
+    await world.store.open_rollouts([builders.rollout("rol_b", job_id="job_a")])
+    await world.store.move_rollout(
+        ACCOUNT,
+        "rol_b",
+        expected=[RolloutStatus.PENDING],
+        status=RolloutStatus.REWARDED,
+        rewards=(0.5,),
+        reason="half of it",
+    )
+    pieces = await exports.rollouts(ADMIN, RolloutQuery(job_id="walk"), Format.CSV)
+    [row] = csv.DictReader(io.StringIO((await written(pieces)).decode()))
+    assert (row["status_code"], row["reason"]) == ("OK", "half of it")
+
+
 async def test_more_rollouts_than_are_read_at_once_are_all_written_in_order(
     world: World, exports: Exports
 ):
@@ -113,6 +129,13 @@ async def test_a_spreadsheet_takes_no_text_for_a_formula(world: World, exports: 
     pieces = await exports.rollouts(ADMIN, RolloutQuery(job_id="walk"), Format.CSV)
     [row] = csv.DictReader(io.StringIO((await written(pieces)).decode()))
     assert row["reason"] == "'=HYPERLINK(A1)"
+
+
+async def test_nor_the_name_of_a_metric(world: World, exports: Exports):
+    body = {"step": 0, "values": {"=HYPERLINK(A1)": 1.0}}
+    await world.store.append(ACCOUNT, "job_a", [EventDraft(kind=EventKind.METRICS, body=body)])
+    pieces = await exports.metrics(ADMIN, "walk", Format.CSV)
+    assert (await written(pieces)).decode().splitlines()[0] == "step,'=HYPERLINK(A1)"
 
 
 async def test_a_job_without_anything_gives_empty_tables(exports: Exports):

@@ -179,6 +179,14 @@ def test_a_bad_value_is_refused_with_field_value_and_what_is_allowed(
             "agent.url: 'localhost:80' is no HTTP address; use http://host:port",
         ),
         (
+            {"agent": {"kind": "evaluator", "target": "math", "extra_body": "[1]"}},
+            'agent.extra_body: \'[1]\' is not a JSON object as text; as {"stop": ["END"]}',
+        ),
+        (
+            {"agent": {"url": "http://a:1", "extra_body": "{}"}},
+            "agent.extra_body: '{}' goes with no model call of an agent of kind http; leave it out",
+        ),
+        (
             {"agent": {"kind": "evaluator"}},
             "agent.target: '' names no evaluator; use the id of one that was uploaded and built",
         ),

@@ -8,7 +8,6 @@ import contextlib
 import io
 import itertools
 import shutil
-import string
 import sys
 import tarfile
 import tempfile
@@ -16,25 +15,25 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
 from tests import builders
 from tests.unit.gateway.kit import World, a_world
 from tests.wire.listening import listening
-from tests.wire.served import OneKey, a_serving
-from turnwise.control.models.served import ServedModels
+from tests.wire.served import a_serving, data_plane
 from turnwise.domain.agent import AgentLogKind
 from turnwise.domain.evaluator import Evaluator, EvaluatorState
 from turnwise.domain.rollout import SamplingParams
+from turnwise.evaluators import room as rooms
 from turnwise.evaluators.agent import EvaluatorAgent
 from turnwise.evaluators.room import EvaluatorRoom, Terms
-from turnwise.evaluators.sandbox import Limits
+from turnwise.evaluators.sandbox import Interpreter, find_interpreter, try_isolation
 from turnwise.ports import AgentRequest, Built
 from turnwise.system import new_id
 from turnwise.wire.dataplane import DataPlane
 from turnwise.wire.inside import InsideDoor
-from turnwise.wire.runs import RunDoor
 
 #: What eval-protocol's plugin and `@evaluation_test` do, as far as a run can tell, without either.
 #: A record's "do" is Python that the evaluation does with `said`, `row` and `answer`.
@@ -88,6 +87,31 @@ ENTRY_POINT = "test_stub.py::test_rollouts"
 _BUILDS = Path(tempfile.mkdtemp(prefix="turnwise-evaluator-")) / "builds"
 atexit.register(shutil.rmtree, _BUILDS.parent, ignore_errors=True)
 
+#: What the interpreter is and what stands against a sandbox, looked up once for all tests.
+_found: dict[str, Any] = {}
+
+
+async def interpreter() -> Interpreter:
+    """The Python of these tests, as evaluators' interpreter."""
+    if "interpreter" not in _found:
+        _found["interpreter"] = await find_interpreter(sys.executable)
+    found: Interpreter = _found["interpreter"]
+    return found
+
+
+async def obstacle() -> str:
+    """What stands against a sandbox on this machine; "" where there can be one."""
+    if "obstacle" not in _found:
+        probe = _BUILDS.parent / "probe"
+        _found["obstacle"] = await try_isolation(await interpreter(), probe)
+    return str(_found["obstacle"])
+
+
+async def skip_without_sandbox() -> None:
+    """Where there can be none, a test says why it is not made."""
+    if why := await obstacle():
+        pytest.skip(why)
+
 
 def packed(files: Mapping[str, str | bytes], top: str = "proj") -> bytes:
     """A tar.gz of these files below one folder."""
@@ -133,8 +157,8 @@ def _evaluator(entry_point: str) -> Evaluator:
     )
 
 
-async def no_secrets(account_id: str) -> Mapping[str, str]:
-    return {}
+#: pytest without the plugins of this environment, which load for two seconds in each process.
+QUICK: Mapping[str, str] = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
 
 
 @dataclass
@@ -144,7 +168,6 @@ class Playground:
     world: World
     room: EvaluatorRoom
     folder: Path
-    python: str
     log: Noted = field(default_factory=Noted)
     agents: list[EvaluatorAgent] = field(default_factory=list)
     slots: Iterator[int] = field(default_factory=itertools.count)
@@ -195,9 +218,7 @@ class Playground:
     ) -> list[AgentRequest]:
         """Open rollouts of one group."""
         slots = [next(self.slots) for _ in range(count)]
-        made = [
-            await self.world.open(f"rollout_{string.ascii_lowercase[n]}", slot=n) for n in slots
-        ]
+        made = [await self.world.open(f"rollout_{n}", slot=n) for n in slots]
         return [
             AgentRequest(
                 rollout_id=rollout.rollout_id,
@@ -213,8 +234,13 @@ class Playground:
             for rollout in made
         ]
 
+    def says(self, *replies: str) -> None:
+        """What the model says from now on, over and over."""
+        self.world.script.replies = list(replies)
+        self.world.script.asked.clear()
+
     async def outcomes(self, agent: EvaluatorAgent, requests: list[AgentRequest]) -> dict[str, Any]:
-        """Dispatch as a job does, one by one at once; the faults by rollout."""
+        """Dispatch as a job does, one by one at once; the faults by rollout, in that order."""
 
         async def one(request: AgentRequest) -> tuple[str, Any]:
             async for outcome in agent.run([request]):
@@ -228,22 +254,19 @@ class Playground:
 async def a_playground(
     folder: Path,
     *replies: str,
-    python: str = sys.executable,
     is_isolated: bool = True,
-    has_network: bool = False,
-    processes: int = 4,
-    limits: Limits | None = None,
-    hidden: tuple[Path, ...] = (),
+    secrets: Mapping[str, str] = {},
     build_timeout_s: float = 120.0,
 ) -> AsyncIterator[Playground]:
-    """Everything but the job."""
+    """Everything but the job. `is_isolated` False: as where there can be no namespaces."""
+    if is_isolated:
+        await skip_without_sandbox()
     async with a_world(*replies, opened=False) as world:
         serving = a_serving(world)
-
-        async def number(account_id: str) -> str:
-            return "000000000001"
-
         plane: DataPlane | None = None
+
+        async def environment(account_id: str) -> Mapping[str, str]:
+            return {**QUICK, **secrets} if account_id == builders.ACCOUNT else {}
 
         async def app(scope: Any, receive: Any, send: Any) -> None:
             assert plane is not None
@@ -253,39 +276,41 @@ async def a_playground(
             room = EvaluatorRoom(
                 folder / "evaluators",
                 Terms(
-                    python=python,
+                    python=sys.executable,
                     is_isolation_required=is_isolated,
-                    has_network=has_network,
-                    processes=processes,
-                    limits=limits or Limits(),
                     build_timeout_s=build_timeout_s,
                 ),
                 url=url,
-                hidden=hidden,
-                secrets=no_secrets,
+                public_url=url,
+                hidden=(),
+                secrets=environment,
                 new_id=new_id,
             )
-            models = ServedModels(world.store)
-            runs = RunDoor(world.gateway, room.runs)
-            plane = DataPlane(world.gateway, serving, models, OneKey(world), number, None, runs)
-            playground = Playground(world, room, folder, python)
-            try:
-                await _skip_where_impossible(room, is_isolated)
-                yield playground
-            finally:
-                for agent in playground.agents:
-                    await agent.close()
-                await room.close()
-                await serving.close()
+            plane = data_plane(world, serving, runs=room.runs)
+            playground = Playground(world, room, folder)
+            with _nothing_looked_up_twice("" if is_isolated else "unshare: Not permitted"):
+                try:
+                    yield playground
+                finally:
+                    for agent in playground.agents:
+                        await agent.close()
+                    await room.close()
+                    await serving.close()
 
 
-async def _skip_where_impossible(room: EvaluatorRoom, is_isolated: bool) -> None:
-    from turnwise import errors
+@contextlib.contextmanager
+def _nothing_looked_up_twice(why_not: str) -> Iterator[None]:
+    """Rooms find what an earlier one has found; `why_not` stands against a sandbox."""
 
-    if is_isolated:
-        try:
-            await room.sandboxes()
-        except errors.Unavailable as error:
-            if "cannot be isolated here" in str(error):
-                pytest.skip(str(error))
-            raise
+    async def known_interpreter(executable: str) -> Interpreter:
+        assert executable == sys.executable
+        return await interpreter()
+
+    async def known_obstacle(*_: object) -> str:
+        return why_not
+
+    with (
+        mock.patch.object(rooms, "find_interpreter", known_interpreter),
+        mock.patch.object(rooms, "try_isolation", known_obstacle),
+    ):
+        yield

@@ -50,12 +50,26 @@ def test_a_score_that_does_not_count_is_a_fault_with_its_reason() -> None:
     )
 
 
-@pytest.mark.parametrize("code", [4, 13, 103])
-def test_a_row_of_a_failed_rollout_is_a_fault_with_the_logged_message(code: int) -> None:
+@pytest.mark.parametrize(
+    ("code", "name"),
+    [(4, "DEADLINE_EXCEEDED: "), (13, ""), (103, "RESPONSE_QUALITY_ERROR: "), (77, "status 77: ")],
+)
+def test_a_row_of_a_failed_rollout_is_a_fault_with_the_logged_message(code: int, name: str) -> None:
     status = {"code": code, "message": "timed out after 120 seconds"}
     fault = fault_of(read_row(a_row(rollout_status=status, evaluation_result={"score": 0.0})))
     assert fault is not None
-    assert (fault.code, fault.message) == ("rollout_error", "timed out after 120 seconds")
+    assert (fault.code, fault.message) == ("rollout_error", f"{name}timed out after 120 seconds")
+
+
+def test_steps_are_told_in_words_for_the_reward_is_the_score_alone() -> None:
+    steps = [
+        {"step_index": 0, "base_reward": 0.25, "reason": "found it"},
+        {"step_index": "end", "base_reward": None},
+        "none",
+    ]
+    row = read_row(a_row(evaluation_result={"score": 1.0, "step_outputs": steps}))
+    assert row.steps == ("step 0: 0.25, found it", "step end: no reward")
+    assert (row.score, row.metrics) == (1.0, {})
 
 
 @pytest.mark.parametrize("score", [None, "1", True, float("nan"), float("inf"), 10**400])
@@ -97,3 +111,9 @@ def test_the_jobs_sampling_is_what_the_evaluator_asks_for() -> None:
     assert params["extra_body"] == {"stop": ["\n"], "top_k": 40}
     assert (params["temperature"], params["top_p"], params["max_tokens"]) == (0.7, 0.9, 64)
     assert params["raw_output"] is True
+
+
+def test_so_many_metrics_of_a_row_are_kept_and_no_more() -> None:
+    metrics = {f"m{n}": {"score": n, "reason": ""} for n in range(1000)}
+    row = read_row(a_row(evaluation_result={"score": 1, "metrics": metrics}))
+    assert list(row.metrics) == [f"m{n}" for n in range(100)]

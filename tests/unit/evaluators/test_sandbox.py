@@ -11,41 +11,29 @@ import socket
 import subprocess
 import sys
 import textwrap
-from dataclasses import dataclass, replace
-from functools import cache
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import pytest_asyncio
 
+from tests.unit.evaluators.kit import interpreter, skip_without_sandbox
 from turnwise import errors
 from turnwise.evaluators.relay import open_relay
 from turnwise.evaluators.sandbox import (
     GATEWAY_PORT,
     Boxed,
-    Interpreter,
     Limits,
     Sandboxes,
     find_interpreter,
-    try_isolation,
 )
 
 
-@cache
-def interpreter() -> Interpreter:
-    return asyncio.run(find_interpreter(sys.executable))
-
-
-@cache
-def obstacle(folder: Path) -> str:
-    return asyncio.run(try_isolation(interpreter(), folder))
-
-
-@pytest.fixture
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest_asyncio.fixture
+async def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A server's data folder with its secrets; skipped where there can be no sandbox."""
-    if why := obstacle(tmp_path_factory.getbasetemp() / "probe"):
-        pytest.skip(why)
+    await skip_without_sandbox()
     return a_data_folder(tmp_path_factory.mktemp("data"))
 
 
@@ -67,7 +55,14 @@ class Play:
         """Run Python code."""
         work = self.folder / "work"
         work.mkdir(exist_ok=True)
-        command = [interpreter().executable, "-I", "-S", "-c", textwrap.dedent(code), *args]
+        command = [
+            self.boxes.interpreter.executable,
+            "-I",
+            "-S",
+            "-c",
+            textwrap.dedent(code),
+            *args,
+        ]
         given: dict[str, Any] = {"folder": work, "cwd": work, "env": {}, "output": self.output}
         return await self.boxes.start(command, **(given | options))
 
@@ -86,9 +81,9 @@ class Play:
         return self.folder / "output.log"
 
 
-def play(data: Path, *, limits: Limits | None = None, is_isolated: bool = True) -> Play:
+async def play(data: Path, *, limits: Limits | None = None, is_isolated: bool = True) -> Play:
     boxes = Sandboxes(
-        interpreter=interpreter(),
+        interpreter=await interpreter(),
         hidden=(data,),
         is_isolated=is_isolated,
         limits=limits or Limits(),
@@ -133,7 +128,7 @@ async def test_a_program_reads_no_secret_and_reaches_no_server_and_no_process(
     os.set_inheritable(outside, True)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         address = listener.getsockname()
-        told = await play(data).told(
+        told = await (await play(data)).told(
             _TRY
             + """
     folder, pid, host, port = sys.argv[1:]
@@ -186,7 +181,7 @@ async def test_a_data_folder_below_what_is_shown_is_empty_inside(data: Path) -> 
     for folder in (shown, inner):
         folder.chmod(0o755)
         (folder / "key").write_text("secret")
-    box = play(data)
+    box = await play(data)
     box.boxes = replace(box.boxes, hidden=(inner,))
     told = await box.told(
         _TRY
@@ -208,7 +203,7 @@ async def test_the_gateway_is_reached_on_the_sandboxs_own_loopback(data: Path) -
 
     server = await asyncio.start_server(answer, "127.0.0.1", 0)
     url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    box = play(data)
+    box = await play(data)
     boxed = await box.start(
         """
         import socket, sys
@@ -231,7 +226,7 @@ async def test_the_gateway_is_reached_on_the_sandboxs_own_loopback(data: Path) -
 
 async def test_each_limit_is_kept(data: Path) -> None:
     limits = Limits(memory_bytes=300 << 20, file_bytes=1 << 16, processes=12, open_files=32)
-    told = await play(data, limits=limits).told(
+    told = await (await play(data, limits=limits)).told(
         _TRY
         + """
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -272,7 +267,8 @@ async def test_each_limit_is_kept(data: Path) -> None:
 
 
 async def test_a_program_that_computes_for_too_long_is_killed(data: Path) -> None:
-    boxed = await play(data, limits=Limits(cpu_s=1)).start("while True: pass")
+    box = await play(data, limits=Limits(cpu_s=1))
+    boxed = await box.start("while True: pass")
     try:
         assert await asyncio.wait_for(boxed.wait(), 60) == -signal.SIGKILL & 0xFF
     finally:
@@ -296,7 +292,8 @@ _BREEDER = """
 @pytest.mark.parametrize("is_isolated", [True, False])
 async def test_its_end_is_that_of_its_grandchildren(data: Path, is_isolated: bool) -> None:
     marker = secrets.token_hex(8)
-    boxed = await play(data, is_isolated=is_isolated).start(_BREEDER, marker)
+    box = await play(data, is_isolated=is_isolated)
+    boxed = await box.start(_BREEDER, marker)
     await until(2, marker)
     await boxed.end()
     assert processes(marker) == []
@@ -305,18 +302,29 @@ async def test_its_end_is_that_of_its_grandchildren(data: Path, is_isolated: boo
 @pytest.mark.parametrize("is_isolated", [True, False])
 async def test_the_servers_end_is_that_of_its_sandboxes(data: Path, is_isolated: bool) -> None:
     marker = secrets.token_hex(8)
-    code = f"""
-        import asyncio, sys
+    code = """
+        import asyncio, json, sys
         from pathlib import Path
-        from tests.unit.evaluators import test_sandbox as kit
+        from turnwise.evaluators.sandbox import Interpreter, Sandboxes
         async def main():
-            box = kit.play(Path(sys.argv[1]), is_isolated={is_isolated})
-            kit.boxed = await box.start(kit._BREEDER, sys.argv[2])
+            folder, marker, code, interpreter, is_isolated = sys.argv[1:]
+            boxes = Sandboxes(
+                interpreter=Interpreter(**json.loads(interpreter)),
+                hidden=(Path(folder),),
+                is_isolated=json.loads(is_isolated),
+            )
+            work = Path(folder) / "work"
+            work.mkdir()
+            command = [boxes.interpreter.executable, "-I", "-S", "-c", code, marker]
+            kept = await boxes.start(
+                command, folder=work, cwd=work, env={}, output=Path(folder) / "output.log"
+            )
             await asyncio.sleep(600)
-        kit.interpreter()
         asyncio.run(main())
     """
-    server = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code), str(data), marker])
+    python = json.dumps(asdict(await interpreter()))
+    arguments = [str(data), marker, textwrap.dedent(_BREEDER), python, json.dumps(is_isolated)]
+    server = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code), *arguments])
     try:
         await until(3, marker)  # the server has it on its command line too
     finally:
@@ -326,7 +334,7 @@ async def test_the_servers_end_is_that_of_its_sandboxes(data: Path, is_isolated:
 
 
 async def test_a_program_that_cannot_be_started_says_why(data: Path) -> None:
-    box = play(data)
+    box = await play(data)
     work = data / "work"
     work.mkdir()
     boxed = await box.boxes.start(
@@ -338,7 +346,7 @@ async def test_a_program_that_cannot_be_started_says_why(data: Path) -> None:
 
 
 async def test_a_sandbox_that_cannot_be_made_says_why(data: Path) -> None:
-    box = play(data)
+    box = await play(data)
     box.boxes = replace(box.boxes, hidden=(Path("/usr"),))  # nothing starts without its libraries
     boxed = await box.start("print('never')")
     assert await asyncio.wait_for(boxed.wait(), 30) == 71

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import tarfile
 from collections.abc import Callable
@@ -80,3 +81,38 @@ def test_an_archive_that_unpacks_to_too_much_is_refused(tmp_path: Path) -> None:
 def test_an_archive_of_too_many_files_is_refused(tmp_path: Path) -> None:
     with pytest.raises(errors.InvalidInput, match="is one of more than 2 files"):
         unpacked(tmp_path, packed({"a": "", "b": "", "c": ""}), Bounds(files=2))
+
+
+def _with_head(size: int, kind: bytes) -> bytes:
+    """An archive whose one member has a head of that many zeros, which compress to nothing."""
+    head = tarfile.TarInfo("././@Head")
+    head.type, head.size = kind, size
+    out = io.BytesIO()
+    with gzip.open(out, "wb") as packing:
+        packing.write(head.tobuf(tarfile.GNU_FORMAT))
+        for _ in range(size >> 20):
+            packing.write(bytes(1 << 20))
+        packing.write(tarfile.TarInfo("proj/a.py").tobuf() + bytes(1024))
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME])
+def test_a_head_as_large_as_memory_is_not_read(tmp_path: Path, kind: bytes) -> None:
+    with pytest.raises(errors.InvalidInput, match="has a head of more than 2097152 bytes"):
+        unpacked(tmp_path, _with_head(8 << 20, kind))
+
+
+def test_an_archive_of_folders_within_folders_is_refused(tmp_path: Path) -> None:
+    deep = "/".join("d" * 65) + "/a.py"
+    with pytest.raises(errors.InvalidInput, match="lies below more than 64 folders"):
+        unpacked(tmp_path, packed({deep: ""}))
+
+
+def test_no_more_is_inflated_than_the_bounds_allow(tmp_path: Path) -> None:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w:gz") as tar:
+        member = tarfile.TarInfo("proj/large")
+        member.size = 3 << 20
+        tar.addfile(member, io.BytesIO(bytes(member.size)))
+    with pytest.raises(errors.InvalidInput, match="more than 1000 bytes"):
+        unpacked(tmp_path, out.getvalue(), Bounds(files=1, bytes=1000))

@@ -840,6 +840,16 @@ async def test_metrics_that_come_with_the_same_report_again_are_kept():
     assert (closed.rewards, closed.metrics) == ((1.0,), {"words": 3.0, "calls": 1.0})
 
 
+async def test_the_reason_of_a_score_is_kept_and_cut_where_it_is_too_long():
+    async with a_world() as world:
+        await chat(world, user("hi"))
+        await world.gateway.finish(world.principal, "rol_a", (1.0,), reason="x" * 3000)
+        await world.gateway.finish(world.principal, "rol_a", (1.0,), metrics={"calls": 1.0})
+        kept = (await world.trajectory()).rollout
+    assert kept.reason == "x" * 1999 + "…"
+    assert kept.why == kept.reason
+
+
 async def test_a_rollout_goes_on_after_a_report_that_makes_no_sense():
     async with a_world() as world:
         with pytest.raises(errors.InvalidInput, match="has 3 values, but the rollout has 0"):

@@ -7,6 +7,7 @@ import importlib.util
 import json
 import sys
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -273,6 +274,21 @@ async def test_the_key_is_the_accounts_else_the_servers_and_else_there_is_a_reme
 
     [warning] = await until(warned)
     assert "keep one as the account's secret 'wandb-api-key', or start the server with" in warning
+
+
+async def test_another_accounts_job_does_not_get_the_servers_key(world: World):
+    world.server_key = "s" * 40
+    world.secrets.clear()
+    theirs = replace(world.job, account_id="acc_other")
+    [runs] = world.tracker()._destinations
+    assert isinstance(runs, WandbRuns)
+    key = await runs._key(theirs)
+    assert key == ""
+    with pytest.raises(
+        errors.Unavailable, match=r"keep one as the account's secret 'wandb-api-key'$"
+    ):
+        opening(theirs, key, world.folder)
+    assert await runs._key(world.job) == "s" * 40
 
 
 async def test_a_job_that_does_not_ask_for_it_is_not_told(world: World):

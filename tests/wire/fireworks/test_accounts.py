@@ -50,6 +50,15 @@ async def test_what_is_not_served_says_so(api: httpx.AsyncClient):
 # ── secrets ───────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.parametrize(
+    "body", [b'["very-secret"]', b'{"value": "very-secret"', b'"very-secret\xff"']
+)
+async def test_a_body_that_cannot_be_read_is_not_repeated(api: httpx.AsyncClient, body: bytes):
+    said = message_of(await api.post(SECRETS, content=body), 400)
+    assert f"({len(body)} bytes)" in said
+    assert "very-secret" not in said
+
+
 async def test_a_secret_goes_in_and_never_comes_out(
     api: httpx.AsyncClient, place: Place, caplog: pytest.LogCaptureFixture
 ):

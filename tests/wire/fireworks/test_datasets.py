@@ -67,6 +67,13 @@ async def test_a_form_is_read_whether_its_part_has_a_content_type_or_not(
         ("multipart/form-data; boundary=x", "--x\r\nContent-Disposition: y", "is not in the form"),
         (
             "multipart/form-data; boundary=x",
+            '--x\r\nContent-Disposition: form-data; name="file"; y="'
+            + ";" * 8192
+            + '"\r\n\r\na\r\n--x',
+            "is not in the form",
+        ),
+        (
+            "multipart/form-data; boundary=x",
             '--x\r\nContent-Disposition: form-data; name="file"\r\n\r\nno end',
             "is not in the form",
         ),

@@ -49,6 +49,12 @@ def test_a_loss_method_is_the_algorithm_with_the_documented_bounds(
     assert (algorithm.kl_coef, algorithm.aggregation, algorithm.loss_fn) == (kl, aggregation, loss)
 
 
+def test_an_extra_body_goes_with_the_evaluators_model_calls():
+    text = '{"stop": ["\\n"]}'
+    asked = read_request(body(inferenceParameters={"extraBody": text}))
+    assert parse_job(job_file("walk", asked, FOUND)).agent.extra_body == text
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [
@@ -165,3 +171,10 @@ def test_a_key_is_a_secret_by_its_id_and_not_among_the_words_that_are_kept():
     }
     assert "apiKey" not in kept_words(given)["wandbConfig"]
     assert "very-secret" not in str(kept_words(given))
+
+
+@pytest.mark.parametrize("wandb", ["very-secret", {"enabled": True, "apiKey": ["very-secret"]}])
+def test_a_key_that_is_sent_wrongly_is_not_repeated(wandb: object):
+    with pytest.raises(errors.InvalidInput, match="wandb_config") as raised:
+        read_request(body(wandbConfig=wandb))
+    assert "very-secret" not in str(raised.value)

@@ -360,6 +360,7 @@ async def test_metrics_ledger_and_rollouts_are_read_back(
         "reward": None,
         "rewards": None,
         "metrics": {},
+        "reason": "",
         "fault": {"blame": "agent", "code": "http_error", "message": "500", "retryable": True},
         "created_at": 1000.0,
         "ended_at": 1002.0,

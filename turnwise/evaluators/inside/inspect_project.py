@@ -1,7 +1,8 @@
 """Looks at an unpacked evaluator with the interpreter that will run it; one JSON object on stdout.
 
 python inspect_project.py requirements FILE      {"missing": ["numpy>=3"], "odd": ["-r x"]}
-python inspect_project.py collect ARGUMENT...    {"tests": [...], "mode": "...", "text": "..."}
+python inspect_project.py collect ARGUMENT...    {"tests": [...], "mode": "...", "is_remote": false,
+                                                  "text": "..."}
 python inspect_project.py about                  {"executable", "prefixes", "has": {...}}
 """
 
@@ -15,6 +16,9 @@ import json
 import sys
 from pathlib import Path
 from typing import Any
+
+#: Eval-protocol's processors whose rollouts are made on a server of the user's.
+REMOTE = ("RemoteRolloutProcessor", "GithubActionRolloutProcessor")
 
 
 def about() -> dict[str, Any]:
@@ -76,7 +80,7 @@ def _of_extras(name: str, extras: set[str]) -> list[str]:
 
 
 def collect(*arguments: str) -> dict[str, Any]:
-    """The tests that pytest finds by these, and the mode of the first one's `@evaluation_test`."""
+    """The tests that pytest finds by these, and what the first one's `@evaluation_test` says."""
     import pytest
 
     class Found:
@@ -85,6 +89,7 @@ def collect(*arguments: str) -> dict[str, Any]:
         def __init__(self) -> None:
             self.tests: list[str] = []
             self.mode = ""
+            self.is_remote = False
 
         def pytest_collection_finish(self, session: pytest.Session) -> None:
             for item in session.items:
@@ -93,12 +98,20 @@ def collect(*arguments: str) -> dict[str, Any]:
                     self.tests.append(name)
                 parameters = getattr(getattr(item, "obj", None), "__ep_params__", None)
                 self.mode = self.mode or str(getattr(parameters, "mode", ""))
+                kinds = type(getattr(parameters, "rollout_processor", None)).__mro__
+                self.is_remote |= any(kind.__name__ in REMOTE for kind in kinds)
 
     found, text = Found(), io.StringIO()
     sys.path.insert(0, str(Path.cwd()))
     with contextlib.redirect_stdout(text), contextlib.redirect_stderr(text):
         code = int(pytest.main(["--collect-only", *arguments], plugins=[found]))
-    return {"tests": found.tests, "mode": found.mode, "code": code, "text": text.getvalue()}
+    return {
+        "tests": found.tests,
+        "mode": found.mode,
+        "is_remote": found.is_remote,
+        "code": code,
+        "text": text.getvalue(),
+    }
 
 
 def main() -> None:

@@ -136,13 +136,16 @@ async def json_body(request: Request) -> Json:
             raise errors.InvalidInput(
                 "body", f"{len(sent)} bytes", f"is larger than {MAX_MANAGING_BYTES} bytes"
             )
+    shown = f"({len(sent)} bytes)"  # it may hold a secret, and errors are shown and kept
     try:
         text = sent.decode()
+        given = read_json("body", text) if text.strip() else {}
     except UnicodeDecodeError:
-        raise errors.InvalidInput("body", bytes(sent[:40]), "is not UTF-8") from None
-    given = read_json("body", text) if text.strip() else {}
+        raise errors.InvalidInput("body", shown, "is not UTF-8") from None
+    except errors.InvalidInput as error:
+        raise errors.InvalidInput("body", shown, error.reason) from None
     if not isinstance(given, dict):
-        raise errors.InvalidInput("body", given, "is not a JSON object")
+        raise errors.InvalidInput("body", shown, "is not a JSON object")
     return given
 
 

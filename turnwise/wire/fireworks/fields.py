@@ -10,6 +10,9 @@ from typing import Any
 from turnwise import errors
 from turnwise.wire.fireworks.faults import Code, Refused
 
+#: Fields that hold a secret, or a block with one.
+_SECRETS = frozenset({"apiKey", "wandbConfig"})
+
 
 class Fields:
     """A JSON object. Its fields are asked for in camelCase and named in snake_case.
@@ -72,8 +75,10 @@ class Fields:
         return self._prefix + re.sub("([A-Z])", lambda match: "_" + match[1].lower(), name)
 
     def wrong(self, name: str, reason: str, remedy: str = "") -> errors.InvalidInput:
-        """What is wrong with a field."""
-        return errors.InvalidInput(self.path(name), self._given.get(name), reason, remedy=remedy)
+        """What is wrong with a field. A secret's value is not repeated."""
+        value = self._given.get(name)
+        shown = f"({type(value).__name__})" if name in _SECRETS else value
+        return errors.InvalidInput(self.path(name), shown, reason, remedy=remedy)
 
     def refuse(self, names: Mapping[str, str]) -> None:
         """Refuse fields that are set, but mean nothing here: each with the reason."""

@@ -44,12 +44,13 @@ _NOT_HERE = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """How rollouts are sampled. `extra_body` is the request's own, kept as it was."""
+    """How rollouts are sampled. `extra_body` is JSON of what goes with each model call, or ""."""
 
     max_tokens: int
     temperature: float
     top_p: float
     top_k: int
+    extra_body: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,7 +118,6 @@ def read_request(given: Mapping[str, Any]) -> JobRequest:
             "training_config: exactly one of base_model and warm_start_from must be set, "
             + (f"not both ({base}, {warm})" if base else "and neither is"),
         )
-    _check_json(inference)
     return JobRequest(
         dataset=_needed(fields, "dataset"),
         evaluator=_needed(fields, "evaluator"),
@@ -199,7 +199,11 @@ def job_file(name: str, asked: JobRequest, found: Resolved) -> Json:
         "dataset": found.dataset,
         "validation_dataset": found.validation_dataset,
         "prompt_column": MESSAGES,
-        "agent": {"kind": "evaluator", "target": found.evaluator},
+        "agent": {
+            "kind": "evaluator",
+            "target": found.evaluator,
+            "extra_body": asked.sampling.extra_body,
+        },
         "input_adapter": found.input_adapter,
         "output_group": found.output_group,
         "batch": {
@@ -325,10 +329,11 @@ def _sampling(inference: Fields) -> Sampling:
         temperature=temperature,
         top_p=_in_range(inference, "topP", top_p, 0, 1),
         top_k=_in_range(inference, "topK", inference.whole("topK", 40), 0, 100),
+        extra_body=_extra_body(inference),
     )
 
 
-def _check_json(inference: Fields) -> None:
+def _extra_body(inference: Fields) -> str:
     text = inference.text("extraBody")
     try:
         is_object = not text or isinstance(json.loads(text), dict)
@@ -336,6 +341,7 @@ def _check_json(inference: Fields) -> None:
         is_object = False
     if not is_object:
         raise inference.wrong("extraBody", "is not a JSON object as text")
+    return text
 
 
 def _algorithm(loss: Fields) -> Json:

@@ -107,10 +107,10 @@ class TracingDoor:
         except ClientGone:
             log.debug("the client of %s has gone", path.operation)
         except errors.TurnwiseError as error:
-            await _fail(http, error)
+            await fail(http, error)
         except Exception as error:
             log.exception("%s failed", path.operation)
-            await _fail(http, error)
+            await fail(http, error)
         else:
             await http.answer(200, answer)
 
@@ -139,6 +139,7 @@ def _bearer(http: HttpCall) -> str:
     return bearer.strip()
 
 
-async def _fail(http: HttpCall, error: Exception) -> None:
+async def fail(http: HttpCall, error: Exception) -> None:
+    """Answer with an error."""
     status, body = codec.encode_fault(error)
     await http.answer(status, body)

@@ -36,6 +36,8 @@ MAX_FORM_BYTES = 150 * 1024 * 1024
 MAX_FILE_BYTES = 1024 * 1024 * 1024
 
 _BLANK = b"\r\n\r\n"
+#: Longest head of a form's part: reading one takes time that grows with its square.
+_MAX_HEAD = 8192
 _PIECE = 1 << 20
 _RANGE = "x-goog-content-length-range"
 _FILE = re.compile(r"[^/\\\x00-\x1f]{1,200}")
@@ -183,7 +185,7 @@ def form_file(form: Path, content_type: str, to: Path) -> str:
     mark = b"--" + boundary.encode("latin-1", "replace")
     with form.open("rb") as opened, _mapped(opened) as body:
         at = body.find(mark)
-        while at >= 0 and (blank := body.find(_BLANK, at)) >= 0:
+        while at >= 0 and (blank := body.find(_BLANK, at, at + len(mark) + _MAX_HEAD)) >= 0:
             begin = blank + len(_BLANK)
             end = body.find(b"\r\n" + mark, begin)
             if end < 0:

@@ -121,6 +121,7 @@ def rollout_body(rollout: Rollout) -> Json:
         "reward": rollout.reward,
         "rewards": list(rollout.rewards) if rollout.rewards is not None else None,
         "metrics": dict(rollout.metrics),
+        "reason": rollout.reason,
         "fault": dataclasses.asdict(rollout.fault) if rollout.fault else None,
         "created_at": rollout.created_at,
         "ended_at": rollout.ended_at,

@@ -20,7 +20,8 @@ SERVER_PYTHON = os.environ.get("TURNWISE_PYTHON", str(ROOT / ".venv/bin/python")
 TIMEOUT_S = 600
 
 SINGLE_TURN = """
-from eval_protocol.models import EvaluateResult, EvaluationRow, MetricResult
+import os
+from eval_protocol.models import EvaluateResult, EvaluationRow, MetricResult, StepOutput
 from eval_protocol.pytest import SingleTurnRolloutProcessor, evaluation_test
 
 @evaluation_test(
@@ -31,6 +32,7 @@ from eval_protocol.pytest import SingleTurnRolloutProcessor, evaluation_test
 )
 def test_math(row: EvaluationRow) -> EvaluationRow:
     said = row.messages[-1].content or ""
+    assert os.environ["JUDGE_KEY"] == "sk-very-secret"
     if row.model_extra.get("is_broken"):
         raise ValueError("no answer in it")
     row.evaluation_result = EvaluateResult(
@@ -38,6 +40,7 @@ def test_math(row: EvaluationRow) -> EvaluationRow:
         is_score_valid=row.ground_truth != "none",
         reason=f"{len(said)} characters; the truth is {row.ground_truth}",
         metrics={"length": MetricResult(score=len(said), reason="its length")},
+        step_outputs=[StepOutput(step_index=0, base_reward=0.5)],
     )
     return row
 """
@@ -61,16 +64,37 @@ def test_math(rows: list[EvaluationRow]) -> list[EvaluationRow]:
 """
 
 
+REMOTE = """
+from eval_protocol.models import EvaluateResult, EvaluationRow
+from eval_protocol.pytest import RemoteRolloutProcessor, evaluation_test
+
+@evaluation_test(
+    input_dataset=["data.jsonl"],
+    completion_params=[{"model": "fireworks_ai/accounts/fireworks/models/qwen3-0p6b"}],
+    rollout_processor=RemoteRolloutProcessor(
+        remote_base_url="SERVER", timeout_seconds=TIMEOUT_S, poll_interval=0.3
+    ),
+    mode="pointwise",
+)
+def test_math(row: EvaluationRow) -> EvaluationRow:
+    said = "".join(m.content or "" for m in row.messages if m.role == "assistant")
+    row.evaluation_result = EvaluateResult(score=len(said), reason=f"{len(row.messages)} messages")
+    return row
+"""
+
+
 def run_job(
     folder: Path,
     test: str,
     rows: Sequence[Mapping[str, Any]] = (),
     *,
-    entry_point: str = "test_math.py::test_math",
+    entry_points: Sequence[str] = ("test_math.py::test_math",),
     requirements: str = "eval-protocol>=0.3\n",
     **env: str,
 ) -> Any:
-    """Upload a project of one test, build it, and run a job of these rows with it, if any."""
+    """Upload a project of one test file, build it for each entry point, and run a job of these
+    rows, if any, with the first.
+    """
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w:gz") as tar:
         for name, text in {"test_math.py": test, "requirements.txt": requirements}.items():
@@ -83,7 +107,7 @@ def run_job(
     done = subprocess.run(
         [
             *(SERVER_PYTHON, "-m", "tests.wire.fireworks.clients.evaluator_job"),
-            *(str(folder), str(archive), entry_point, json.dumps(rows) if rows else ""),
+            *(str(folder), str(archive), json.dumps(entry_points), json.dumps(rows)),
         ],
         env=kept | {"PYTHONPATH": str(ROOT), "TURNWISE_EVALUATOR_PYTHON": sys.executable} | env,
         capture_output=True,

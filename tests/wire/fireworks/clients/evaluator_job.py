@@ -1,8 +1,10 @@
 """A job with an uploaded evaluator, in a server of its own, run by the server's interpreter.
 
-    python -m tests.wire.fireworks.clients.evaluator_job FOLDER ARCHIVE ENTRY_POINT ROWS
+    python -m tests.wire.fireworks.clients.evaluator_job FOLDER ARCHIVE ENTRY_POINTS ROWS
 
-Prints one JSON object: how the build and the job ended, and the rollouts as they are kept.
+The archive is built for each of the entry points, a JSON list; ROWS are those of a job with the
+first of them, none for no job. Prints one JSON object: how the builds and the job ended, and the
+rollouts as they are kept.
 """
 
 from __future__ import annotations
@@ -12,7 +14,6 @@ import contextlib
 import json
 import socket
 import sys
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -49,18 +50,18 @@ async def a_house(folder: Path) -> AsyncIterator[House]:
                 await server.shutdown(sockets=[listening])
 
 
-async def uploaded(house: House, archive: bytes, entry_point: str) -> Evaluator:
+async def uploaded(house: House, archive: bytes, entry_point: str, evaluator_id: str) -> Evaluator:
     """The evaluator once it is built, or not."""
     evaluators = house.evaluator_side.evaluators
-    asked = Evaluator(account_id="", evaluator_id="math", entry_point=entry_point)
+    asked = Evaluator(account_id="", evaluator_id=evaluator_id, entry_point=entry_point)
     await evaluators.create(OPERATOR, asked)
 
     async def pieces() -> AsyncIterator[bytes]:
         yield archive
 
-    await evaluators.put_archive(OPERATOR, "math", pieces(), len(archive))
-    await evaluators.build(OPERATOR, "math")
-    return await evaluators.settled(OPERATOR, "math")
+    await evaluators.put_archive(OPERATOR, evaluator_id, pieces(), len(archive))
+    await evaluators.build(OPERATOR, evaluator_id)
+    return await evaluators.settled(OPERATOR, evaluator_id)
 
 
 async def run_job(house: House, folder: Path, rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -71,7 +72,7 @@ async def run_job(house: House, folder: Path, rows: list[dict[str, Any]]) -> dic
             "name": "run",
             "model": str(save_chat_model(folder / "model")),
             "dataset": str(folder / "rows.jsonl"),
-            "agent": {"kind": "evaluator", "target": "math"},
+            "agent": {"kind": "evaluator", "target": "math", "extra_body": '{"stop": ["~"]}'},
             "batch": {"global_batch_size": len(rows), "group_size": 3},
             "schedule": {"max_steps": 1, "val_every": 0},
             "sampling_params": {"max_tokens": 8},
@@ -86,11 +87,14 @@ async def run_job(house: House, folder: Path, rows: list[dict[str, Any]]) -> dic
     log = await house.agent_side.logs.entries(OPERATORS, "evaluators/math")
     return {
         "status": job.status.value,
+        "message": job.message,
         "rollouts": [
             {
                 "status": one.rollout.status.value,
                 "rewards": one.rollout.rewards,
                 "metrics": dict(one.rollout.metrics),
+                "reason": one.rollout.reason,
+                "row": one.rollout.row_index,
                 "fault": one.rollout.fault and [one.rollout.fault.code, one.rollout.fault.message],
                 "turns": one.turns,
                 "said": await _said(house, one.rollout.rollout_id),
@@ -109,23 +113,22 @@ async def _said(house: House, rollout_id: str) -> list[str]:
     return [str(node.messages[0]["content"]) for node in spoken]
 
 
-async def main(folder: Path, archive: Path, entry_point: str, rows: str) -> None:
+async def main(folder: Path, archive: Path, entry_points: list[str], rows: Any) -> None:
     """Upload, build, run, tell."""
     async with a_house(folder) as house:
-        began = time.monotonic()
-        evaluator = await uploaded(house, archive.read_bytes(), entry_point)
-        told: dict[str, Any] = {
-            "state": evaluator.state.value,
-            "message": evaluator.message,
-            "build_s": time.monotonic() - began,
-            "build_log": await house.evaluator_side.evaluators.build_log(OPERATOR, "math"),
-        }
+        secrets = house.evaluator_side.secrets
+        await secrets.create(OPERATOR, "judge-key", "JUDGE_KEY", "sk-very-secret")
+        evaluator_ids = ["math", *(f"other-{n}" for n in range(1, len(entry_points)))]
+        builds = [
+            await uploaded(house, archive.read_bytes(), entry_point, evaluator_id)
+            for entry_point, evaluator_id in zip(entry_points, evaluator_ids, strict=True)
+        ]
+        told: dict[str, Any] = {"builds": [(each.state.value, each.message) for each in builds]}
         if rows:
-            began = time.monotonic()
-            told |= await run_job(house, folder, json.loads(rows))
-            told["job_s"] = time.monotonic() - began
+            told |= await run_job(house, folder, rows)
         print(json.dumps(told))
 
 
 if __name__ == "__main__":
-    asyncio.run(main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], sys.argv[4]))
+    given = sys.argv[1:]
+    asyncio.run(main(Path(given[0]), Path(given[1]), json.loads(given[2]), json.loads(given[3])))

@@ -12,12 +12,12 @@ from fastapi import APIRouter, Depends, Query, Request
 from starlette.responses import HTMLResponse
 
 from turnwise import errors
-from turnwise.dashboard.forks import messages_to
-from turnwise.dashboard.messages import readable
-from turnwise.dashboard.replays import curl, request_body
+from turnwise.dashboard.rollouts.forks import messages_to
+from turnwise.dashboard.rollouts.messages import readable
+from turnwise.dashboard.rollouts.replays import curl, request_body
+from turnwise.dashboard.rollouts.tokens import PAGE_TOKENS, TokenView, token_views
+from turnwise.dashboard.rollouts.trajectories import FATES
 from turnwise.dashboard.rooms import Dashboard
-from turnwise.dashboard.tokens import PAGE_TOKENS, TokenView, token_views
-from turnwise.dashboard.trajectories import FATES
 from turnwise.domain.access import Principal
 from turnwise.domain.job import Job
 from turnwise.domain.ledger import Bin

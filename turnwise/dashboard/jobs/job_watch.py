@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from turnwise.control.browse import PAGE
-from turnwise.dashboard.prices import UsageLine, total, usage_lines
-from turnwise.dashboard.progress import Done, Progress, done, ends_at
+from turnwise.dashboard.job.prices import UsageLine, total, usage_lines
+from turnwise.dashboard.job.timeline import Timeline
+from turnwise.dashboard.jobs.progress import Done, Progress, done, ends_at
 from turnwise.dashboard.rooms import DashboardRooms
-from turnwise.dashboard.timeline import Timeline
 from turnwise.diagnostics import Finding, Recorded, findings
 from turnwise.domain.access import Principal
 from turnwise.domain.curves import Curves

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from turnwise.dashboard.messages import readable
+from turnwise.dashboard.rollouts.messages import readable
 
 #: Tokens in one answer; more have an address of their own.
 PAGE_TOKENS = 1000

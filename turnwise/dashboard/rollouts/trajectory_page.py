@@ -11,9 +11,9 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from turnwise import errors
 from turnwise.control.learned import GroupCredit
-from turnwise.dashboard.messages import MessageView, view
+from turnwise.dashboard.rollouts.messages import MessageView, view
+from turnwise.dashboard.rollouts.trajectories import Shown, TrajectoryView, lay_out
 from turnwise.dashboard.rooms import Dashboard
-from turnwise.dashboard.trajectories import Shown, TrajectoryView, lay_out
 from turnwise.domain.access import Principal
 from turnwise.domain.job import Job
 from turnwise.domain.rollout import Rollout, Trajectory

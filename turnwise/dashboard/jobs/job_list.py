@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends, Request, Response
 from starlette.responses import HTMLResponse, RedirectResponse
 
 from turnwise import errors
-from turnwise.dashboard.job_rows import JobFilter, JobRows, Shown, job_address
+from turnwise.dashboard.jobs.job_rows import JobFilter, JobRows, Shown, job_address
 from turnwise.dashboard.rooms import Dashboard
 from turnwise.domain.access import Principal
 from turnwise.domain.job import JobKind
@@ -46,7 +46,8 @@ def job_list_routes(dashboard: Dashboard) -> APIRouter:
     async def live(request: Request, who: Principal = caller) -> Response:
         wanted = JobFilter.read(request.query_params)
         view = _LiveJobs(dashboard, rows, who, wanted)
-        return dashboard.hub.stream(view.key, view.render, view.news)
+        stream = dashboard.hub.stream(view.key, view.render, view.news)
+        return dashboard.streams.held(who.access_key_id, stream)
 
     @routes.get("/dashboard/fine-tuning/reinforcement/{job}")
     async def fine_tuning(job: str, who: Principal = caller) -> RedirectResponse:

@@ -24,6 +24,8 @@ MAX_BACK = 20
 #: No number of a step or a row is larger in any database.
 _LARGEST = 2**31 - 1
 
+_OF_A_STEP = ("step", "trained")
+
 _REMEDY = "change it in the address, or start again from the job's rollouts"
 
 
@@ -31,12 +33,14 @@ _REMEDY = "change it in the address, or start again from the job's rollouts"
 class Filters:
     """One state of the list; what is not set has its default and is not in the address.
 
+    `step` is the one that rollouts were planned at, `trained` the one that took them to learn from.
     `min` and `below` are a range of rewards, [min, below). `sample` rollouts are random ones of
-    `step`, by `seed`; then order and pages mean nothing. `valid` is "yes", "no" or "". `back` holds
-    the `after` of the pages that led to this one, "0" for the first.
+    either step, by `seed`; then order and pages mean nothing. `valid` is "yes", "no" or "". `back`
+    holds the `after` of the pages that led to this one, "0" for the first.
     """
 
     step: int | None = None
+    trained: int | None = None
     row: int | None = None
     status: RolloutStatus | None = None
     purpose: Purpose | None = None
@@ -65,6 +69,7 @@ class Filters:
         sample = _whole("sample", values.get("sample"), least=1, most=100)
         filters = cls(
             step=_whole("step", values.get("step"), least=-1),
+            trained=_whole("trained", values.get("trained")),
             row=_whole("row", values.get("row")),
             status=_one_of("status", values.get("status"), RolloutStatus),
             purpose=_one_of("purpose", values.get("purpose"), Purpose),
@@ -82,9 +87,12 @@ class Filters:
             sample=sample or 0,
             seed=_whole("seed", values.get("seed")) or 0,
         )
-        if filters.sample and filters.step is None:
+        if filters.sample and filters.step is None and filters.trained is None:
             raise errors.InvalidInput(
-                "step", None, "is missing: a sample is of one step", remedy="add step=N"
+                "step",
+                None,
+                "is missing: a sample is of one step",
+                remedy="add step=N or trained=N",
             )
         return filters
 
@@ -93,6 +101,7 @@ class Filters:
         return RolloutQuery(
             job_id=job_id,
             step=self.step,
+            trained_step=self.trained,
             purpose=self.purpose,
             status=self.status,
             row_index=self.row,
@@ -136,7 +145,8 @@ class Filters:
     def chips(self) -> list[tuple[str, str]]:
         """What is filtered by, in words, each with the address of the list without it."""
         said = {
-            "step": f"step {self.step}",
+            "step": f"begun at step {self.step}",
+            "trained": f"trained at step {self.trained}",
             "row": f"row {self.row}",
             "status": f"status {self.status}",
             "purpose": f"made for {self.purpose}",
@@ -148,7 +158,7 @@ class Filters:
         unset: dict[str, Any] = asdict(Filters())
         no_sample = {"sample": 0, "seed": 0}  # which is of one step
         chips = [
-            (words, self.to(**{name: unset[name]}, **(no_sample if name == "step" else {})))
+            (words, self.to(**{name: unset[name]}, **(no_sample if name in _OF_A_STEP else {})))
             for name, words in said.items()
             if getattr(self, name) != unset[name]
         ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 
-from turnwise.dashboard.rollout_filters import Filters
+from turnwise.dashboard.rollouts.rollout_filters import Filters
 from turnwise.ports import Histogram
 
 WIDTH, HEIGHT = 600, 72

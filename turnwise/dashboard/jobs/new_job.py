@@ -13,7 +13,7 @@ from starlette.responses import HTMLResponse, RedirectResponse
 from turnwise import errors
 from turnwise.control.job_file import parse_job, read_text
 from turnwise.dashboard.faults import status_of
-from turnwise.dashboard.job_form import (
+from turnwise.dashboard.jobs.job_form import (
     FIELDS,
     Draft,
     FormField,
@@ -23,7 +23,7 @@ from turnwise.dashboard.job_form import (
     fresh_name,
     short_job_file,
 )
-from turnwise.dashboard.job_rows import job_address
+from turnwise.dashboard.jobs.job_rows import job_address
 from turnwise.dashboard.rooms import Dashboard, DashboardRooms
 from turnwise.domain.access import Action, Principal
 from turnwise.domain.job import BASE, AgentKind, JobKind

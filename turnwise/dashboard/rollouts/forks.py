@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from turnwise.dashboard.diffs import Piece, line_changes
-from turnwise.dashboard.messages import view
+from turnwise.dashboard.rollouts.diffs import Piece, line_changes
+from turnwise.dashboard.rollouts.messages import view
 from turnwise.domain.rollout import ForkCause, Message, Node, Tokens, Trajectory, Turn
 from turnwise.gateway.graph import same_message
 

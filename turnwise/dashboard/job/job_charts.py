@@ -234,6 +234,6 @@ def _drawn(plot: _Plot, curves: CurvesByLabel, rollouts: str) -> Chart | None:
     lines = {label: curve for label, curve in plot.curves(curves).items() if curve}
     if not lines:
         return None
-    purpose = "&purpose=validation" if plot.is_validation else "&purpose=train"
+    step = "step={x}&purpose=validation" if plot.is_validation else "trained={x}"
     band = plot.band if plot.band is not None and set(plot.band) <= set(lines) else None
-    return chart(plot.id, plot.title, lines, href=f"{rollouts}?step={{x}}{purpose}", band=band)
+    return chart(plot.id, plot.title, lines, href=f"{rollouts}?{step}", band=band)

@@ -133,13 +133,14 @@ def log_routes(dashboard: Dashboard) -> APIRouter:
     async def live(
         request: Request,
         name: str,
-        after: int = 0,
+        after: str = "",
         chosen: LogFilter = filtered,
         who: Principal = caller,
     ) -> StreamingResponse:
         job = await rooms.jobs.describe(who, name)
         query = chosen.query(job.job_id)
-        seen = request.headers.get("last-event-id", "")
+        newest = await rooms.browse.last_event(who, job.job_id)
+        seen = whole(request.headers.get("last-event-id", "") or after, "after") or 0
         key = f"{job.job_id}?{chosen.url()}"
 
         async def read(past: int) -> tuple[Sequence[Rendered], int]:
@@ -148,7 +149,9 @@ def log_routes(dashboard: Dashboard) -> APIRouter:
         async def news(past: int) -> None:
             await rooms.browse.wait(who, job.job_id, after=past)
 
-        return tails.stream(key, int(seen) if seen.isdecimal() else after, read, news)
+        may_look = dashboard.reading(who, job.job_id)
+        stream = tails.stream(key, max(0, min(seen, newest)), read, news, may_look)
+        return dashboard.streams.held(who.access_key_id, stream)
 
     return routes
 

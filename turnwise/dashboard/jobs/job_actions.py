@@ -11,7 +11,7 @@ from starlette.responses import HTMLResponse, RedirectResponse
 
 from turnwise import errors
 from turnwise.control.jobs import Jobs
-from turnwise.dashboard.job_rows import job_address
+from turnwise.dashboard.jobs.job_rows import job_address
 from turnwise.dashboard.rooms import Dashboard
 from turnwise.dashboard.session import safe_next
 from turnwise.domain.access import Action, Principal

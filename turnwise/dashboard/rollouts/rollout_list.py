@@ -11,9 +11,9 @@ from fastapi import APIRouter, Depends, Request
 from starlette.responses import HTMLResponse
 
 from turnwise.control.browse import RolloutRow
-from turnwise.dashboard.histograms import HEIGHT, WIDTH, bars
 from turnwise.dashboard.recent import Recent
-from turnwise.dashboard.rollout_filters import SAMPLE, SIZES, Filters
+from turnwise.dashboard.rollouts.histograms import HEIGHT, WIDTH, bars
+from turnwise.dashboard.rollouts.rollout_filters import SAMPLE, SIZES, Filters
 from turnwise.dashboard.rooms import Dashboard
 from turnwise.domain.access import Principal
 from turnwise.domain.job import Job
@@ -93,10 +93,16 @@ class _Finder:
         self, who: Principal, filters: Filters, query: RolloutQuery
     ) -> tuple[Sequence[RolloutRow], str]:
         """The rows, and the address of the page behind them, "" at the end."""
-        if filters.sample and filters.step is not None:
-            purpose = filters.purpose or Purpose.TRAIN
+        step = filters.step if filters.trained is None else filters.trained
+        if filters.sample and step is not None:
             found = await self._browse.random_rollouts(
-                who, query.job_id, filters.step, purpose, filters.sample, filters.seed
+                who,
+                query.job_id,
+                step,
+                filters.purpose or Purpose.TRAIN,
+                filters.sample,
+                filters.seed,
+                is_trained=filters.trained is not None,
             )
             return found, ""
         page = await self._browse.rollout_page(who, query)

@@ -11,10 +11,10 @@ from starlette.responses import HTMLResponse
 
 from turnwise import errors
 from turnwise.control.learned import GroupCredit
-from turnwise.dashboard.diffs import Piece, word_changes
-from turnwise.dashboard.messages import MessageView, view
+from turnwise.dashboard.rollouts.diffs import Piece, word_changes
+from turnwise.dashboard.rollouts.messages import MessageView, view
+from turnwise.dashboard.rollouts.trajectories import SHOWN_CHARS, final_answer
 from turnwise.dashboard.rooms import Dashboard
-from turnwise.dashboard.trajectories import SHOWN_CHARS, final_answer
 from turnwise.domain.access import Principal
 from turnwise.domain.rollout import Rollout, Trajectory
 

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from turnwise.control.learned import RolloutCredit
-from turnwise.dashboard.forks import Branch, Fork, branches, fork
-from turnwise.dashboard.messages import MessageView, ToolView, tool_view, view
+from turnwise.dashboard.rollouts.forks import Branch, Fork, branches, fork
+from turnwise.dashboard.rollouts.messages import MessageView, ToolView, tool_view, view
 from turnwise.domain.ledger import Bin
 from turnwise.domain.rollout import Node, Trajectory, Turn
 

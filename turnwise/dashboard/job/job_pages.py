@@ -19,14 +19,14 @@ from starlette.responses import HTMLResponse, RedirectResponse
 from turnwise import errors
 from turnwise.control.job_file import as_mapping
 from turnwise.control.notes import MAX_CHARS, JobNotes, Notes
-from turnwise.dashboard.evaluation_tables import tables
-from turnwise.dashboard.job_charts import sections
-from turnwise.dashboard.job_files import as_yaml, blocks, commands, setting_lines
-from turnwise.dashboard.job_rows import job_address
-from turnwise.dashboard.job_watch import JobView, Watches
+from turnwise.dashboard.job.evaluation_tables import tables
+from turnwise.dashboard.job.job_charts import sections
+from turnwise.dashboard.job.job_files import as_yaml, blocks, commands, setting_lines
+from turnwise.dashboard.job.timeline import epochs
+from turnwise.dashboard.jobs.job_rows import job_address
+from turnwise.dashboard.jobs.job_watch import JobView, Watches
 from turnwise.dashboard.pages import Pages
 from turnwise.dashboard.rooms import Dashboard
-from turnwise.dashboard.timeline import epochs
 from turnwise.diagnostics import Finding
 from turnwise.domain.access import Action, Principal
 from turnwise.domain.job import Job, JobStatus
@@ -105,12 +105,9 @@ def job_page_routes(dashboard: Dashboard) -> APIRouter:
     async def live(name: str, who: Principal = caller) -> Response:
         found = await rooms.jobs.describe(who, name)
         view = _LiveJob(dashboard, watches, overview, found)
-
-        async def may_look() -> None:
-            holder = await rooms.keyring.holder(who.access_key_id)
-            holder.require(Action.READ, job_id=found.job_id)
-
-        return dashboard.hub.stream(view.key, view.render, view.news, may_look)
+        may_look = dashboard.reading(who, found.job_id)
+        stream = dashboard.hub.stream(view.key, view.render, view.news, may_look)
+        return dashboard.streams.held(who.access_key_id, stream)
 
     @routes.post("/{name}/notes")
     async def write(
@@ -274,7 +271,9 @@ def _rollouts_of(address: str, finding: Finding) -> str:
     """Where rollouts of a finding are listed; empty where none are more telling than others."""
     if not finding.rollouts:
         return ""
-    named = {_IN_ADDRESS.get(name, name): value for name, value in finding.rollouts.items()}
+    # A step's figures are of the rollouts that it trained; a validation's of those begun at it.
+    words = _IN_ADDRESS if "purpose" in finding.rollouts else {**_IN_ADDRESS, "step": "trained"}
+    named = {words.get(name, name): value for name, value in finding.rollouts.items()}
     return f"{address}/rollouts?{urlencode(named)}"
 
 

@@ -12,7 +12,7 @@ from typing import TypeVar
 from urllib.parse import quote, urlencode
 
 from turnwise import errors
-from turnwise.dashboard.progress import Done, Progress, done, ends_at, sparkline
+from turnwise.dashboard.jobs.progress import Done, Progress, done, ends_at, sparkline
 from turnwise.dashboard.rooms import DashboardRooms
 from turnwise.domain.access import Action, Principal
 from turnwise.domain.event import EventKind

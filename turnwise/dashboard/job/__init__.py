@@ -1,0 +1,1 @@
+"""One job: its overview, configuration, log and files."""
