@@ -84,6 +84,7 @@ def test_a_job_takes_a_registered_agent_by_its_name(client: Client, serving: Ser
         "url": "http://127.0.0.1:1",
         "target": "",
         "name": "walker",
+        "extra_body": "",
     }
     with pytest.raises(errors.NotFound, match="agent 'gone' does not exist; register it"):
         client.create_job(serving.world.job_file("lost", agent={"name": "gone"}))
