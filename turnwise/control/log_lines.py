@@ -29,7 +29,8 @@ def line(event: Event) -> str:
 
 
 def _status(body: Mapping[str, Any]) -> str:
-    text = f"status {body['status']} ({body['secondary']})"
+    shown = [str(body[key]) for key in ("status", "secondary") if body.get(key)]
+    text = " ".join(["status", shown[0], *(f"({each})" for each in shown[1:])])
     return f"{text}: {body['message']}" if body.get("message") else text
 
 

@@ -24,6 +24,7 @@ def test_events_read_as_sentences_on_one_line() -> None:
     )
     status = {"status": "FAILED", "secondary": "Failed", "message": "no reward"}
     assert line(event(EventKind.STATUS, status)) == "status FAILED (Failed): no reward"
+    assert line(event(EventKind.STATUS, {"status": "RUNNING"})) == "status RUNNING"
     metrics = {"step": 3, "values": {"z": 1.0, "training/loss": 0.25}}
     assert line(event(EventKind.METRICS, metrics)) == "step 3 training/loss=0.25 z=1"
     progress = {"message": "evaluated", "completed": 3, "total": 4}
