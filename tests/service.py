@@ -152,7 +152,12 @@ def agent(behave: Behaviour, *, health: int = 200) -> Iterator[str]:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         config = uvicorn.Config(app, log_level="critical", lifespan="off", loop="asyncio")
         server = uvicorn.Server(config)
-        thread = threading.Thread(target=server.run, args=([listening],))
+
+        async def serve() -> None:
+            async with client:  # its connections end with the loop that they were made in
+                await server.serve(sockets=[listening])
+
+        thread = threading.Thread(target=lambda: asyncio.run(serve()))
         thread.start()
         try:
             yield f"http://127.0.0.1:{listening.getsockname()[1]}"
