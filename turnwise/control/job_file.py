@@ -8,7 +8,7 @@ import json
 import math
 import re
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -121,6 +121,19 @@ def parse_job(data: object, *, folder: Path | None = None) -> JobSpec:
 def as_mapping(spec: JobSpec) -> dict[str, Any]:
     """The job file that gives this spec, defaults written out."""
     return typing.cast("dict[str, Any]", _plain(dataclasses.asdict(spec)))
+
+
+def flattened(block: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Settings by their dotted names; lists as they come from JSON.
+
+    >>> dict(flattened({"seed": 1, "lora": {"rank": 8}}))
+    {'seed': 1, 'lora.rank': 8}
+    """
+    for name, value in block.items():
+        if isinstance(value, Mapping):
+            yield from flattened(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, list(value) if isinstance(value, tuple) else value
 
 
 def _plain(value: Any) -> Any:

@@ -12,13 +12,12 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from turnwise import errors
 from turnwise.control.job_data import JobData, JobFiles, files_sha256
-from turnwise.control.job_file import as_mapping
+from turnwise.control.job_file import as_mapping, flattened
 from turnwise.control.job_settings import leaves
 from turnwise.domain.job import Inputs, Job, JobKind, JobSpec
 from turnwise.domain.times import in_words
@@ -195,8 +194,8 @@ def _differences(package: ModelPackage, spec: JobSpec, inputs: Inputs) -> Iterat
     ):
         if old != new:
             yield _changed(field, path, old, new)
-    before = dict(_flat(lineage["config"]))
-    now = dict(_flat(as_mapping(spec)))
+    before = dict(flattened(lineage["config"]))
+    now = dict(flattened(as_mapping(spec)))
     for leaf in leaves():
         if not _may_differ(leaf.path):
             # What the earlier version did not know yet was as its default says.
@@ -207,15 +206,6 @@ def _differences(package: ModelPackage, spec: JobSpec, inputs: Inputs) -> Iterat
 
 def _may_differ(path: str) -> bool:
     return path.startswith(tuple(name + "." for name in _MAY_DIFFER)) or path in _MAY_DIFFER
-
-
-def _flat(block: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Settings by their dotted names; lists as they come from JSON."""
-    for key, value in block.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, list(value) if isinstance(value, tuple) else value
 
 
 def _check_rest(package: ModelPackage, spec: JobSpec, num_rows: int) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
 from turnwise import errors
+from turnwise.control.job_file import flattened
 from turnwise.dashboard.charts import Chart, chart
 from turnwise.domain.curves import Curve
 from turnwise.rl.comparison import Comparison, compare
@@ -92,21 +93,13 @@ def differences(specs: Sequence[Mapping[str, Any]]) -> list[Difference]:
     >>> [d.name for d in differences([{"a": 1, "b": {"c": 2}}, {"a": 1, "b": {"c": 3}}])]
     ['b.c', 'a']
     """
-    flat = [dict(_leaves(spec)) for spec in specs]
+    flat = [dict(flattened(spec)) for spec in specs]
     names = list(dict.fromkeys(name for each in flat for name in each))
     rows = []
     for name in names:
         values = tuple(_shown(each.get(name)) for each in flat)
         rows.append(Difference(name, values, differs=len(set(values)) > 1))
     return sorted(rows, key=lambda row: not row.differs)
-
-
-def _leaves(block: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    for key, value in block.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
 
 
 def _shown(value: Any) -> str:

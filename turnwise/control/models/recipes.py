@@ -12,12 +12,13 @@ import dataclasses
 import difflib
 import math
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
 from turnwise import errors
+from turnwise.control.job_file import flattened
 from turnwise.control.job_settings import Leaf, leaves
 from turnwise.domain.training import AdvantageMethod, LossName
 
@@ -160,7 +161,7 @@ class Recipe:
             raise errors.InvalidInput(FIELD, given, "is not a mapping")
         by_name = {name: each for each in self.hyperparameters for name in (each.name, *each.also)}
         chosen: dict[str, Any] = {}
-        for name, value in _flat(given):
+        for name, value in flattened(given):
             if name not in by_name:
                 raise _unknown(FIELD, name, value, by_name)
             each = by_name[name]
@@ -245,14 +246,6 @@ def _unknown(
     return errors.InvalidInput(
         f"{where}.{name}", value, "is set, but there is no such hyperparameter", remedy=hint
     )
-
-
-def _flat(given: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in given.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
 
 
 # ── values ────────────────────────────────────────────────────────────────────────────────────

@@ -16,7 +16,7 @@ from pydantic import BaseModel as Part
 from pydantic import ConfigDict, Field, model_validator
 
 from turnwise import errors
-from turnwise.control.job_file import as_mapping
+from turnwise.control.job_file import as_mapping, flattened
 from turnwise.control.job_settings import leaves
 from turnwise.control.json_text import read_json
 from turnwise.control.models.catalogue import BaseModel
@@ -423,7 +423,7 @@ def _inherited(package: ModelPackage, recipe: Recipe) -> Json:
     """Settings that are those of the job before: an adapter's shape; of a checkpoint, whatever
     no hyperparameter of the recipe can say.
     """
-    before = dict(_flat(package.metadata.get("config", {})))
+    before = dict(flattened(package.metadata.get("config", {})))
     covered = {each.leaf for each in recipe.hyperparameters}
     return {
         leaf: before[leaf]
@@ -446,14 +446,6 @@ _LEARNING = (
     *("schedule.final_learning_rate_fraction", "lora.", "optimizer.", "async_config."),
     *("rollout.rollout_max_tokens", "rollout.trunc"),
 )
-
-
-def _flat(block: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in block.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, list(value) if isinstance(value, tuple) else value
 
 
 def _set(job: Json, leaf: str, value: Any) -> None:
@@ -480,7 +472,7 @@ def document_of(
     spec: JobSpec, base: BaseModel, *, agent_arn: str, mlflow_arn: str, region: str, number: str
 ) -> Json:
     """The document of a job that came by another door; what AWS has no words for is left out."""
-    settings = dict(_flat(as_mapping(spec)))
+    settings = dict(flattened(as_mapping(spec)))
     recipe = recipe_of(base, spec.kind)
     configuration: Json = {
         "BaseModelArn": base_model_arn(base, region=region),
