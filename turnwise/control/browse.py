@@ -103,18 +103,13 @@ class Browse:
         After a resume a step may have been recorded twice; the later record stands.
         """
         curves: dict[str, dict[int, Point]] = {}
-        after = 0
-        while page := await self.events(
-            principal, id_or_name, after=after, kinds=[EventKind.METRICS]
-        ):
-            after = page[-1].seq
-            for event in page:
-                step = int(event.body["step"])
-                for name, value in event.body["values"].items():
-                    is_wanted = not names or name.startswith(tuple(names))
-                    if is_wanted and value is not None:  # else it was not finite
-                        point = Point(seq=event.seq, step=step, value=float(value))
-                        curves.setdefault(name, {})[step] = point
+        for event in await self.metrics_since(principal, id_or_name):
+            step = int(event.body["step"])
+            for name, value in event.body["values"].items():
+                is_wanted = not names or name.startswith(tuple(names))
+                if is_wanted and value is not None:  # else it was not finite
+                    point = Point(seq=event.seq, step=step, value=float(value))
+                    curves.setdefault(name, {})[step] = point
         return {
             name: [curve[step] for step in sorted(curve)] for name, curve in sorted(curves.items())
         }

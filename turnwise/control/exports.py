@@ -169,6 +169,7 @@ def rollout_record(summary: RolloutSummary, trajectory: Trajectory, epoch: int |
     prompt, response = _prompt_and_response(trajectory)
     fault = rollout.fault
     is_over = rollout.ended_at is not None
+    is_rewarded = rollout.status is RolloutStatus.REWARDED
     return {
         "epoch": epoch,
         "step": rollout.step,
@@ -181,7 +182,11 @@ def rollout_record(summary: RolloutSummary, trajectory: Trajectory, epoch: int |
         "status": rollout.status.value,
         "score": rollout.reward,
         "is_score_valid": rollout.is_scored,
-        "status_code": fault.code if fault else "OK" if _is_rewarded(rollout.status) else "",
+        "status_code": fault.code
+        if fault
+        else "OK"
+        if rollout.status is RolloutStatus.REWARDED
+        else "",
         "reason": rollout.why,
         "prompt": prompt,
         "response": response,
@@ -191,10 +196,6 @@ def rollout_record(summary: RolloutSummary, trajectory: Trajectory, epoch: int |
         "duration_s": (rollout.ended_at or 0.0) - rollout.created_at if is_over else None,
         "temperature": rollout.sampling.temperature,
     }
-
-
-def _is_rewarded(status: RolloutStatus) -> bool:
-    return status is RolloutStatus.REWARDED
 
 
 def messages_of(trajectory: Trajectory) -> tuple[Message, ...]:

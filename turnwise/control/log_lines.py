@@ -29,8 +29,8 @@ def line(event: Event) -> str:
 
 
 def _status(body: Mapping[str, Any]) -> str:
-    shown = [str(body[key]) for key in ("status", "secondary") if body.get(key)]
-    text = " ".join(["status", shown[0], *(f"({each})" for each in shown[1:])])
+    phase = body.get("secondary")
+    text = f"status {body['status']}" + (f" ({phase})" if phase else "")
     return f"{text}: {body['message']}" if body.get("message") else text
 
 

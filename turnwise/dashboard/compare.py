@@ -16,7 +16,7 @@ from turnwise.control.job_file import as_mapping
 from turnwise.dashboard.comparing import chosen, differences, finals, overlays, paired
 from turnwise.dashboard.rooms import Dashboard
 from turnwise.domain.access import Principal
-from turnwise.domain.curves import Curve
+from turnwise.domain.curves import Curve, Curves
 from turnwise.domain.job import Job, JobKind
 from turnwise.domain.ledger import TokenUsage
 from turnwise.domain.rollout import Purpose
@@ -72,12 +72,13 @@ def compare_routes(dashboard: Dashboard) -> APIRouter:
 async def _side(dashboard: Dashboard, who: Principal, name: str) -> Side:
     rooms = dashboard.rooms
     job = await rooms.jobs.describe(who, name)
-    curves = await rooms.browse.metrics(who, job.job_id)
+    curves = Curves()
+    curves.add(await rooms.browse.metrics_since(who, job.job_id))
     sha256, rewards = await _row_rewards(dashboard, who, job)
     end = job.ended_at or rooms.clock.now()
     return Side(
         job=job,
-        curves={name: [(p.step, p.value) for p in curve] for name, curve in curves.items()},
+        curves=curves,
         usage=await rooms.browse.usage(who, job.job_id),
         elapsed_s=None if job.started_at is None else end - job.started_at,
         rows_sha256=sha256,
