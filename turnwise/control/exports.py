@@ -182,11 +182,7 @@ def rollout_record(summary: RolloutSummary, trajectory: Trajectory, epoch: int |
         "status": rollout.status.value,
         "score": rollout.reward,
         "is_score_valid": rollout.is_scored,
-        "status_code": fault.code
-        if fault
-        else "OK"
-        if rollout.status is RolloutStatus.REWARDED
-        else "",
+        "status_code": fault.code if fault else "OK" if is_rewarded else "",
         "reason": rollout.why,
         "prompt": prompt,
         "response": response,
