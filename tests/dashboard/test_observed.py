@@ -13,6 +13,7 @@ from tests.dashboard.kit import Site
 from tests.unit.control.kit import ADMIN
 from turnwise import errors
 from turnwise.control.audit.audit_trail import AuditTrail
+from turnwise.control.audit.witness import Witness
 from turnwise.dashboard import Observed
 from turnwise.dashboard.observed import NAMES
 from turnwise.domain.access import ALL_ACTIONS, Action
@@ -32,14 +33,8 @@ class Watched:
         async def arn(account_id: str, name: str) -> str:
             return f"arn:aws:sagemaker:us-west-2:000000000001:job/AgentRFT/{name}"
 
-        self._app = Observed(
-            site.app,
-            self.audit,
-            SetClock(),
-            region="us-west-2",
-            account_number=number,
-            job_arn=arn,
-        )
+        witness = Witness(SetClock(), region="us-west-2", account_number=number, job_arn=arn)
+        self._app = Observed(site.app, self.audit, witness)
 
     @contextlib.asynccontextmanager
     async def browser(

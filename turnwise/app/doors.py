@@ -10,6 +10,7 @@ from turnwise.access import sigv4
 from turnwise.access.callers import Callers
 from turnwise.app.rooms import House
 from turnwise.app.token_bytes import TokenBytes
+from turnwise.control.audit.witness import Witness
 from turnwise.control.browse import Browse
 from turnwise.control.exports import Exports
 from turnwise.control.learned import Learned
@@ -170,13 +171,7 @@ def _fireworks_door(house: House) -> FireworksDoor:
     )
     return FireworksDoor(
         rooms,
-        lambda app: ObservedFireworks(
-            app,
-            house.records.audit,
-            SYSTEM_CLOCK,
-            region=base.settings.region,
-            account_number=access.accounts.number,
-        ),
+        lambda app: ObservedFireworks(app, house.records.audit, _witness(house)),
     )
 
 
@@ -198,11 +193,14 @@ def _native_door(house: House) -> Observed:
             finding_routes(Inspector(house.jobs, Browse(base.store))),
         ],
     )
-    return Observed(
-        native,
-        audit,
+    return Observed(native, audit, _witness(house))
+
+
+def _witness(house: House) -> Witness:
+    """Who describes requests for the audit trail."""
+    return Witness(
         SYSTEM_CLOCK,
-        region=base.settings.region,
+        region=house.base.settings.region,
         account_number=house.access.accounts.number,
         job_arn=house.workshop.job_arn,
     )
@@ -237,14 +235,7 @@ def _dashboard(house: House) -> Asgi:
             prices=_prices(base.settings),
         )
     )
-    return ObservedPages(
-        pages,
-        house.records.audit,
-        SYSTEM_CLOCK,
-        region=base.settings.region,
-        account_number=house.access.accounts.number,
-        job_arn=house.workshop.job_arn,
-    )
+    return ObservedPages(pages, house.records.audit, _witness(house))
 
 
 def _prices(settings: Settings) -> Prices:

@@ -6,8 +6,6 @@ Looking is not recorded: reading by the API is, and a page that refreshes itself
 from __future__ import annotations
 
 import logging
-import uuid
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 from starlette.responses import PlainTextResponse
@@ -15,10 +13,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from turnwise import errors
 from turnwise.control.audit.audit_trail import AuditTrail
-from turnwise.control.audit.record import Identity, Resource, Witnessed
+from turnwise.control.audit.record import Witnessed
+from turnwise.control.audit.witness import Witness
 from turnwise.domain.access import Principal
-from turnwise.domain.audit import Category
-from turnwise.ports import Clock
 
 log = logging.getLogger(__name__)
 
@@ -41,23 +38,10 @@ NAMES = {
 class Observed:
     """The pages with the audit trail told of each change, before its answer leaves."""
 
-    def __init__(
-        self,
-        app: ASGIApp,
-        trail: AuditTrail,
-        clock: Clock,
-        *,
-        region: str,
-        account_number: Callable[[str], Awaitable[str]],
-        job_arn: Callable[[str, str], Awaitable[str]],
-    ) -> None:
-        """`job_arn` gives the ARN of an account's job by its id or name."""
+    def __init__(self, app: ASGIApp, trail: AuditTrail, witness: Witness) -> None:
         self._app = app
         self._trail = trail
-        self._clock = clock
-        self._region = region
-        self._account_number = account_number
-        self._job_arn = job_arn
+        self._witness = witness
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -85,42 +69,25 @@ class Observed:
         if principal is None or not name:
             return True
         try:
-            await self._trail.record(await self._witness(scope, principal, name, status))
+            await self._trail.record(await self._seen(scope, principal, name, status))
         except errors.TurnwiseError as error:
             log.error("%s of a page is not in the audit trail yet: %s", name, error)
             return status >= 400
         return True
 
-    async def _witness(
-        self, scope: Scope, principal: Principal, name: str, status: int
-    ) -> Witnessed:
+    async def _seen(self, scope: Scope, principal: Principal, name: str, status: int) -> Witnessed:
         given: dict[str, Any] = dict(scope["path_params"])
-        client = scope.get("client")
-        agent = dict(scope["headers"]).get(b"user-agent", b"").decode("latin-1")
-        number = await self._account_number(principal.account_id)
-        return Witnessed(
-            account_id=principal.account_id,
-            identity=Identity.of(principal, number),
-            at=self._clock.now(),
-            region=self._region,
+        is_of_job = "name" in given
+        return await self._witness.of(
+            scope,
+            principal,
             source=SOURCE,
             name=name,
             read_only=False,
-            request_id=str(uuid.uuid4()),
-            category=Category.MANAGEMENT,
-            source_ip=str(client[0]) if client else "",
-            user_agent=agent,
-            parameters=given or None,
-            error_code=f"HTTP{status}" if status >= 400 else "",
-            error_message="refused on the page" if status >= 400 else "",
-            resources=await self._resources(principal, given),
+            parameters=given,
+            error=(f"HTTP{status}", "refused on the page") if status >= 400 else ("", ""),
+            resources=[await self._witness.job(principal, given["name"])] if is_of_job else (),
         )
-
-    async def _resources(self, principal: Principal, given: dict[str, Any]) -> list[Resource]:
-        if "name" not in given:
-            return []
-        arn = await self._job_arn(principal.account_id, str(given["name"]))
-        return [Resource(kind="AWS::SageMaker::Job", arn=arn)]
 
 
 def _is_done(status: int) -> bool:

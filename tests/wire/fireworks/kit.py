@@ -19,6 +19,7 @@ from turnwise.access.keys import Keyring
 from turnwise.access.links import Links
 from turnwise.access.vault import Vault
 from turnwise.control.audit.audit_trail import AuditTrail
+from turnwise.control.audit.witness import Witness
 from turnwise.control.browse import Browse
 from turnwise.control.models.catalogue import Catalogue
 from turnwise.control.named_datasets import NamedDatasets
@@ -105,6 +106,10 @@ async def _number(account_id: str) -> str:
     return "000000000001"
 
 
+async def _job_arn(account_id: str, id_or_name: str) -> str:
+    return f"arn:aws:sagemaker:us-west-2:000000000001:job/AgentRFT/{id_or_name}"
+
+
 class Place:
     """The door over one world, and keys for it."""
 
@@ -142,9 +147,10 @@ class Place:
         )
 
     def _observed(self, app: Asgi) -> Observed:
-        return Observed(
-            app, self.audit, self.world.clock, region="us-west-2", account_number=_number
+        witness = Witness(
+            self.world.clock, region="us-west-2", account_number=_number, job_arn=_job_arn
         )
+        return Observed(app, self.audit, witness)
 
     async def key(
         self, account: str = ACCOUNT, *, actions: Collection[Action] = ALL_ACTIONS

@@ -11,6 +11,7 @@ from fastapi import FastAPI, Request
 from tests.builders import ACCOUNT, SetClock
 from turnwise import errors
 from turnwise.control.audit.audit_trail import AuditTrail
+from turnwise.control.audit.witness import Witness
 from turnwise.domain.access import Principal
 from turnwise.domain.audit import AuditQuery, Sealer
 from turnwise.storage.sql import SqlStore
@@ -54,7 +55,8 @@ def app(audit: AuditTrail) -> Observed:
     async def arn(account_id: str, name: str) -> str:
         return f"arn:aws:sagemaker:us-west-2:000000000001:job/AgentRFT/{name}"
 
-    return Observed(api, audit, SetClock(), region="us-west-2", account_number=number, job_arn=arn)
+    witness = Witness(SetClock(), region="us-west-2", account_number=number, job_arn=arn)
+    return Observed(api, audit, witness)
 
 
 def client(app: Observed) -> httpx.AsyncClient:

@@ -8,17 +8,15 @@ from __future__ import annotations
 import json
 import logging
 import re
-import uuid
 from collections.abc import Awaitable, Callable
 from typing import Any
 from urllib.parse import parse_qsl
 
 from turnwise import errors
 from turnwise.control.audit.audit_trail import AuditTrail
-from turnwise.control.audit.record import Identity, Witnessed
+from turnwise.control.audit.witness import Witness
 from turnwise.domain.access import Principal
 from turnwise.domain.audit import Category
-from turnwise.ports import Clock
 from turnwise.wire.asgi import ASGIMessage, Receive, Scope, Send
 from turnwise.wire.fireworks.faults import fault
 
@@ -70,20 +68,10 @@ def _singular(word: str) -> str:
 class Observed:
     """The door's app with the audit trail told of each request."""
 
-    def __init__(
-        self,
-        app: Asgi,
-        trail: AuditTrail,
-        clock: Clock,
-        *,
-        region: str,
-        account_number: Callable[[str], Awaitable[str]],
-    ) -> None:
+    def __init__(self, app: Asgi, trail: AuditTrail, witness: Witness) -> None:
         self._app = app
         self._trail = trail
-        self._clock = clock
-        self._region = region
-        self._account_number = account_number
+        self._witness = witness
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -113,34 +101,20 @@ class Observed:
         is_data = path.endswith(_METRICS)
         if is_data and not self._trail.selects_data:
             return
-        seen = await self._witness(scope, principal, path, status, is_data=is_data)
+        seen = await self._witness.of(
+            scope,
+            principal,
+            source=SOURCE,
+            name=event_name(scope["method"], path),
+            read_only=scope["method"] == "GET",
+            category=Category.DATA if is_data else Category.MANAGEMENT,
+            parameters=_parameters(scope),
+            error=scope["state"].get("fault", ("", "")) if status >= 400 else ("", ""),
+        )
         if is_data:
             self._trail.record_soon(seen)
         else:
             await self._trail.record(seen)
-
-    async def _witness(
-        self, scope: Scope, principal: Principal, path: str, status: int, *, is_data: bool
-    ) -> Witnessed:
-        code, message = scope["state"].get("fault", ("", "")) if status >= 400 else ("", "")
-        client = scope.get("client")
-        agent = dict(scope["headers"]).get(b"user-agent", b"")
-        return Witnessed(
-            account_id=principal.account_id,
-            identity=Identity.of(principal, await self._account_number(principal.account_id)),
-            at=self._clock.now(),
-            region=self._region,
-            source=SOURCE,
-            name=event_name(scope["method"], path),
-            read_only=scope["method"] == "GET",
-            request_id=str(uuid.uuid4()),
-            category=Category.DATA if is_data else Category.MANAGEMENT,
-            source_ip=str(client[0]) if client else "",
-            user_agent=agent.decode("latin-1"),
-            parameters=_parameters(scope) or None,
-            error_code=code,
-            error_message=message,
-        )
 
 
 def _parameters(scope: Scope) -> dict[str, Any]:

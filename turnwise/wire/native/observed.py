@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import logging
 import re
-import uuid
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 from urllib.parse import parse_qsl
@@ -18,10 +17,10 @@ from starlette.exceptions import HTTPException
 
 from turnwise import errors
 from turnwise.control.audit.audit_trail import AuditTrail
-from turnwise.control.audit.record import Identity, Resource, Witnessed
+from turnwise.control.audit.record import Resource, Witnessed
+from turnwise.control.audit.witness import Witness
 from turnwise.domain.access import Principal
 from turnwise.domain.audit import Category
-from turnwise.ports import Clock
 from turnwise.wire.asgi import MAX_MANAGING_BYTES
 from turnwise.wire.native.faults import fault
 
@@ -89,19 +88,11 @@ class Observed:
         self,
         app: Asgi,
         trail: AuditTrail,
-        clock: Clock,
-        *,
-        region: str,
-        account_number: Callable[[str], Awaitable[str]],
-        job_arn: Callable[[str, str], Awaitable[str]],
+        witness: Witness,
     ) -> None:
-        """`job_arn` gives the ARN of an account's job by its id or name."""
         self._app = app
         self._trail = trail
-        self._clock = clock
-        self._region = region
-        self._account_number = account_number
-        self._job_arn = job_arn
+        self._witness = witness
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -120,13 +111,13 @@ class Observed:
         is_data = scope["method"] == "GET" and _DATA.fullmatch(path) is not None
         if is_data and not self._trail.selects_data:
             return
-        seen = await self._witness(scope, principal, path, sent, status, answered, is_data=is_data)
+        seen = await self._seen(scope, principal, path, sent, status, answered, is_data=is_data)
         if is_data:
             self._trail.record_soon(seen)
         else:
             await self._trail.record(seen)
 
-    async def _witness(
+    async def _seen(
         self,
         scope: Scope,
         principal: Principal,
@@ -138,25 +129,15 @@ class Observed:
         is_data: bool,
     ) -> Witnessed:
         name = event_name(scope["method"], path)
-        headers = dict(scope["headers"])
-        code, message = _error(answered) if status >= 400 else ("", "")
-        number = await self._account_number(principal.account_id)
-        client = scope.get("client")
-        return Witnessed(
-            account_id=principal.account_id,
-            identity=Identity.of(principal, number),
-            at=self._clock.now(),
-            region=self._region,
+        return await self._witness.of(
+            scope,
+            principal,
             source=SOURCE,
             name=name,
             read_only=is_read_only(scope["method"], name),
-            request_id=str(uuid.uuid4()),
             category=Category.DATA if is_data else Category.MANAGEMENT,
-            source_ip=str(client[0]) if client else "",
-            user_agent=headers.get(b"user-agent", b"").decode("latin-1"),
-            parameters=_parameters(scope, sent) or None,
-            error_code=code,
-            error_message=message,
+            parameters=_parameters(scope, sent),
+            error=_error(answered) if status >= 400 else ("", ""),
             resources=await self._resources(principal, path, scope["path_params"]),
         )
 
@@ -164,8 +145,7 @@ class Observed:
         self, principal: Principal, path: str, given: Mapping[str, Any]
     ) -> list[Resource]:
         if path.startswith("/api/v1/jobs/{name}"):
-            arn = await self._job_arn(principal.account_id, str(given["name"]))
-            return [Resource(kind="AWS::SageMaker::Job", arn=arn)]
+            return [await self._witness.job(principal, str(given["name"]))]
         return []
 
 
