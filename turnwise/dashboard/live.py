@@ -13,10 +13,10 @@ import contextlib
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from starlette.responses import StreamingResponse
 
@@ -44,6 +44,92 @@ async def anybody() -> None:
     """See `MayLook`: nobody is turned away."""
 
 
+@dataclass(eq=False, slots=True, kw_only=True)
+class Shared:
+    """What one task keeps up to date for all who look at it, while anybody does."""
+
+    is_over: bool = False
+    viewers: int = 0
+    changed: asyncio.Condition = field(default_factory=asyncio.Condition)
+    task: asyncio.Task[None] | None = None
+
+    async def tell(self) -> None:
+        """Wake those who wait for news."""
+        async with self.changed:
+            self.changed.notify_all()
+
+    async def waits(self, is_news: Callable[[], bool], longest_s: float) -> bool:
+        """Wait for news, but no longer than that; whether there is any."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(longest_s), self.changed:
+                await self.changed.wait_for(is_news)
+                return True
+        return False
+
+    async def keep(self, go_on: Callable[[], Awaitable[None]]) -> None:
+        """Go on until what is looked at is gone, or breaks; then it is over."""
+        try:
+            while True:
+                await go_on()
+        except errors.TurnwiseError as error:
+            log.debug("what was looked at has ended: %s", error)
+        except Exception:  # its viewers come again, and have it tried again
+            log.exception("what is looked at broke")
+        self.is_over = True
+        await self.tell()
+
+
+S = TypeVar("S", bound=Shared)
+
+
+@contextlib.contextmanager
+def looking(
+    held: dict[str, S],
+    key: str,
+    make: Callable[[], S],
+    keep: Callable[[S], Coroutine[Any, Any, None]],
+) -> Iterator[S]:
+    """One viewer more of what has that key; the first starts its task, the last one ends it."""
+    shared = held.get(key)
+    if shared is None or shared.is_over:
+        shared = held[key] = make()
+    shared.viewers += 1
+    if shared.task is None:
+        shared.task = asyncio.create_task(keep(shared), name=f"view {key}")
+    try:
+        yield shared
+    finally:
+        shared.viewers -= 1
+        if not shared.viewers:
+            if held.get(key) is shared:
+                del held[key]
+            shared.task.cancel()
+
+
+class Leave:
+    """One viewer's leave to look, asked for again with every beat."""
+
+    def __init__(self, may_look: MayLook, beat_s: float) -> None:
+        self._may_look = may_look
+        self._beat_s = beat_s
+        self._asked_at = time.monotonic()
+
+    async def check(self) -> None:
+        """Raises what `may_look` raises, if it is time to ask again."""
+        if time.monotonic() - self._asked_at >= self._beat_s:
+            await self._may_look()
+            self._asked_at = time.monotonic()
+
+
+def event_stream(pieces: AsyncIterator[bytes]) -> StreamingResponse:
+    """Server-sent events, which nothing on the way may keep."""
+    return StreamingResponse(
+        pieces,
+        media_type="text/event-stream",
+        headers={"cache-control": "no-store", "x-accel-buffering": "no"},
+    )
+
+
 @dataclass(eq=False, slots=True)
 class _Part:
     text: str
@@ -59,14 +145,10 @@ def _lines(text: str) -> bytes:
     return "".join(f"data: {line}\n" for line in text.splitlines()).encode()
 
 
-@dataclass(eq=False, slots=True)
-class _View:
+@dataclass(eq=False, slots=True, kw_only=True)
+class _View(Shared):
     parts: list[_Part] = field(default_factory=list)
     number: int = 0  # of renderings that differed
-    is_over: bool = False
-    viewers: int = 0
-    changed: asyncio.Condition = field(default_factory=asyncio.Condition)
-    task: asyncio.Task[None] | None = None
 
     def take(self, rendered: str | Sequence[str]) -> bool:
         """Keep a rendering; whether anything in it is new."""
@@ -103,64 +185,39 @@ class Hub:
         self, key: str, render: Render, news: News, may_look: MayLook = anybody
     ) -> StreamingResponse:
         """A server-sent event with the whole view now, and with what changed whenever it does."""
-        return StreamingResponse(
-            self._events(key, render, news, may_look),
-            media_type="text/event-stream",
-            headers={"cache-control": "no-store", "x-accel-buffering": "no"},
-        )
+        return event_stream(self._events(key, render, news, may_look))
 
     async def _events(
         self, key: str, render: Render, news: News, may_look: MayLook
     ) -> AsyncIterator[bytes]:
-        view = self._views.get(key)
-        if view is None or view.is_over:
-            view = self._views[key] = _View()
-        view.viewers += 1
-        if view.task is None:
-            view.task = asyncio.create_task(self._keep(view, render, news), name=f"view {key}")
-        seen, asked_at = 0, time.monotonic()
+        seen, leave = 0, Leave(may_look, self._beat_s)
+        keep = partial(self._keep, render=render, news=news)
         try:
-            while True:
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(self._beat_s), view.changed:
-                        await view.changed.wait_for(partial(view.has_news, seen))
-                if time.monotonic() - asked_at >= self._beat_s:
-                    await may_look()
-                    asked_at = time.monotonic()
-                if view.number > seen:
-                    event, seen = view.since(seen), view.number
-                    yield event
-                elif view.is_over:
-                    return
-                else:
-                    yield b": still here\n\n"
+            with looking(self._views, key, _View, keep) as view:
+                while True:
+                    await view.waits(partial(view.has_news, seen), self._beat_s)
+                    await leave.check()
+                    if view.number > seen:
+                        event, seen = view.since(seen), view.number
+                        yield event
+                    elif view.is_over:
+                        return
+                    else:
+                        yield b": still here\n\n"
         except errors.TurnwiseError:
             return
-        finally:
-            view.viewers -= 1
-            if not view.viewers:
-                if self._views.get(key) is view:
-                    del self._views[key]
-                if view.task is not None:
-                    view.task.cancel()
 
-    async def _keep(self, view: _View, render: Render, news: News) -> None:
+    async def _keep(self, view: _View, *, render: Render, news: News) -> None:
         """Render whenever there is news, until the view ends."""
-        try:
-            while True:
-                rendered, seen = await render()
-                if view.take(rendered):
-                    async with view.changed:
-                        view.changed.notify_all()
-                await news(seen)
-                await asyncio.sleep(self._every_s)
-        except errors.TurnwiseError as error:
-            log.debug("a view has ended: %s", error)
-        except Exception:  # its viewers come again, and have it tried again
-            log.exception("a view broke")
-        view.is_over = True
-        async with view.changed:
-            view.changed.notify_all()
+
+        async def go_on() -> None:
+            rendered, seen = await render()
+            if view.take(rendered):
+                await view.tell()
+            await news(seen)
+            await asyncio.sleep(self._every_s)
+
+        await view.keep(go_on)
 
 
 class Streams:
